@@ -1,0 +1,140 @@
+"""Trains and measures the base language model."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from training import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    add_dropout,
+    batches,
+    make_optimizers,
+    pad,
+    schedule,
+    train,
+)
+
+BATCH_TOKENS = 4096
+
+
+def new_config() -> LlamaConfig:
+    """The architecture: few and wide layers, which decode fastest on a processor."""
+    return LlamaConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=688,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        initializer_range=0.02,
+        dtype="float32",
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Token ids of `<bos> text <eos>`, without the few texts that are too long."""
+    rows = tokenizer(texts, verbose=False)["input_ids"]
+    return [[*row, EOS_ID] for row in rows if len(row) < tokenizer.model_max_length]
+
+
+def token_losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """The negative log-likelihood of every token after the first, padding left out."""
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    targets = ids[:, 1:]
+    real = targets != PAD_ID
+    # Only the real positions meet the output matrix: it is a third of the arithmetic.
+    return functional.cross_entropy(model.lm_head(hidden[real]), targets[real], reduction="none")
+
+
+def train_base(
+    general: list[list[int]],
+    special: list[list[int]],
+    seed: int,
+    general_passes: int = 2,
+    special_passes: int = 6,
+    dropout: float = 0.1,
+    matrix_lr: float = 0.02,
+    other_lr: float = 3e-3,
+    weight_decay: float = 0.1,
+) -> LlamaForCausalLM:
+    """Trains on both corpora, then on the kind of text that the model is to write.
+
+    Args:
+        general: Encoded sentences of whole reviews.
+        special: Encoded single review sentences.
+        seed: Draws the weights, the order and the dropout.
+        general_passes: Passes over both together, at the full learning rate.
+        special_passes: Passes over `special` alone, while the learning rate falls.
+        dropout: The rate during the second phase; the first sees too few passes to need it.
+        matrix_lr: Muon's learning rate.
+        other_lr: AdamW's learning rate.
+        weight_decay: Muon's weight decay.
+
+    Returns:
+        The trained model.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = LlamaForCausalLM(new_config())
+    optimizers = make_optimizers(model, matrix_lr, other_lr, weight_decay)
+    rows = special + general
+    phases: list[list[list[int]]] = [[], []]
+    for _ in range(general_passes):
+        phases[0] += batches([len(r) for r in rows], BATCH_TOKENS, generator)
+    for _ in range(special_passes):
+        phases[1] += batches([len(r) for r in special], BATCH_TOKENS, generator)
+    total = sum(map(len, phases))
+
+    def loss_of(batch: list[int]) -> Tensor:
+        return token_losses(model, pad([rows[i] for i in batch])).mean()
+
+    done = 0
+    for name, steps, rate in (("general", phases[0], 0.0), ("special", phases[1], dropout)):
+        undo = add_dropout(model.model, rate)
+        offset = done
+        train(model, steps, loss_of, optimizers,
+              lambda step, offset=offset: schedule(offset + step, total, 40), name)
+        undo()
+        done += len(steps)
+    return model
+
+
+@torch.no_grad()
+def measure_base(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> dict[str, float]:
+    """Perplexity per token, `<eos>` counted and `<bos>` not, and bits per character."""
+    rows = encode(tokenizer, texts)
+    total = sum(
+        token_losses(model, pad([rows[i] for i in batch])).sum().item()
+        for batch in batches([len(r) for r in rows], BATCH_TOKENS, torch.Generator())
+    )
+    tokens = sum(len(row) - 1 for row in rows)
+    return {
+        "perplexity": math.exp(total / tokens),
+        "bits_per_character": total / math.log(2) / sum(map(len, texts)),
+        "tokens": tokens,
+    }
+
+
+@torch.no_grad()
+def sample(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], seed: int
+) -> list[str]:
+    """One sample at temperature 1 after each prompt, up to `<eos>`."""
+    torch.manual_seed(seed)
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+    output = model.generate(
+        **inputs, do_sample=True, top_k=0, max_new_tokens=64, pad_token_id=PAD_ID
+    )
+    return tokenizer.batch_decode(output, skip_special_tokens=True)

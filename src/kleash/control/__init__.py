@@ -1,0 +1,29 @@
+"""Controllers that choose β, the coefficient of the KL penalty, from measured KL. Pure; no torch."""
+
+from kleash.control.config import MAX_KL_COEF, MIN_KL_COEF, ControlConfig
+from kleash.control.controllers import (
+    CONTROLLERS,
+    AdaptiveState,
+    Controller,
+    FixedState,
+    Signals,
+    State,
+    from_json,
+    init,
+    update,
+)
+
+__all__ = [
+    "CONTROLLERS",
+    "MAX_KL_COEF",
+    "MIN_KL_COEF",
+    "AdaptiveState",
+    "ControlConfig",
+    "Controller",
+    "FixedState",
+    "Signals",
+    "State",
+    "from_json",
+    "init",
+    "update",
+]

@@ -1,0 +1,55 @@
+"""Confidence intervals for means of clustered data: several responses to one prompt are not independent."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.special import stdtrit
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its confidence interval; the ends are None when there are fewer than two clusters."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def clustered_mean(
+    totals: Float[Tensor, " B"],
+    weights: Float[Tensor, " B"],
+    clusters: Int[Tensor, " B"],
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """The ratio mean Σx/Σw with a cluster-robust Student-t interval.
+
+    Linearised: with residuals e_i = x_i − m·w_i summed to E_c over the C clusters,
+    Var(m) = C/(C−1) · Σ_c E_c² / (Σw)², and t has C − 1 degrees of freedom. With w = 1 it is a mean per response,
+    with w = token counts a mean per token.
+
+    Args:
+        totals: x_i, one total per response.
+        weights: w_i, what the total is per.
+        clusters: which prompt each response belongs to.
+        level: confidence level.
+
+    Examples:
+        >>> mean = clustered_mean(torch.tensor([1.0, 3.0]), torch.ones(2), torch.tensor([0, 1]))
+        >>> mean.value, round(mean.low, 3), round(mean.high, 3)
+        (2.0, -10.706, 14.706)
+    """
+    totals, weights = totals.double(), weights.double()
+    weight = weights.sum()
+    mean = totals.sum() / weight
+    _, index = clusters.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    if count < 2:
+        return Interval(float(mean), None, None)
+    residuals = torch.zeros(count, dtype=torch.double, device=totals.device)
+    residuals.index_add_(0, index, totals - mean * weights)
+    variance = count / (count - 1) * residuals.square().sum() / weight.square()
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * math.sqrt(float(variance))
+    return Interval(float(mean), float(mean) - half, float(mean) + half)

@@ -1,0 +1,44 @@
+"""The record of a run: an append-only, hash-chained file that a third party can verify. No torch.
+
+The bytes are fixed in docs/ledger-format.md.
+"""
+
+from kleash.ledger.chain import (
+    HEAD_FILE,
+    LEDGER_FILE,
+    Chain,
+    Head,
+    Problem,
+    read,
+    verify_chain,
+)
+from kleash.ledger.entry import Entry, encode, hash_line
+from kleash.ledger.evidence import (
+    check_config,
+    check_files,
+    check_metrics,
+    digest_run,
+    sha256_file,
+)
+from kleash.ledger.store import Ledger
+from kleash.ledger.update import UpdateEntry
+
+__all__ = [
+    "HEAD_FILE",
+    "LEDGER_FILE",
+    "Chain",
+    "Entry",
+    "Head",
+    "Ledger",
+    "Problem",
+    "UpdateEntry",
+    "check_config",
+    "check_files",
+    "check_metrics",
+    "digest_run",
+    "encode",
+    "hash_line",
+    "read",
+    "sha256_file",
+    "verify_chain",
+]

@@ -1,0 +1,124 @@
+"""The files that a run's ledger vouches for: digested when it ends, compared when it is verified."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kleash.ledger.chain import Problem
+from kleash.ledger.entry import MAX_LINE, encode
+from kleash.ledger.update import UpdateEntry
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+FINAL_DIRECTORY = "final"
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_run(run: Path) -> dict[str, str]:
+    """The `files` of an ending entry: relative path to SHA-256, of the run's lasting files."""
+    return {name: sha256_file(run / name) for name in _lasting_files(run)}
+
+
+def check_config(run: Path, started: Mapping[str, Any]) -> list[Problem]:
+    """config.json says what `run.started` says."""
+    try:
+        data = json.loads((run / CONFIG_FILE).read_bytes())
+        differing = [
+            key
+            for key in ("config", "versions", "digests")
+            if encode(data.get(key)) != encode(started.get(key))
+        ]
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return [Problem(where=CONFIG_FILE, what="missing, or not a configuration in JSON")]
+    return [
+        Problem(where=CONFIG_FILE, what=f"{key} is not what the ledger recorded at the start")
+        for key in differing
+    ]
+
+
+def check_metrics(
+    run: Path, updates: Sequence[UpdateEntry], *, may_lack_last: bool
+) -> list[Problem]:
+    """metrics.jsonl has one line an update, each with the digest that the update recorded.
+
+    Args:
+        run: the run's directory.
+        updates: the ledger's updates, in order.
+        may_lack_last: the run stopped short, so its last update may not have reached the file.
+    """
+    problems: list[Problem] = []
+    lines = 0
+    try:
+        with (run / METRICS_FILE).open("rb") as file:
+            while line := file.readline(MAX_LINE):
+                lines += 1
+                what = _compare_metrics(line, updates[lines - 1]) if lines <= len(updates) else ""
+                if what:
+                    problems.append(Problem(where=f"{METRICS_FILE} line {lines}", what=what))
+    except OSError:
+        lines = 0
+    missing = len(updates) - lines
+    if missing < 0 or missing > may_lack_last:
+        what = f"{lines} lines, where the ledger has {len(updates)} updates"
+        problems.append(Problem(where=METRICS_FILE, what=what))
+    return problems
+
+
+def check_files(run: Path, files: Mapping[str, Any]) -> list[Problem]:
+    """Every recorded file is there, unchanged and inside the run, and none was added."""
+    problems = [
+        Problem(where=ascii(name).strip("'"), what=what)
+        for name, digest in files.items()
+        if (what := _compare_file(run, name, digest))
+    ]
+    added = sorted(set(_lasting_files(run)) - set(files))
+    problems += [
+        Problem(where=ascii(name).strip("'"), what="not in the record: it was added after the run")
+        for name in added
+    ]
+    return problems
+
+
+def _lasting_files(run: Path) -> Iterator[str]:
+    top = [CONFIG_FILE, METRICS_FILE, SAMPLES_FILE]
+    yield from (name for name in top if (run / name).is_file())
+    for path in sorted((run / FINAL_DIRECTORY).rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(run).as_posix()
+
+
+def _compare_metrics(line: bytes, update: UpdateEntry) -> str:
+    if hashlib.sha256(line).hexdigest() != update.metrics_sha256:
+        return f"not the line that step {update.step} recorded"
+    try:
+        metrics = json.loads(line)
+        shown = (metrics["step"], metrics["kl_coef"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return "not an object with step and kl_coef"
+    if shown != (update.step, update.kl_coef):
+        return "step or kl_coef is not what the ledger says was used"
+    return ""
+
+
+def _compare_file(run: Path, name: str, digest: Any) -> str:
+    parts = PurePosixPath(name).parts
+    root = os.path.realpath(run)
+    try:
+        path = Path(os.path.realpath(run / name))
+        inside = not name.startswith("/") and ".." not in parts and path.is_relative_to(root)
+        if not inside:
+            return "the path leads out of the run; it was not opened"
+        if not path.is_file():
+            return "recorded, but not there"
+        return "" if sha256_file(path) == digest else "changed since it was recorded"
+    except (OSError, ValueError):
+        return "recorded, but it cannot be read"

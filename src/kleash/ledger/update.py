@@ -1,0 +1,68 @@
+"""The body of an `update` entry: what one step measured, and what was decided from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from kleash.errors import TamperError
+from kleash.records import KLReading, UpdateFacts, Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateEntry:
+    """One step of training with all the inputs of its decisions, so that these can be replayed."""
+
+    step: int
+    """1-based."""
+    kl: KLReading
+    """KL(π‖π_ref) per response, as the guard saw it."""
+    kl_control: KLReading | None = None
+    """What the controller saw where its target is per token; None: it saw `kl`."""
+    kl_coef: float
+    """The β that this step's update used."""
+    facts: UpdateFacts
+    verdict: Verdict
+    control: dict[str, Any]
+    """The controller's state after this step, as its `to_json` gives it."""
+    rollout_sha256: str
+    """Commits to the sampled tokens without storing them."""
+    metrics_sha256: str
+    """SHA-256 of this step's line of metrics.jsonl, LF included."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry's body."""
+        return {
+            "step": self.step,
+            "kl": self.kl.to_json(),
+            **({} if self.kl_control is None else {"kl_control": self.kl_control.to_json()}),
+            "kl_coef": self.kl_coef,
+            "facts": self.facts.to_json(),
+            "verdict": self.verdict.to_json(),
+            "control": self.control,
+            "rollout_sha256": self.rollout_sha256,
+            "metrics_sha256": self.metrics_sha256,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "UpdateEntry":
+        """The update that `to_json` wrote.
+
+        Raises:
+            TamperError: it is not such a body: a field is missing, unknown or of another type.
+        """
+        try:
+            entry = _ADAPTER.validate_python(body)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(ascii(part).strip("'") for part in first["loc"])
+            raise TamperError(
+                "not the body of an update", got=f"{where}: {first['msg']}"
+            ) from error
+        if entry.to_json() != dict(body):
+            raise TamperError("not the body of an update: a field is unknown or of another type")
+        return entry
+
+
+_ADAPTER = TypeAdapter(UpdateEntry)

@@ -1,0 +1,294 @@
+"""Sequence classifiers that score text: load, make from a language model, save, and run in batches.
+
+Scores go by text, so a reward model may use another tokenizer than the policy. A text longer than the model's
+context loses its beginning, never its end: the response is what is judged. Everything here is float32 with dropout
+off, pads on the right, and gives a text the same score in whatever batch it stands.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from kleash.errors import InputError
+from kleash.models.embedded import resolve
+
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+"""What transformers raises for files that are missing, broken or of another kind."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardModel:
+    """A sequence classifier with its tokenizer, in evaluation mode."""
+
+    name: str
+    """As the user named it."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pad_id: int
+    max_length: int
+    """Longest text in tokens that the model reads."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs per text; a reward model proper has one."""
+        return int(self.model.config.num_labels)
+
+
+class Encoded(NamedTuple):
+    """Texts as token ids, at most `max_length` each, and how long they were before."""
+
+    ids: list[list[int]]
+    lengths: list[int]
+    """In tokens, before anything was left out."""
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of texts whose beginning was left out."""
+        return sum(length > len(ids) for ids, length in zip(self.ids, self.lengths, strict=True))
+
+
+def load_reward_model(name: str, *, device: str = "cpu") -> RewardModel:
+    """Loads a trained sequence classifier from its safetensors.
+
+    Args:
+        name: an embedded name, a local directory or a hub id.
+        device: where its weights go.
+
+    Raises:
+        InputError: nothing is there, it cannot be read, or it has no trained head.
+    """
+    model, missing = _load(name, {})
+    if missing:
+        raise InputError(
+            f"{name!r} has no trained classification head",
+            expected="a sequence classifier whose every weight is in its files",
+            got=f"{type(model).__name__} without {', '.join(sorted(missing)[:3])}",
+            do="name a reward model, or fit one on this model with `kleash reward`",
+        )
+    return _assemble(name, model.to(device))
+
+
+def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardModel:
+    """A scalar head on a copy of a language model's trunk, ready to be fitted.
+
+    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020), appendix B.1. A base that
+    is a reward model already keeps its head.
+
+    Args:
+        base: an embedded name, a local directory or a hub id of a causal language model.
+        seed: draws the head; the global random state is left as it was.
+        device: where the weights go.
+
+    Raises:
+        InputError: nothing is there, or it cannot be given a head.
+    """
+    model, missing = _load(base, {"num_labels": 1})
+    trunk = sorted(key for key in missing if key.startswith(f"{model.base_model_prefix}."))
+    if trunk:
+        raise InputError(
+            f"the weights of {base!r} are not those of a language model",
+            expected=f"every weight of the trunk of {type(model).__name__}",
+            got=f"none for {', '.join(trunk[:3])}",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if key in missing:
+            std = (parameter.shape[-1] + 1) ** -0.5 if parameter.ndim > 1 else 0.0
+            nn.init.normal_(parameter.data, std=std, generator=generator)
+    model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}
+    return _assemble(base, model.to(device))
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of an embedded model, a local directory or a hub id.
+
+    Raises:
+        InputError: there is none.
+    """
+    with _readable(name), _quietly():
+        return AutoTokenizer.from_pretrained(_locate(name), trust_remote_code=False)
+
+
+def save_reward_model(reward: RewardModel, directory: Path) -> None:
+    """Writes model (safetensors) and tokenizer as a plain Hugging Face directory."""
+    with _quietly():
+        reward.model.save_pretrained(directory)
+        reward.tokenizer.save_pretrained(directory)
+
+
+def encode(reward: RewardModel, texts: Sequence[str], *, max_length: int | None = None) -> Encoded:
+    """Tokenises texts the one way that fitting and scoring share.
+
+    The tokenizer's own special tokens are added once: a text that a chat template has already begun with the
+    beginning-of-text token does not get a second one.
+
+    Args:
+        reward: whose tokenizer.
+        texts: whole texts, prompt and response together.
+        max_length: a limit in tokens below the model's own.
+    """
+    limit = min(max_length or reward.max_length, reward.max_length)
+    rows = _tokenise(reward, texts)
+    lengths = [len(row) for row in rows]
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    if long:
+        for i, row in zip(long, _tokenise(reward, [texts[i] for i in long], limit), strict=True):
+            rows[i] = row
+    return Encoded(rows, lengths)
+
+
+def forward(reward: RewardModel, ids: Sequence[Sequence[int]]) -> Tensor:
+    """The model's outputs for one batch of token ids.
+
+    Returns:
+        [B, L] float32, L = `reward.num_labels`.
+    """
+    longest = max(map(len, ids))
+    rows = [[*row, *[reward.pad_id] * (longest - len(row))] for row in ids]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+    device = reward.model.device
+    logits: Tensor = reward.model(
+        input_ids=torch.tensor(rows, device=device),
+        attention_mask=torch.tensor(mask, device=device),
+    ).logits
+    return logits
+
+
+@torch.inference_mode()
+def predict(reward: RewardModel, ids: Sequence[Sequence[int]], *, batch_size: int = 32) -> Tensor:
+    """The model's outputs for any number of texts, texts of like length batched together.
+
+    Returns:
+        [N, L] float32 on the CPU, in the order of `ids`.
+    """
+    out = torch.empty(len(ids), reward.num_labels)
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        out[batch] = forward(reward, [ids[i] for i in batch]).float().cpu()
+    return out
+
+
+def _tokenise(
+    reward: RewardModel, texts: Sequence[str], limit: int | None = None
+) -> list[list[int]]:
+    """Token ids of each text; beyond `limit` its beginning is left out, its special tokens are not."""
+    if not texts:
+        return []
+    tokenizer = reward.tokenizer
+    bos = tokenizer.bos_token
+    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        texts = [text.removeprefix(bos) for text in texts]
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    try:
+        rows: list[list[int]] = tokenizer(
+            list(texts), truncation=limit is not None, max_length=limit, verbose=False
+        )["input_ids"]
+    finally:
+        tokenizer.truncation_side = side
+    # Nothing at all cannot be scored; a lone padding token can, and says "empty" as well as any.
+    return [row or [reward.pad_id] for row in rows]
+
+
+def _load(name: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """The classifier and the names of the weights that its files do not hold."""
+    with _readable(name), _quietly():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            _locate(name),
+            **overrides,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    return model.eval(), set(info["missing_keys"])
+
+
+def _assemble(name: str, model: PreTrainedModel) -> RewardModel:
+    """Model and tokenizer, agreeing on padding and on the longest text."""
+    tokenizer = load_tokenizer(name)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise InputError(
+            f"the tokenizer of {name!r} does not fit the model",
+            expected=f"at most {vocabulary} tokens, the rows of its embedding",
+            got=f"{len(tokenizer)} tokens",
+        )
+    candidates = (tokenizer.pad_token_id, model.config.pad_token_id, tokenizer.eos_token_id)
+    pad_id = next((i for i in candidates if isinstance(i, int) and 0 <= i < vocabulary), 0)
+    # The classifiers find the last real token by comparing with this.
+    model.config.pad_token_id = pad_id
+    model.config.use_cache = False
+    context = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return RewardModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        pad_id=pad_id,
+        max_length=min(int(context), int(tokenizer.model_max_length)),
+    )
+
+
+def _locate(name: str) -> str:
+    """A local directory where there is one, else the name as a hub id.
+
+    Raises:
+        InputError: the name can only be a path, and nothing is there.
+    """
+    path = Path(resolve(name)).expanduser()
+    if path.is_dir():
+        return str(path)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if is_path or path.is_file():
+        raise InputError(
+            f"there is no model directory {name!r}",
+            expected="a directory with config.json and safetensors",
+            got="a file" if path.is_file() else "nothing",
+            do="check the path; `kleash models list` names the embedded models",
+        )
+    return name
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what transformers raises on bad files into one error that says what to do."""
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"cannot load {name!r} as a text classifier",
+            expected="a directory or a hub id with config.json, safetensors and a tokenizer",
+            got=f"{type(error).__name__}: {reason[:200]}",
+            do="check the name; `kleash models list` names the embedded models",
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps transformers' bars and reports off the terminal: what matters in them is raised as an error."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,162 @@
+"""Frozen records that cross rooms. No torch here: an auditor's laptop reads them too.
+
+A KL never travels as a bare float. It is a `KLReading`, which says in which direction, per what, by which
+estimator, from how much data and how surely. *Unmeasured is `None`, never 0.*
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Direction = Literal["policy_ref", "ref_policy", "new_old", "policy_origin"]
+"""Which two distributions, the one sampled from first: `policy_ref` is KL(π‖π_ref)."""
+
+Unit = Literal["response", "token"]
+"""What the KL is per: nats per response (summed over its tokens) or nats per token."""
+
+Action = Literal["accept", "reject", "halt"]
+
+ROUNDING = 1e-3
+"""Nats that float arithmetic may take an exact KL below zero, summed over a long response."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KLReading:
+    """One measured KL divergence with its confidence interval.
+
+    Examples:
+        >>> reading = KLReading(value=4.1, low=3.8, high=4.4, n=64, clusters=16, unit="response",
+        ...                     direction="policy_ref", estimator="exact", reference="tiny-reviews/base")
+        >>> reading.name
+        'kl_policy_ref_per_response'
+        >>> str(reading)
+        '4.10 [3.80, 4.40] nats/response'
+    """
+
+    value: float
+    """Nats. Never clamped, never a stand-in for a value that was not measured."""
+    low: float | None
+    """Lower end of the interval; None when there are too few prompts to say."""
+    high: float | None
+    level: float = 0.95
+    """Confidence level of [low, high]."""
+    n: int
+    """Number of responses behind the value."""
+    clusters: int
+    """Number of prompts: responses to one prompt are not independent."""
+    direction: Direction
+    unit: Unit
+    estimator: str
+    """`exact` (full vocabulary at every sampled prefix), `k1`, `k2`, `k3`."""
+    reference: str
+    """What the second distribution is: a model's name or digest, or `previous policy`."""
+
+    @property
+    def name(self) -> str:
+        """The metric's name: direction and reduction, as in `kl_policy_ref_per_response`."""
+        return f"kl_{self.direction}_per_{self.unit}"
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the value is a number one may act on."""
+        return math.isfinite(self.value)
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a KL can have this value: finite, and below zero by no more than rounding.
+
+        A KL is never negative; `k1`, an average of log-ratios over samples, is the one estimate that may be.
+        """
+        return self.is_finite and (self.estimator == "k1" or self.value >= -ROUNDING)
+
+    def __str__(self) -> str:
+        interval = (
+            "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        )
+        return f"{self.value:.2f}{interval} nats/{self.unit}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; non-finite floats as the strings "nan", "inf", "-inf", which JSON can carry."""
+        return {key: _encode(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "KLReading":
+        """The reading that `to_json` wrote."""
+        floats = ("value", "low", "high", "level")
+        return cls(
+            **{key: _decode(value) if key in floats else value for key, value in data.items()}
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateFacts:
+    """What was measured of a proposed update, before it is accepted: the guard's evidence beside the reading."""
+
+    finite: bool
+    """Whether the loss, the gradient and every trained weight are finite numbers."""
+    kl_new_old: KLReading | None
+    """Exact KL(new‖old) per token on the rollout's prefixes; None when it could not be measured."""
+    grad_norm: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as the ledger stores it."""
+        return {
+            "finite": self.finite,
+            "kl_new_old": None if self.kl_new_old is None else self.kl_new_old.to_json(),
+            "grad_norm": _encode(self.grad_norm),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "UpdateFacts":
+        """The facts that `to_json` wrote."""
+        kl = data["kl_new_old"]
+        return cls(
+            finite=data["finite"],
+            kl_new_old=None if kl is None else KLReading.from_json(kl),
+            grad_norm=_decode(data["grad_norm"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The guard's decision about one proposed update."""
+
+    action: Action
+    reasons: tuple[str, ...] = ()
+    """One sentence each; empty when nothing spoke against the update."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as the ledger stores it."""
+        return {"action": self.action, "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """What one step of training yields: observers (console, trackers, reports, tests) read these and nothing else."""
+
+    step: int
+    """1-based."""
+    kl: KLReading
+    """KL(π‖π_ref) per response, of the policy that sampled this step's rollout."""
+    kl_coef: float
+    """The β that this step's update used."""
+    verdict: Verdict
+    metrics: Mapping[str, float | int | None] = field(default_factory=dict[str, float | int | None])
+    """One line of metrics.jsonl. Deterministic: no times in it."""
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Wall time by phase; kept out of the metrics so that these repeat bit for bit."""
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """Lines for samples.jsonl, when this step is one that draws them."""
+
+
+def _encode(value: Any) -> Any:
+    """A float that JSON cannot carry, as a string; anything else as it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _decode(value: Any) -> float | None:
+    """The float behind what `_encode` wrote."""
+    return None if value is None else float(value)

@@ -1,0 +1,226 @@
+"""Verification of a run from its own record: every β and every verdict recomputed, without torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from kleash import control
+from kleash.control import ControlConfig, Signals
+from kleash.errors import InputError, KleashError
+from kleash.guard import GuardConfig, judge
+from kleash.ledger import (
+    LEDGER_FILE,
+    Chain,
+    Entry,
+    Problem,
+    UpdateEntry,
+    check_config,
+    check_files,
+    check_metrics,
+    verify_chain,
+)
+
+Status = Literal["finished", "interrupted", "failed", "unfinished"]
+
+ENDINGS: dict[str, Status] = {
+    "run.finished": "finished",
+    "run.interrupted": "interrupted",
+    "run.failed": "failed",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What `verify_run` found."""
+
+    entries: int
+    head: str
+    """Hash of the last entry: keep it elsewhere, and pin it at the next verification."""
+    steps: int
+    status: Status
+    """How the run ended; `unfinished`: it is running, or it was killed."""
+    checks: tuple[str, ...]
+    """The checks made, by name."""
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    """What a reader should know that is no problem, such as the traces of a crash."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {
+            "ok": self.ok,
+            "status": self.status,
+            "steps": self.steps,
+            "entries": self.entries,
+            "head": self.head,
+            "checks": list(self.checks),
+            "problems": [problem.to_json() for problem in self.problems],
+            "notes": list(self.notes),
+        }
+
+
+def verify_run(path: Path, expected_head: str | None = None) -> Verification:
+    """Check a run directory, or a ledger alone (its directory or its file).
+
+    Args:
+        path: what to verify.
+        expected_head: a head hash noted earlier. It must be in the chain, so that nothing up to it
+            was changed since.
+
+    Raises:
+        InputError: there is no ledger at `path`, or `expected_head` is no hash.
+    """
+    if expected_head is not None and not re.fullmatch("[0-9a-f]{64}", expected_head):
+        raise InputError("the expected head is not a hash", expected="64 hexadecimal digits")
+    ledger, run = _locate(path)
+    chain = verify_chain(ledger)
+    checks, problems, notes = ["chain", "head"], list(chain.problems), list(chain.notes)
+    if expected_head is not None:
+        checks.append("expected head")
+        problems += _check_pin(chain, expected_head)
+    status = ENDINGS.get(chain.entries[-1].type, "unfinished") if chain.entries else "unfinished"
+    if not problems:  # what a broken chain says is nobody's word
+        checks += ["sequence", "replay"]
+        problems += check_sequence(chain.entries) + replay(chain.entries)
+    if not problems and run is not None:
+        checks += ["config", "metrics"] + (["files"] if status != "unfinished" else [])
+        problems += _check_files_of(run, chain.entries, status)
+    if not problems and status == "unfinished":
+        notes.append("the run has no ending: it is still running, or it was killed")
+    return Verification(
+        entries=len(chain.entries),
+        head=chain.head.leaf,
+        steps=sum(entry.type == "update" for entry in chain.entries),
+        status=status,
+        checks=tuple(checks),
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def check_sequence(entries: Sequence[Entry]) -> list[Problem]:
+    """One start, steps 1, 2, 3, ..., no step after a halt, and at most one ending, which comes last."""
+    if not entries or entries[0].type != "run.started":
+        return [Problem(where=f"{LEDGER_FILE} line 1", what="a run starts with run.started")]
+    problems: list[Problem] = []
+    steps, ended, halted = 0, False, False
+    for entry in entries[1:]:
+        what = ""
+        if ended:
+            what = "an entry after the run's ending"
+        elif entry.type in ENDINGS:
+            ended = True
+            if entry.body.get("steps") != steps:
+                what = f"the ending does not count the {steps} steps before it"
+        elif entry.type != "update":
+            what = f"no entry of type {entry.type} belongs here"
+        else:
+            steps += 1
+            if entry.body.get("step") != steps:
+                what = f"not step {steps}"
+            elif halted:
+                what = "a step after the guard's halt"
+            halted = halted or _action(entry.body.get("verdict")) == "halt"
+        if what:
+            problems.append(_problem(entry, what))
+    return problems
+
+
+def replay(entries: Sequence[Entry]) -> list[Problem]:
+    """Recompute every kl_coef, controller state and verdict from the recorded readings and config.
+
+    After a mismatch the recomputation goes on from the recorded state, so that each mismatch is
+    reported where it is. Sentences, the reasons of a verdict, are not compared: their wording may
+    change between versions.
+    """
+    if not entries:
+        return []
+    try:
+        config = entries[0].body["config"]
+        limits = GuardConfig.model_validate(config["guard"])
+        state = control.init(ControlConfig.model_validate(config["rl"]))
+    except (KeyError, TypeError, ValidationError):
+        return [_problem(entries[0], "no usable configuration of controller and guard")]
+    problems: list[Problem] = []
+    for entry in entries:
+        if entry.type == "update":
+            state, found = _replay_update(entry, state, limits)
+            problems += found
+    return problems
+
+
+def _replay_update(
+    entry: Entry, state: control.State, limits: GuardConfig
+) -> tuple[control.State, list[Problem]]:
+    try:
+        update = UpdateEntry.from_json(entry.body)
+        verdict = judge(limits, update.kl, update.facts)
+        seen = update.kl_control or update.kl
+        after = control.update(state, seen, Signals(num_responses=seen.n))
+    except KleashError as error:
+        return state, [_problem(entry, str(error))]
+    found: list[str] = []
+    if update.kl_coef != state.kl_coef:
+        found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {state.kl_coef!r}")
+    if update.verdict.action != verdict.action:
+        found.append(f"the verdict is {update.verdict.action}; the guard gives {verdict.action}")
+    if update.control != after.to_json():
+        found.append("the controller's state is not the one its reading leads to")
+        try:
+            after = control.from_json(update.control)
+        except InputError:
+            found.append("the controller's state is not a state at all")
+    return after, [_problem(entry, what) for what in found]
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """The ledger's directory, and the run's where the path is a run's."""
+    if (path / "ledger" / LEDGER_FILE).is_file():
+        return path / "ledger", path
+    if (path / LEDGER_FILE).is_file():
+        return path, None
+    if path.is_file() and path.name == LEDGER_FILE:
+        return path.parent, None
+    raise InputError(
+        "nothing to verify here",
+        expected="a run directory, or a ledger",
+        got=ascii(str(path)),
+        do="give the directory that holds ledger/ledger.jsonl",
+    )
+
+
+def _check_pin(chain: Chain, expected_head: str) -> list[Problem]:
+    if any(entry.leaf == expected_head for entry in chain.entries):
+        return []
+    return [
+        Problem(where=LEDGER_FILE, what="the expected head is not in the chain: it was rewritten")
+    ]
+
+
+def _check_files_of(run: Path, entries: Sequence[Entry], status: Status) -> list[Problem]:
+    updates = [UpdateEntry.from_json(entry.body) for entry in entries if entry.type == "update"]
+    problems = check_config(run, entries[0].body)
+    problems += check_metrics(run, updates, may_lack_last=status != "finished")
+    if status == "unfinished":
+        return problems
+    files = entries[-1].body.get("files")
+    if not isinstance(files, Mapping):
+        return [*problems, _problem(entries[-1], "the ending does not say which files it leaves")]
+    return problems + check_files(run, files)
+
+
+def _action(verdict: Any) -> Any:
+    return verdict.get("action") if isinstance(verdict, Mapping) else None
+
+
+def _problem(entry: Entry, what: str) -> Problem:
+    return Problem(where=f"{LEDGER_FILE} line {entry.seq + 1}", what=what)

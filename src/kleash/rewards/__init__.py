@@ -1,0 +1,1 @@
+"""Rewards: from responses to one finite number each, whatever scores them."""

@@ -1,0 +1,74 @@
+"""One finite number per response, or an error that names the first one without."""
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from kleash.errors import RewardError
+
+_SHOWN = 60
+"""Characters of a response in an error message."""
+
+
+def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
+    """The scores as plain floats, if there is one finite number for each response.
+
+    Args:
+        name: the scorer, for the message.
+        scores: what it returned: any sequence of numbers, a NumPy array or a tensor of shape [B].
+        responses: what it scored, [B].
+
+    Raises:
+        RewardError: too many or too few, or one that is not a finite number.
+
+    Examples:
+        >>> checked("mine:length", [3, 0.5], ["a b c", "d"])
+        [3.0, 0.5]
+        >>> checked("mine:length", [3, float("nan")], ["a b c", "d"])
+        Traceback (most recent call last):
+        kleash.errors.RewardError: the reward 'mine:length' gave no usable score; ... got: nan for response 1, 'd'; ...
+    """
+    values = _as_list(scores)
+    if values is None or len(values) != len(responses):
+        got = type(scores).__name__ if values is None else f"{len(values)} of them"
+        raise RewardError(
+            f"the reward {name!r} did not return one score per response",
+            expected=f"a list of {len(responses)} numbers",
+            got=got,
+            do="return one number for each response, in their order",
+        )
+    for i, value in enumerate(values):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise RewardError(
+                f"the reward {name!r} gave no usable score",
+                expected="a finite number for every response",
+                got=f"{shown(value)} for response {i}, {shown(responses[i])}",
+                do="return a number for this response too",
+            )
+    return [float(value) for value in values]
+
+
+def shown(value: Any) -> str:
+    r"""A value for an error message: short, and with its control characters escaped.
+
+    Examples:
+        >>> print(shown("red: \x1b[31m"))
+        'red: \x1b[31m'
+        >>> shown("a" * 99)[-4:]
+        "a'…"
+    """
+    if isinstance(value, str):
+        return repr(value[:_SHOWN]) + ("…" if len(value) > _SHOWN else "")
+    text = repr(value)
+    return text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
+
+
+def _as_list(scores: Any) -> list[Any] | None:
+    """Plain Python values of an array, a tensor or a sequence; None for what is neither."""
+    if hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    if isinstance(scores, Iterable) and not isinstance(scores, str | bytes | dict):
+        # A sequence may hold zero-dimensional tensors.
+        return [value.item() if hasattr(value, "item") else value for value in scores]
+    return None

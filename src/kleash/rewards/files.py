@@ -1,0 +1,114 @@
+"""Files of JSON lines, and the scores of the texts in one."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kleash.errors import InputError
+from kleash.rewards.checks import shown
+from kleash.rewards.scorers import load_scorer
+
+
+class Row(NamedTuple):
+    """One JSON object of a file and where it stands."""
+
+    where: str
+    """File and line, for messages."""
+    data: Mapping[str, Any]
+
+
+def score_file(
+    model: str,
+    path: str | Path,
+    *,
+    label: str | int | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> list[float]:
+    """Scores the texts of a file, one per line.
+
+    Args:
+        model: a scorer, as `load_scorer` takes it.
+        path: JSON lines with "text", or with "prompt" and "response" (or "completion").
+        label: whose log-odds is the score, where a classifier has several labels.
+        batch_size: texts per forward pass of a model.
+        device: where a model runs.
+
+    Returns:
+        One score per line, in order.
+
+    Raises:
+        InputError: the file or a line of it cannot be used, or there is no such model.
+        RewardError: the scorer failed.
+    """
+    texts = [_prompt_and_response(row) for row in read_jsonl(path)]
+    scorer = load_scorer(model, label=label, batch_size=batch_size, device=device)
+    return scorer.score([prompt for prompt, _ in texts], [response for _, response in texts])
+
+
+def read_jsonl(path: str | Path) -> Iterator[Row]:
+    """The objects of a file of JSON lines (plain, or gzip by its name); blank lines are passed over.
+
+    Raises:
+        InputError: the file cannot be read, holds nothing, or a line is not a JSON object.
+    """
+    path, empty = Path(path), True
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    empty = False
+                    yield _row(f"{path}, line {number}", line)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read {str(path)!r}",
+            expected="a file of JSON lines in UTF-8",
+            got=f"{type(error).__name__}: {error}",
+            do="check the path and the encoding",
+        ) from error
+    if empty:
+        raise InputError(f"{str(path)!r} is empty", expected="one JSON object a line", got="none")
+
+
+def text_field(row: Row, key: str, expected: str) -> str:
+    """A string of a row.
+
+    Raises:
+        InputError: it is not there, is not a string, or cannot be written as UTF-8.
+    """
+    value = row.data.get(key)
+    if not isinstance(value, str):
+        got = f"{type(value).__name__} {shown(value)}" if key in row.data else "no such key"
+        raise InputError(f"{row.where}: {key!r} is not a text", expected=expected, got=got)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{row.where}: {key!r} is not valid Unicode",
+            expected="no lone surrogates",
+            got=shown(value),
+        ) from error
+    return value
+
+
+def _row(where: str, line: str) -> Row:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: not JSON", expected="one JSON object a line", got=str(error)
+        ) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: not a JSON object", expected='{"key": ...}', got=shown(data))
+    return Row(where, data)
+
+
+def _prompt_and_response(row: Row) -> tuple[str, str]:
+    expected = '{"text"}, {"prompt", "response"} or {"prompt", "completion"}'
+    if "text" in row.data:
+        return "", text_field(row, "text", expected)
+    key = "completion" if "completion" in row.data else "response"
+    return text_field(row, "prompt", expected), text_field(row, key, expected)

@@ -1,0 +1,220 @@
+"""Scorers: a name from the configuration in, a function from texts to one number each out.
+
+A scorer is an embedded model, a Hugging Face sequence classifier, or a Python function `module:function` that takes
+the prompts and the responses and returns one number per response. A function is imported and run with the user's
+rights: name only functions you trust. Models run no code of theirs and load from safetensors alone.
+"""
+
+import importlib
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kleash.errors import ConfigError, RewardError
+from kleash.models.reward_model import RewardModel, encode, load_reward_model, predict
+from kleash.rewards.checks import checked, shown
+
+logger = logging.getLogger(__name__)
+
+ScoreFunction = Callable[[Sequence[str], Sequence[str]], Any]
+"""(prompts, responses) -> one number per response."""
+
+_FUNCTION_SPEC = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scorer:
+    """A named reward whose scores have been checked: one finite float per response."""
+
+    name: str
+    """As in the configuration; the metric of a monitor is `monitor/NAME`."""
+    score: Callable[[Sequence[str], Sequence[str]], list[float]]
+    """(prompts, responses) -> scores, or a `RewardError`."""
+
+
+def load_scorer(
+    spec: str,
+    *,
+    label: str | int | None = None,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> Scorer:
+    """The scorer that a name stands for.
+
+    Args:
+        spec: an embedded name, a Hugging Face directory or id, or `module:function`.
+        label: whose log-odds is the score, where a classifier has several labels.
+        batch_size: texts per forward pass of a model.
+        device: where a model runs.
+
+    Raises:
+        InputError: there is no such model.
+        ConfigError: there is no such function, or the label does not fit the model.
+    """
+    match = _FUNCTION_SPEC.fullmatch(spec)
+    if match is None or Path(spec).is_dir():
+        reward = load_reward_model(spec, device=device)
+        return model_scorer(reward, label=label, batch_size=batch_size)
+    if label is not None:
+        raise ConfigError(
+            f"a label means nothing to the function {spec!r}",
+            expected="no reward.label",
+            got=repr(label),
+            do="remove reward.label",
+        )
+    return function_scorer(spec, _import_function(spec, *match.groups()))
+
+
+def function_scorer(name: str, function: ScoreFunction) -> Scorer:
+    """A scorer from a Python function; what it raises or returns wrongly becomes a `RewardError`.
+
+    Args:
+        name: for messages and metrics.
+        function: (prompts, responses) -> one number per response.
+
+    Examples:
+        >>> function_scorer("words", lambda prompts, responses: [len(r.split()) for r in responses]).score(["p"], ["a b"])
+        [2.0]
+    """
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        try:
+            scores = function(list(prompts), list(responses))
+        except (Exception, SystemExit) as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise RewardError(
+                f"the reward {name!r} raised {type(error).__name__}",
+                expected=f"scores for {len(responses)} responses",
+                got=f"{shown(str(error))} at {Path(frame.filename).name}:{frame.lineno}, in {frame.name}",
+                do="make the function return a number for every response",
+            ) from error
+        return checked(name, scores, responses)
+
+    return Scorer(name=name, score=score)
+
+
+def model_scorer(
+    reward: RewardModel, *, label: str | int | None = None, batch_size: int = 64
+) -> Scorer:
+    """A scorer from a sequence classifier.
+
+    One output is the score itself. Of two labels it is the log-odds of the second, of more the log-odds of
+    `label`. A text longer than the model's context loses its beginning; the first time, this is logged.
+
+    Args:
+        reward: the classifier.
+        label: by name or index.
+        batch_size: texts per forward pass.
+
+    Raises:
+        ConfigError: the label is missing, unknown, or given where there is only one output.
+    """
+    index = _label_index(reward, label)
+    warned = False
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        nonlocal warned
+        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        encoded = encode(reward, texts)
+        if encoded.num_truncated and not warned:
+            warned = True
+            logger.warning(
+                "%d of %d texts are longer than the %d tokens that %s reads: it does not see their beginnings",
+                encoded.num_truncated, len(texts), reward.max_length, reward.name,
+            )  # fmt: skip
+        logits = predict(reward, encoded.ids, batch_size=batch_size)
+        return checked(reward.name, _log_odds(reward, logits, index), responses)
+
+    return Scorer(name=reward.name, score=score)
+
+
+def _log_odds(reward: RewardModel, logits: Tensor, index: int) -> Tensor:
+    """The score of each text, [N], from the classifier's outputs [N, L]."""
+    chosen = logits[:, index]
+    # Independent labels have a logit each, and a logit is a log-odds.
+    if reward.num_labels == 1 or reward.model.config.problem_type == "multi_label_classification":
+        return chosen
+    others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
+    return chosen - others.logsumexp(dim=1)
+
+
+def _label_index(reward: RewardModel, label: str | int | None) -> int:
+    """Which output is scored.
+
+    Raises:
+        ConfigError: the label is missing, unknown, or given where there is only one output.
+    """
+    if reward.num_labels == 1 and label is None:
+        return 0
+    if reward.num_labels == 2 and label is None:
+        return 1
+    names = {int(i): str(name) for i, name in reward.model.config.id2label.items()}
+    if reward.num_labels > 1:
+        for index, name in names.items():
+            if label in (index, name) and not isinstance(label, bool):
+                return index
+    raise ConfigError(
+        f"reward.label does not fit the classifier {reward.name!r}",
+        expected="no label: it has one output" if reward.num_labels == 1
+        else "one of " + ", ".join(shown(name) for name in names.values()),
+        got="no label" if label is None else shown(label),
+        do="set reward.label to a label's name or index" if reward.num_labels > 1 else "remove reward.label",
+    )  # fmt: skip
+
+
+def _import_function(spec: str, module_name: str, function_name: str) -> ScoreFunction:
+    """The function of that name, from the current directory or `sys.path`.
+
+    Raises:
+        ConfigError: the module cannot be imported or holds no such function.
+    """
+    try:
+        with _current_directory_first():
+            module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"cannot import the reward {spec!r}",
+            expected=f"a module {module_name!r} in the current directory or on the Python path",
+            got=f"{type(error).__name__}: {shown(str(error))}",
+            do="run from the directory that holds the file, or mend what it imports",
+        ) from error
+    function = _member(module, function_name)
+    if not callable(function):
+        near = get_close_matches(function_name, [n for n in vars(module) if not n.startswith("_")])
+        raise ConfigError(
+            f"the module {module_name!r} has no function {function_name!r}",
+            expected="a function of (prompts, responses)",
+            got="nothing of that name" if function is None else f"a {type(function).__name__}",
+            do=f"did you mean {near[0]!r}?" if near else "check the name after the colon",
+        )
+    return function
+
+
+def _member(module: ModuleType, path: str) -> Any:
+    """What a dotted path names inside a module; None where it leads nowhere."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+@contextmanager
+def _current_directory_first() -> Iterator[None]:
+    """Lets an import find modules in the current directory, as `python -m` would."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
