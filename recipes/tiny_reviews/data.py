@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 HELD_OUT_DIGIT = 7
 TUNING_DIGIT = 3
+SHORTEST = 3  # words; what is shorter in a whole review is a heading or a remnant
 
 _NUMBER = re.compile(r"(?:rt-(?:pos|neg)-|cv)(\d+)")
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
@@ -30,14 +31,8 @@ class Corpus(NamedTuple):
     """What the recipe trains on and what it measures on; no text is in both."""
 
     sentences: list[Text]
-    reviews: list[Text]
+    from_reviews: list[Text]
     measured: list[Text]
-
-    def review_sentences(self) -> list[Text]:
-        """Every sentence of the whole reviews, once each, with the label of its first review."""
-        split = (Text(r.id, s, r.positive) for r in self.reviews for s in split_review(r.text))
-        taken = {normalise(t.text) for t in self.measured}
-        return [t for t in deduplicate(split, taken) if len(t.text.split()) >= 3]
 
 
 def normalise(text: str) -> str:
@@ -85,16 +80,24 @@ def split(sentences: list[Text], reviews: list[Text], tuning: bool = False) -> C
             training on the tuning tenth and measuring on the held-out one.
 
     Returns:
-        Training texts free of duplicates, of the held-out tenth and of its duplicates, and the
+        Training texts free of duplicates, of the held-out tenth and of its duplicates (single
+        sentences, and sentences of whole reviews with the label of their review), and the
         sentences to measure on.
     """
     hidden = {HELD_OUT_DIGIT, TUNING_DIGIT} if tuning else {HELD_OUT_DIGIT}
     measured_digit = TUNING_DIGIT if tuning else HELD_OUT_DIGIT
     taken = {normalise(t.text) for t in sentences if number(t.id) % 10 in hidden}
     train = [t for t in sentences if number(t.id) % 10 not in hidden]
+    parts = [
+        Text(review.id, line, review.positive)
+        for review in reviews
+        if not is_held_out(review.id)
+        for line in split_review(review.text)
+        if len(line.split()) >= SHORTEST
+    ]
     return Corpus(
         sentences=deduplicate(train, taken),
-        reviews=[t for t in reviews if not is_held_out(t.id)],
+        from_reviews=deduplicate(parts, taken),
         measured=[t for t in sentences if is_held_out(t.id, measured_digit)],
     )
 

@@ -1,4 +1,4 @@
-"""Verification of a run from its own record: every β and every verdict recomputed, without torch."""
+"""Verification of a run from its own record: every β and verdict recomputed, without torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -108,7 +108,7 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
 
 
 def check_sequence(entries: Sequence[Entry]) -> list[Problem]:
-    """One start, steps 1, 2, 3, ..., no step after a halt, and at most one ending, which comes last."""
+    """One start, steps 1, 2, 3, ..., no step after a halt, at most one ending, which comes last."""
     if not entries or entries[0].type != "run.started":
         return [Problem(where=f"{LEDGER_FILE} line 1", what="a run starts with run.started")]
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""Controllers that choose β, the coefficient of the KL penalty, from measured KL. Pure; no torch."""
+"""Controllers that choose β, the coefficient of the KL penalty, from measured KL. Pure."""
 
 from kleash.control.config import MAX_KL_COEF, MIN_KL_COEF, ControlConfig
 from kleash.control.controllers import (

@@ -26,7 +26,7 @@ class ControlConfig(BaseModel):
     kl_coef: FiniteFloat = Field(default=0.1, ge=0)
     """β, reward per nat: the value throughout (fixed) or at the start (adaptive)."""
     kl_target: FiniteFloat | None = Field(default=None, gt=0)
-    """KL(π‖π_ref) to hold, in nats per `kl_unit`. `adaptive` needs it; `fixed` does not act on it."""
+    """KL(π‖π_ref) to hold, nats per `kl_unit`. `adaptive` needs it; `fixed` does not act on it."""
     kl_unit: Unit = "response"
     """What `kl_target` is per: nats per `response` or per `token`."""
     kl_horizon: int = Field(default=10_000, gt=0, le=10**12)

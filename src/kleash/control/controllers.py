@@ -39,7 +39,7 @@ class FixedState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveState:
-    """β on its way to a target, with the constants of its law: the state alone says how it moves."""
+    """β on its way to a target, with its law's constants: the state alone says how it moves."""
 
     kl_coef: float
     kl_target: float
@@ -73,9 +73,7 @@ def _update_fixed(state: FixedState, reading: KLReading, signals: Signals) -> Fi
 
 
 def _init_adaptive(config: ControlConfig) -> AdaptiveState:
-    assert config.kl_target is not None, (
-        "ControlConfig refuses an adaptive controller without a target"
-    )
+    assert config.kl_target is not None, "ControlConfig refuses adaptive without a target"
     return AdaptiveState(
         kl_coef=config.kl_coef,
         kl_target=config.kl_target,

@@ -1,4 +1,4 @@
-"""How far a predicted probability or score can be believed: intervals, calibration and correlation."""
+"""Whether predictions can be believed: intervals, calibration and correlation."""
 
 import math
 from statistics import NormalDist
@@ -18,11 +18,12 @@ class Proportion(NamedTuple):
 
 
 class ReliabilityBin(NamedTuple):
-    """What was promised and what was kept by the predictions in [low, high); the last bin holds `high` too."""
+    """What the predictions in [low, high) promised and kept; the last bin holds `high` too."""
 
     low: float
     high: float
-    count: int
+    num: int
+    """Predictions in the bin."""
     confidence: float | None
     """Mean predicted probability; None in an empty bin."""
     accuracy: float | None
@@ -32,7 +33,7 @@ class ReliabilityBin(NamedTuple):
 def wilson_interval(
     successes: float | int, trials: int, *, level: float = 0.95
 ) -> Proportion | None:
-    """Wilson's score interval for a proportion p = k/n: it stays in [0, 1] and is honest at 0 and 1.
+    """Wilson's interval for a proportion p = k/n: it stays in [0, 1] and is honest at its ends.
 
     (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), z the normal quantile. Wilson (1927), eq. 6.
 
@@ -79,11 +80,12 @@ def reliability_curve(
         `num_bins` bins, the lowest first.
 
     Examples:
-        >>> curve = reliability_curve(torch.tensor([0.9, 0.7, 0.8]), torch.tensor([1.0, 0.0, 1.0]), num_bins=2)
-        >>> curve[1].count, curve[1].confidence, curve[1].accuracy
+        >>> p, outcome = torch.tensor([0.9, 0.7, 0.8]), torch.tensor([1.0, 0.0, 1.0])
+        >>> curve = reliability_curve(p, outcome, num_bins=2)
+        >>> curve[1].num, curve[1].confidence, curve[1].accuracy
         (3, 0.8, 0.666667)
         >>> curve[0]
-        ReliabilityBin(low=0.0, high=0.5, count=0, confidence=None, accuracy=None)
+        ReliabilityBin(low=0.0, high=0.5, num=0, confidence=None, accuracy=None)
     """
     p, outcome = probabilities.double(), outcomes.double()
     width = (high - low) / num_bins
@@ -100,7 +102,9 @@ def reliability_curve(
 
 
 def expected_calibration_error(curve: list[ReliabilityBin]) -> float | None:
-    """ECE = Σ_b (n_b/N)·|accuracy_b − confidence_b|: how far predictions miss on average. Guo et al. (2017), eq. 5.
+    """Expected calibration error: how far predictions miss on average. Guo et al. (2017), eq. 5.
+
+    ECE = Σ_b (n_b/N)·|accuracy_b − confidence_b|, over the bins b.
 
     Args:
         curve: from `reliability_curve`.
@@ -109,16 +113,17 @@ def expected_calibration_error(curve: list[ReliabilityBin]) -> float | None:
         A number in [0, 1]; None when the curve has no predictions in it.
 
     Examples:
-        >>> expected_calibration_error([ReliabilityBin(0.0, 0.5, 1, 0.3, 0.0), ReliabilityBin(0.5, 1.0, 3, 0.8, 1.0)])
+        >>> low, high = ReliabilityBin(0.0, 0.5, 1, 0.3, 0.0), ReliabilityBin(0.5, 1.0, 3, 0.8, 1.0)
+        >>> expected_calibration_error([low, high])
         0.225
         >>> expected_calibration_error([]) is None
         True
     """
-    total = sum(each.count for each in curve)
+    total = sum(each.num for each in curve)
     if total == 0:
         return None
     gaps = (
-        each.count * abs(each.accuracy - each.confidence)
+        each.num * abs(each.accuracy - each.confidence)
         for each in curve
         if each.accuracy is not None and each.confidence is not None
     )

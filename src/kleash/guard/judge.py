@@ -29,9 +29,9 @@ def judge(config: GuardConfig, reading: KLReading, facts: UpdateFacts) -> Verdic
         >>> reading = KLReading(value=21.5, low=None, high=None, n=64, clusters=1, unit="response",
         ...                     direction="policy_ref", estimator="exact", reference="base")
         >>> facts = UpdateFacts(finite=True, kl_new_old=None, grad_norm=1.0)
-        >>> judge(GuardConfig(max_kl=20.0), reading, facts)
-        Verdict(action='halt', reasons=('kl_policy_ref_per_response is 21.5 nats, over the limit
-        max_kl = 20',))
+        >>> verdict = judge(GuardConfig(max_kl=20.0), reading, facts)
+        >>> verdict.action, *verdict.reasons
+        ('halt', 'kl_policy_ref_per_response is 21.5 nats, over the limit max_kl = 20')
     """
     halts = _over("max_kl", config.max_kl, reading, "policy_ref", "response")
     rejects = [] if facts.finite else ["the loss, the gradient or a weight is not finite"]

@@ -1,4 +1,4 @@
-"""Reading a ledger: each line's bytes, its link to the line before, and the head that counts them."""
+"""Reading a ledger: each line's bytes, its link to the line before, and the head over them all."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +69,7 @@ def verify_chain(directory: Path) -> Chain:
     path = directory / LEDGER_FILE
     if not path.is_file():
         raise InputError("no ledger here", expected=LEDGER_FILE, got=ascii(str(directory)))
+    before = _head_bytes(directory)
     entries: list[Entry] = []
     torn = 0
     try:
@@ -83,7 +84,7 @@ def verify_chain(directory: Path) -> Chain:
     except TamperError as error:
         where = f"{LEDGER_FILE} line {len(entries) + 1}"
         return Chain(entries=tuple(entries), problems=(Problem(where=where, what=str(error)),))
-    return _held_against_head(directory / HEAD_FILE, tuple(entries), torn)
+    return _held_against_heads(before, _head_bytes(directory), tuple(entries), torn)
 
 
 def read(directory: Path) -> list[Entry]:
@@ -107,14 +108,21 @@ def _linked(entry: Entry, before: list[Entry]) -> Entry:
     return entry
 
 
-def _held_against_head(path: Path, entries: tuple[Entry, ...], torn: int) -> Chain:
+def _held_against_heads(
+    before: bytes, after: bytes, entries: tuple[Entry, ...], torn: int
+) -> Chain:
+    """Hold the entries against the head from before they were read and the one from after.
+
+    At rest the two are one. While a run goes on, what the earlier head counts must be there, and no
+    more may lie beyond the later head than the one line that is being appended.
+    """
     try:
-        head = _read_head(path)
+        head, later = _parse_head(before), _parse_head(after)
     except TamperError as error:
         return Chain(entries=entries, problems=(Problem(where=HEAD_FILE, what=str(error)),))
     problems: list[str] = []
-    beyond = len(entries) - head.size
-    if beyond < 0:
+    beyond = len(entries) - later.size
+    if len(entries) < head.size:
         problems.append(f"the ledger has {len(entries)} whole entries; the head counts {head.size}")
     elif head.leaf != (entries[head.size - 1].leaf if head.size else ZERO_LEAF):
         problems.append(f"the head's hash is not that of entry {head.size}")
@@ -122,9 +130,7 @@ def _held_against_head(path: Path, entries: tuple[Entry, ...], torn: int) -> Cha
         problems.append("more than one line lies beyond the head; a crash leaves at most one")
     notes: list[str] = []
     if beyond == 1:
-        notes.append(
-            "the last entry is beyond the head: the writer stopped before acknowledging it"
-        )
+        notes.append("the last entry is beyond the head: its writer stopped, or is at work")
     if torn:
         notes.append(f"torn tail: {torn} bytes of an unfinished line, which is no entry")
     return Chain(
@@ -134,12 +140,18 @@ def _held_against_head(path: Path, entries: tuple[Entry, ...], torn: int) -> Cha
     )
 
 
-def _read_head(path: Path) -> Head:
+def _head_bytes(directory: Path) -> bytes:
+    """The content of head.json; nothing where there is none, which no head parses from."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_LINE)
-    except OSError as error:
-        raise TamperError("the head cannot be read", got=error.strerror or "") from error
+        with (directory / HEAD_FILE).open("rb") as file:
+            return file.read(MAX_LINE)
+    except OSError:
+        return b""
+
+
+def _parse_head(content: bytes) -> Head:
+    if not content:
+        raise TamperError("the head is missing, or cannot be read")
     data = parse_object(content.removesuffix(b"\n"))
     size, leaf = data.get("size"), data.get("leaf")
     if not isinstance(size, int) or size < 0 or not isinstance(leaf, str):

@@ -1,4 +1,4 @@
-"""The files that a run's ledger vouches for: digested when it ends, compared when it is verified."""
+"""The files that a run's ledger vouches for: digested at its end, compared when it is verified."""
 
 import hashlib
 import json

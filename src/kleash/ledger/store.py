@@ -53,7 +53,7 @@ class Ledger:
 
     @property
     def head(self) -> Head:
-        """Size and hash of what was written: kept elsewhere, it shows later that nothing was changed."""
+        """Size and hash of what was written: kept elsewhere, it shows later any change."""
         return self._state[0]
 
     def append(self, type: str, body: Mapping[str, Any]) -> Entry:

@@ -1,19 +1,21 @@
 """Sequence classifiers that score text: load, make from a language model, save, and run in batches.
 
-Scores go by text, so a reward model may use another tokenizer than the policy. A text longer than the model's
-context loses its beginning, never its end: the response is what is judged. Everything here is float32 with dropout
-off, pads on the right, and gives a text the same score in whatever batch it stands.
+Scores go by text, so a reward model may use another tokenizer than the policy. A text longer than
+the model's context loses its beginning, never its end: the response is what is judged. Everything
+here is float32 with dropout off, pads on the right, and gives a text the same score in whatever
+batch it stands.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from kleash.models.embedded import resolve
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,7 +25,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kleash.errors import InputError
-from kleash.models.embedded import resolve
 
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 """What transformers raises for files that are missing, broken or of another kind."""
@@ -44,7 +45,7 @@ class RewardModel:
     @property
     def num_labels(self) -> int:
         """Number of outputs per text; a reward model proper has one."""
-        return int(self.model.config.num_labels)
+        return int(self.model.config.num_labels or 1)
 
 
 class Encoded(NamedTuple):
@@ -70,7 +71,7 @@ def load_reward_model(name: str, *, device: str = "cpu") -> RewardModel:
     Raises:
         InputError: nothing is there, it cannot be read, or it has no trained head.
     """
-    model, missing = _load(name, {})
+    model, missing = _load(name, device, {})
     if missing:
         raise InputError(
             f"{name!r} has no trained classification head",
@@ -78,14 +79,14 @@ def load_reward_model(name: str, *, device: str = "cpu") -> RewardModel:
             got=f"{type(model).__name__} without {', '.join(sorted(missing)[:3])}",
             do="name a reward model, or fit one on this model with `kleash reward`",
         )
-    return _assemble(name, model.to(device))
+    return _assemble(name, model)
 
 
 def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardModel:
     """A scalar head on a copy of a language model's trunk, ready to be fitted.
 
-    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020), appendix B.1. A base that
-    is a reward model already keeps its head.
+    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020), appendix B.1. A
+    base that is a reward model already keeps its head.
 
     Args:
         base: an embedded name, a local directory or a hub id of a causal language model.
@@ -95,7 +96,7 @@ def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardMode
     Raises:
         InputError: nothing is there, or it cannot be given a head.
     """
-    model, missing = _load(base, {"num_labels": 1})
+    model, missing = _load(base, device, {"num_labels": 1})
     trunk = sorted(key for key in missing if key.startswith(f"{model.base_model_prefix}."))
     if trunk:
         raise InputError(
@@ -107,9 +108,10 @@ def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardMode
     for key, parameter in model.named_parameters():
         if key in missing:
             std = (parameter.shape[-1] + 1) ** -0.5 if parameter.ndim > 1 else 0.0
-            nn.init.normal_(parameter.data, std=std, generator=generator)
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(std * drawn)
     model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}
-    return _assemble(base, model.to(device))
+    return _assemble(base, model)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -132,8 +134,8 @@ def save_reward_model(reward: RewardModel, directory: Path) -> None:
 def encode(reward: RewardModel, texts: Sequence[str], *, max_length: int | None = None) -> Encoded:
     """Tokenises texts the one way that fitting and scoring share.
 
-    The tokenizer's own special tokens are added once: a text that a chat template has already begun with the
-    beginning-of-text token does not get a second one.
+    The tokenizer's own special tokens are added once: a text that a chat template has already begun
+    with the beginning-of-text token does not get a second one.
 
     Args:
         reward: whose tokenizer.
@@ -185,12 +187,12 @@ def predict(reward: RewardModel, ids: Sequence[Sequence[int]], *, batch_size: in
 def _tokenise(
     reward: RewardModel, texts: Sequence[str], limit: int | None = None
 ) -> list[list[int]]:
-    """Token ids of each text; beyond `limit` its beginning is left out, its special tokens are not."""
+    """Token ids; a text beyond `limit` loses its beginning, but not its special tokens."""
     if not texts:
         return []
     tokenizer = reward.tokenizer
     bos = tokenizer.bos_token
-    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+    if isinstance(bos, str) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         texts = [text.removeprefix(bos) for text in texts]
     side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
     try:
@@ -203,7 +205,7 @@ def _tokenise(
     return [row or [reward.pad_id] for row in rows]
 
 
-def _load(name: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+def _load(name: str, device: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The classifier and the names of the weights that its files do not hold."""
     with _readable(name), _quietly():
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -214,13 +216,14 @@ def _load(name: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[st
             trust_remote_code=False,
             output_loading_info=True,
         )
-    return model.eval(), set(info["missing_keys"])
+    return model.to(device).eval(), set(info["missing_keys"])
 
 
 def _assemble(name: str, model: PreTrainedModel) -> RewardModel:
     """Model and tokenizer, agreeing on padding and on the longest text."""
     tokenizer = load_tokenizer(name)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = int(embedding.weight.shape[0])
     if len(tokenizer) > vocabulary:
         raise InputError(
             f"the tokenizer of {name!r} does not fit the model",
@@ -263,7 +266,7 @@ def _locate(name: str) -> str:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _readable(name: str) -> Generator[None]:
     """Turns what transformers raises on bad files into one error that says what to do."""
     try:
         yield
@@ -278,8 +281,8 @@ def _readable(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps transformers' bars and reports off the terminal: what matters in them is raised as an error."""
+def _quietly() -> Generator[None]:
+    """Keeps transformers' bars and reports off the terminal: what matters is raised as an error."""
     level, bars = (
         transformers_logging.get_verbosity(),
         transformers_logging.is_progress_bar_enabled(),

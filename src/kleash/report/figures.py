@@ -7,7 +7,7 @@ not finite, is a gap.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kleash.report.text import chart_text, interval
 from kleash.report.theme import rgba
@@ -18,8 +18,23 @@ Figure = dict[str, Any]
 BAND = 0.2
 """Half-width of the band around a KL target, as a share of it."""
 
+DASHED = "6px,3px"
+
 _LABEL_HEIGHT = 17
 """Pixels that keep two labels apart."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A figure with the words around it."""
+
+    title: str
+    """What is drawn, with direction and unit."""
+    figure: Figure | None
+    """None: nothing of it was measured."""
+    reading: str
+    """How to read it, in plain words."""
+    size: Literal["hero", "large", "medium", "small"] = "small"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,23 +93,34 @@ def by_step(
     values = [value for curve in curves for value in curve.y if value is not None]
     if not values:
         return None
-    values += [value for curve in curves for end in curve.bounds for value in end if value is not None]
+    values += [
+        value for curve in curves for end in curve.bounds for value in end if value is not None
+    ]
     values += [] if target is None else [target * (1 + BAND)]
     low, high = _span([math.log10(value) for value in values] if log else values, zero=zero)
     layout: Figure = {
-        "xaxis": {"title": {"text": "step"}, "range": _step_range(curves), "unifiedhovertitle": {"text": "step %{x}"}},
+        "xaxis": {
+            "title": {"text": "step"},
+            "range": _step_range(curves),
+            "unifiedhovertitle": {"text": "step %{x}"},
+        },
         "yaxis": {"range": [low, high]} | ({"type": "log", "dtick": 1} if log else {}),
         "shapes": [],
         "annotations": [],
     }
     if len(curves) > 1:
-        labels = [label for label in (_end(curve, log=log) for curve in curves) if label is not None]
+        labels = [
+            label for label in (_end(curve, log=log) for curve in curves) if label is not None
+        ]
         layout["annotations"] = place(labels, pixels_per_unit=height / (high - low))
         layout["margin"] = {"r": margin_for(labels)}
     if target is not None:
         layout["shapes"] = _target_shapes(target)
         layout["annotations"].append(_target_name(target))
-    return {"data": [trace for curve in curves for trace in _shade(curve)] + [_line(c) for c in curves], "layout": layout}
+    return {
+        "data": [trace for curve in curves for trace in _shade(curve)] + [_line(c) for c in curves],
+        "layout": layout,
+    }
 
 
 def drawable(values: Iterable[Measured]) -> list[Measured]:
@@ -118,22 +144,22 @@ def spans_a_decade(values: Iterable[Measured]) -> bool:
     return bool(known) and min(known) > 0 and max(known) > 10 * min(known)
 
 
-def place(labels: Sequence[Label], pixels_per_unit: float) -> list[Figure]:
-    """Annotations to the right of their points, moved up or down so that none covers another."""
+def place(labels: Sequence[Label], pixels_per_unit: float, *, below: bool = False) -> list[Figure]:
+    """Annotations to the right of their points, or below them, moved so that none covers another."""
     order = sorted(labels, key=lambda label: label.y)
-    shifts = spread([label.y * pixels_per_unit for label in order], gap=_LABEL_HEIGHT)
+    moves = spread([label.y * pixels_per_unit for label in order], gap=_LABEL_HEIGHT)
+    anchor = {"xanchor": "center"} if below else {"xanchor": "left", "xshift": 7}
     return [
-        {
+        anchor
+        | {
             "text": label.text,
             "x": label.x,
             "y": label.y,
-            "yshift": round(shift, 1),
-            "xshift": 7,
-            "xanchor": "left",
             "yanchor": "middle",
+            "yshift": round(move, 1) - (_LABEL_HEIGHT if below else 0),
             "font": {"color": label.colour},
         }
-        for label, shift in zip(order, shifts, strict=True)
+        for label, move in zip(order, moves, strict=True)
     ]
 
 
@@ -177,6 +203,20 @@ def segments(*columns: Sequence[Measured]) -> Iterator[slice]:
             start = None
 
 
+def cross_out(curve: Curve) -> Figure:
+    """A cross at each step whose update was rejected."""
+    verdicts = curve.run.series("accepted")
+    refused = [y if verdict == 0 else None for y, verdict in zip(curve.y, verdicts, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": list(curve.run.steps),
+        "y": refused,
+        "hoverinfo": "skip",
+        "marker": {"symbol": "x-thin", "size": 11, "line": {"width": 2.5, "color": curve.colour}},
+    }
+
+
 def _line(curve: Curve) -> Figure:
     low, high = curve.bounds
     return {
@@ -204,7 +244,12 @@ def _shade(curve: Curve) -> list[Figure]:
         y += [*high[stretch], *reversed(low[stretch]), None]
     if not x:
         return []
-    fill = {"fill": "toself", "fillcolor": rgba(curve.colour, 0.2), "line": {"width": 0}, "hoverinfo": "skip"}
+    fill = {
+        "fill": "toself",
+        "fillcolor": rgba(curve.colour, 0.2),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+    }
     return [{"type": "scatter", "mode": "lines", "x": x, "y": y} | fill]
 
 
@@ -212,12 +257,21 @@ def _target_shapes(target: float) -> list[Figure]:
     across = {"xref": "paper", "x0": 0, "x1": 1}
     band = {"type": "rect", "y0": target * (1 - BAND), "y1": target * (1 + BAND), "layer": "below"}
     fill = {"fillcolor": "rgba(128,134,144,0.16)", "line": {"width": 0}}
-    return [across | band | fill, across | {"type": "line", "y0": target, "y1": target, "layer": "below"}]
+    return [
+        across | band | fill,
+        across | {"type": "line", "y0": target, "y1": target, "layer": "below"},
+    ]
 
 
 def _target_name(target: float) -> Figure:
-    place = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 4, "y": target, "yanchor": "bottom"}
-    return {"text": f"target {target:g} nats", "font": {"size": 11}} | place
+    corner = {
+        "x": 0,
+        "xref": "paper",
+        "xanchor": "left",
+        "y": target * (1 + BAND),
+        "yanchor": "bottom",
+    }
+    return {"text": f"target {target:g} nats", "font": {"size": 11}} | corner
 
 
 def _end(curve: Curve, *, log: bool) -> Label | None:
@@ -226,7 +280,9 @@ def _end(curve: Curve, *, log: bool) -> Label | None:
     if not points:
         return None
     last = max(points)
-    y = math.log10(points[last]) if log else points[last]  # plotly wants annotations on a log axis like this
+    y = (
+        math.log10(points[last]) if log else points[last]
+    )  # plotly wants annotations on a log axis like this
     return Label(x=last, y=y, text=chart_text(curve.label, 18), colour=curve.colour)
 
 

@@ -1,64 +1,77 @@
-"""One HTML file that holds everything it needs: no request leaves it, no text in it runs.
+"""From run views to one HTML file that holds everything it needs and sends nothing anywhere."""
 
-Every string on the page passes through `visible` and Jinja's autoescape. The figures travel as escaped JSON in a
-script element that is data, not code. A content security policy admits our two scripts by their digest, nothing else.
-"""
-
-import base64
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 import kleash
-from kleash.errors import ConfigError, ResourceError
-from kleash.report.charts import Chart, arm_charts, run_charts
+from kleash.errors import InputError, ResourceError
+from kleash.report.charts import arm_charts, run_charts
+from kleash.report.figures import Chart
+from kleash.report.page import render
 from kleash.report.samples import HOTTEST, exchanges
-from kleash.report.text import interval, number, visible
-from kleash.report.theme import TEMPLATES, run_colour
+from kleash.report.text import interval, number
+from kleash.report.theme import ALONE, TEMPLATES, run_colour
 from kleash.report.view import RunView
 
-Verification = Mapping[str, Any]
-"""What checking a run's ledger found: `ok` (bool), `head` (hash of the last entry), `problems` (sentences)."""
+TEMPLATE = "template.html.j2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """One figure at the head of a run."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What is known of the run's record at the time the page is made."""
+
+    state: str
+    """`verified`, `failed` or `unchecked`."""
+    head: str = ""
+    """Hash of the ledger's last entry, when verified."""
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Panel:
-    """One run as the page shows it: its head, its charts, its settings."""
+    """One run: its head, its charts, its settings."""
 
     run: RunView
     colour: str
-    facts: tuple[tuple[str, str, str], ...]
-    """Name, value, note."""
-    verdict: str
-    """`verified`, `failed` or `unknown`."""
-    head: str
-    """The ledger's head hash; empty unless verified."""
-    problems: tuple[str, ...]
-    charts: tuple[tuple[int, Chart], ...]
-    """Each with its number among the page's figures."""
+    facts: tuple[Fact, ...]
+    verdict: Verdict
+    charts: tuple[Chart, ...]
 
 
-def render_run(run: RunView, verification: Verification | None = None) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One run in the summary table; a cell is a number's text."""
+
+    name: str
+    colour: str
+    cells: tuple[str, ...]
+    run: str
+    verdict: Verdict
+
+
+def render_run(run: RunView, verification: Mapping[str, Any] | None = None) -> str:
     """The report of one run.
 
     Args:
         run: the run.
-        verification: what checking its ledger found just now; the page says "verified" only if `ok` is True in it.
+        verification: what verifying its ledger found just now, as `Verification.to_json()`: `ok`, `head`,
+            `problems`. The page says "verified" only if `ok` is True in it.
     """
-    page = _Page()
-    panel = page.panel(run, run_colour(0), verification)
-    return page.html(title=run.name, lead=(), panels=(panel,), summary=())
+    panel = _panel(run, ALONE, verification)
+    return _page(title=run.name, lead=(), panels=(panel,), summary=())
 
 
 def render_runs(
@@ -66,57 +79,166 @@ def render_runs(
     *,
     title: str,
     summary: Sequence[Mapping[str, Any]] | None = None,
-    verifications: Sequence[Verification | None] | None = None,
+    verifications: Sequence[Mapping[str, Any] | None] | None = None,
 ) -> str:
-    """The report of several runs (the arms of one experiment) against each other.
+    """The report of several runs, the arms of one experiment, against each other.
 
     Args:
         runs: at least one; their order gives their colours.
         title: the page's heading.
-        summary: rows of the table: `name`, `proxy_reward`, `gold_reward`, `kl_policy_ref_per_response`, `kl_low`,
-            `kl_high`, `distinct_2`, `mean_length`, `run`. None means not measured.
-        verifications: one for each run, None for a run that was not checked.
+        summary: rows of the table with the keys `name`, `proxy_reward`, `gold_reward`,
+            `kl_policy_ref_per_response`, `kl_low`, `kl_high`, `distinct_2`, `mean_length`, `run`; None: not measured.
+        verifications: one for each run, as in `render_run`; None for a run that was not verified.
 
     Raises:
-        ConfigError: no run, or not one verification for each.
+        InputError: no run, or not one verification for each.
     """
-    checks = [None] * len(runs) if verifications is None else list(verifications)
+    checks = [None] * len(runs) if verifications is None else verifications
     if not runs or len(checks) != len(runs):
-        raise ConfigError(
-            "the report cannot be laid out",
+        raise InputError(
+            "there is nothing to compare",
             expected="at least one run, and one verification (or None) for each",
             got=f"{len(runs)} runs, {len(checks)} verifications",
         )
-    page = _Page()
     colours = [run_colour(index) for index in range(len(runs))]
-    lead = page.number(arm_charts(runs, colours))
-    panels = tuple(
-        page.panel(run, colour, check) for run, colour, check in zip(runs, colours, checks, strict=True)
-    )
-    return page.html(title=title, lead=lead, panels=panels, summary=_rows(summary or (), runs, colours))
+    panels = [_panel(*arm) for arm in zip(runs, colours, checks, strict=True)]
+    rows = [_row(row, index, panels) for index, row in enumerate(summary or ())]
+    return _page(title=title, lead=arm_charts(runs, colours), panels=panels, summary=rows)
 
 
 def write_report(html: str, path: str | Path) -> None:
-    """Write the page in one move: a reader finds the old file or the whole new one.
+    """Write the page in one move: whoever opens it finds the old file or the whole new one.
 
     Raises:
         ResourceError: the file cannot be written.
     """
     target = Path(path)
-    temporary = None
+    part: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".report-", delete=False) as file:
-            temporary = Path(file.name)
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=".report-", delete=False
+        ) as file:
+            part = Path(file.name)
             file.write(html.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
+        part.chmod(0o644)
+        part.replace(target)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
         raise ResourceError(
             f"the report cannot be written to {target}",
             got=error.strerror or str(error),
-            do="free some space, or choose another place with --out",
+            do="free some space, or choose a directory that can be written",
         ) from error
+
+
+def _page(
+    *, title: str, lead: Sequence[Chart], panels: Sequence[Panel], summary: Sequence[Row]
+) -> str:
+    return render(
+        TEMPLATE,
+        title=title,
+        lead=lead,
+        panels=panels,
+        summary=summary,
+        exchanges=exchanges([panel.run for panel in panels], [panel.colour for panel in panels]),
+        hottest=HOTTEST,
+        templates=TEMPLATES,
+        version=kleash.__version__,
+    )
+
+
+def _panel(run: RunView, colour: str, verification: Mapping[str, Any] | None) -> Panel:
+    return Panel(
+        run=run,
+        colour=colour,
+        facts=_facts(run),
+        verdict=_verdict(verification),
+        charts=tuple(run_charts(run, colour)),
+    )
+
+
+def _facts(run: RunView) -> tuple[Fact, ...]:
+    controller, planned = run.setting("rl", "controller"), run.setting("train", "steps")
+    reference, limit = run.setting("model", "reference"), run.setting("guard", "max_kl")
+    kl = [run.last(f"kl_policy_ref_per_{run.unit}{end}") for end in ("", "_low", "_high")]
+    steps = (
+        f"{len(run.steps)} of {planned} steps"
+        if isinstance(planned, int)
+        else f"{len(run.steps)} steps"
+    )
+    return (
+        Fact(
+            name="KL(π‖π_ref), last step",
+            value=interval(*kl),
+            note=f"nats per {run.unit}, 95 % interval",
+        ),
+        Fact(
+            name="Target",
+            value=number(run.target),
+            note=f"nats per {run.unit}" + ("" if limit is None else f", hard limit {limit}"),
+        ),
+        Fact(
+            name="Updates",
+            value=f"{_count(run.accepted)} accepted · {_count(run.rejected)} rejected",
+            note=steps,
+        ),
+        Fact(
+            name="Algorithm",
+            value="PPO",
+            note=f"{controller} β" if isinstance(controller, str) else "",
+        ),
+        Fact(
+            name="Model",
+            value=_words(run.setting("model", "policy")),
+            note=f"against {reference}"
+            if isinstance(reference, str)
+            else "against its own frozen copy",
+        ),
+    )
+
+
+def _verdict(verification: Mapping[str, Any] | None) -> Verdict:
+    """Verified only if the verification says so in as many words."""
+    if verification is None:
+        return Verdict(state="unchecked")
+    if verification.get("ok") is True:
+        return Verdict(state="verified", head=str(verification.get("head", "")))
+    problems = verification.get("problems") or ("the verification did not pass",)
+    return Verdict(state="failed", problems=tuple(_sentence(problem) for problem in problems))
+
+
+def _sentence(problem: Any) -> str:
+    if isinstance(problem, Mapping):
+        return f"{problem.get('where', '')}: {problem.get('what', '')}"
+    return str(problem)
+
+
+def _row(row: Mapping[str, Any], index: int, panels: Sequence[Panel]) -> Row:
+    """The row, beside the run it names (by place, when it names none)."""
+    names = [panel.run.name for panel in panels]
+    name, run = str(row.get("name", "")), str(row.get("run") or "")
+    found = next((names.index(key) for key in (Path(run).name, name) if key in names), index)
+    kl = interval(row.get("kl_policy_ref_per_response"), row.get("kl_low"), row.get("kl_high"))
+    first, last = ("proxy_reward", "gold_reward"), ("distinct_2", "mean_length")
+    return Row(
+        name=name,
+        colour=run_colour(found),
+        cells=(
+            *(number(row.get(key)) for key in first),
+            kl,
+            *(number(row.get(key)) for key in last),
+        ),
+        run=run,
+        verdict=panels[found].verdict if found < len(panels) else Verdict(state="unchecked"),
+    )
+
+
+def _count(value: int | None) -> str:
+    return number(value)
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else number(None)

@@ -10,6 +10,9 @@ from typing import Any
 PALETTE = ("#d9591c", "#8a6fc4", "#118ab2", "#c2588b", "#7d8a24", "#7c7f87")
 """One colour a run, in order; runs beyond the sixth begin again (their labels still tell them apart)."""
 
+ALONE = PALETTE[2]
+"""The colour of a run that has the page to itself."""
+
 CARDS = {"light": "#ffffff", "dark": "#191c21"}
 """Background of a chart in each scheme."""
 
@@ -63,7 +66,12 @@ def _template(*, ink: str, muted: str, grid: str, axis: str, card: str) -> dict[
                 "align": "left",
             },
             "shapedefaults": {"line": {"color": ink, "width": 1.25, "dash": "6px,4px"}},
-            "annotationdefaults": {"showarrow": False, "font": {"size": 12, "color": ink}},
+            "annotationdefaults": {
+                "showarrow": False,
+                "bgcolor": rgba(card, 0.7),
+                "borderpad": 1,
+                "font": {"size": 12, "color": ink},
+            },
             "margin": {"l": 52, "r": 16, "t": 12, "b": 44},
             "showlegend": False,
             "hovermode": "x unified",
@@ -73,7 +81,11 @@ def _template(*, ink: str, muted: str, grid: str, axis: str, card: str) -> dict[
 
 
 TEMPLATES = {
-    "light": _template(ink="#1d2025", muted="#666c76", grid="#eceae6", axis="#c9c6bf", card=CARDS["light"]),
-    "dark": _template(ink="#e6e8ec", muted="#979ea9", grid="#292d34", axis="#474d57", card=CARDS["dark"]),
+    "light": _template(
+        ink="#1d2025", muted="#666c76", grid="#eceae6", axis="#c9c6bf", card=CARDS["light"]
+    ),
+    "dark": _template(
+        ink="#e6e8ec", muted="#979ea9", grid="#292d34", axis="#474d57", card=CARDS["dark"]
+    ),
 }
 """The layout template of each colour scheme."""

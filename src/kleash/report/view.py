@@ -67,17 +67,23 @@ class RunView:
     @property
     def monitors(self) -> tuple[str, ...]:
         """Names of the scorers that were logged and never trained on."""
-        return tuple(key.removeprefix("monitor/") for key in self.metrics if key.startswith("monitor/"))
+        return tuple(
+            key.removeprefix("monitor/") for key in self.metrics if key.startswith("monitor/")
+        )
 
     @property
     def gold(self) -> str | None:
         """The monitor that stands for what was wanted: the first with "gold" in its name, else the first."""
-        return next((name for name in self.monitors if "gold" in name), next(iter(self.monitors), None))
+        return next(
+            (name for name in self.monitors if "gold" in name), next(iter(self.monitors), None)
+        )
 
     @property
     def target(self) -> Measured:
         """The KL target in nats (per response or per token, see `unit`), None for a run without one."""
-        stated = next((value for value in reversed(self.series("kl_target")) if value is not None), None)
+        stated = next(
+            (value for value in reversed(self.series("kl_target")) if value is not None), None
+        )
         return stated if stated is not None else _loose_number(self.setting("rl", "kl_target"))
 
     @property
@@ -149,14 +155,20 @@ def _read(file: Path) -> str:
         line = file.read_bytes()[: error.start].count(b"\n") + 1
         _refuse(file, line, "bytes that are not UTF-8")
     except OSError as error:
-        raise InputError(f"{file} cannot be read", got=str(error), do="check the file's permissions") from error
+        raise InputError(
+            f"{file} cannot be read", got=str(error), do="check the file's permissions"
+        ) from error
 
 
 def _parse(text: str, file: Path, line: int) -> Mapping[str, Any]:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        _refuse(file, line + error.lineno - 1, f"text that is not JSON ({error.msg} at column {error.colno})")
+        _refuse(
+            file,
+            line + error.lineno - 1,
+            f"text that is not JSON ({error.msg} at column {error.colno})",
+        )
     except (ValueError, RecursionError):
         _refuse(file, line, "JSON too deep or with too long a number")
     if not isinstance(data, dict):

@@ -27,7 +27,7 @@ def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
         [3.0, 0.5]
         >>> checked("mine:length", [3, float("nan")], ["a b c", "d"])
         Traceback (most recent call last):
-        kleash.errors.RewardError: the reward 'mine:length' gave no usable score; ... got: nan for response 1, 'd'; ...
+        kleash.errors.RewardError: ...; got: nan for response 1, 'd'; ...
     """
     values = _as_list(scores)
     if values is None or len(values) != len(responses):

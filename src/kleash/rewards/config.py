@@ -9,7 +9,7 @@ class RewardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "tiny-reviews/gold"
-    """Trained on: an embedded name, a Hugging Face directory or id, or a Python function `module:function`."""
+    """Trained on: an embedded name, a Hugging Face directory or id, or `module:function`."""
     monitor: tuple[str, ...] = ()
     """Further scorers, named like `model`: logged as `monitor/NAME`, never trained on."""
     missing_eos_penalty: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)

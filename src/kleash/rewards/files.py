@@ -49,7 +49,7 @@ def score_file(
 
 
 def read_jsonl(path: str | Path) -> Iterator[Row]:
-    """The objects of a file of JSON lines (plain, or gzip by its name); blank lines are passed over.
+    """The objects of a file of JSON lines, plain or gzip by its name; blank lines are passed over.
 
     Raises:
         InputError: the file cannot be read, holds nothing, or a line is not a JSON object.

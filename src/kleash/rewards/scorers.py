@@ -1,8 +1,9 @@
 """Scorers: a name from the configuration in, a function from texts to one number each out.
 
-A scorer is an embedded model, a Hugging Face sequence classifier, or a Python function `module:function` that takes
-the prompts and the responses and returns one number per response. A function is imported and run with the user's
-rights: name only functions you trust. Models run no code of theirs and load from safetensors alone.
+A scorer is an embedded model, a Hugging Face sequence classifier, or a Python function
+`module:function` that takes the prompts and the responses and returns one number per response. A
+function is imported and run with the user's rights: name only functions you trust. Models run no
+code of theirs and load from safetensors alone.
 """
 
 import importlib
@@ -11,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -85,7 +86,8 @@ def function_scorer(name: str, function: ScoreFunction) -> Scorer:
         function: (prompts, responses) -> one number per response.
 
     Examples:
-        >>> function_scorer("words", lambda prompts, responses: [len(r.split()) for r in responses]).score(["p"], ["a b"])
+        >>> words = function_scorer("words", lambda _, texts: [len(text.split()) for text in texts])
+        >>> words.score(["p"], ["a b"])
         [2.0]
     """
 
@@ -94,10 +96,11 @@ def function_scorer(name: str, function: ScoreFunction) -> Scorer:
             scores = function(list(prompts), list(responses))
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
             raise RewardError(
                 f"the reward {name!r} raised {type(error).__name__}",
                 expected=f"scores for {len(responses)} responses",
-                got=f"{shown(str(error))} at {Path(frame.filename).name}:{frame.lineno}, in {frame.name}",
+                got=f"{shown(str(error))} at {where}",
                 do="make the function return a number for every response",
             ) from error
         return checked(name, scores, responses)
@@ -110,8 +113,9 @@ def model_scorer(
 ) -> Scorer:
     """A scorer from a sequence classifier.
 
-    One output is the score itself. Of two labels it is the log-odds of the second, of more the log-odds of
-    `label`. A text longer than the model's context loses its beginning; the first time, this is logged.
+    One output is the score itself. Of two labels it is the log-odds of the second, of more the
+    log-odds of `label`. A text longer than the model's context loses its beginning; the first time,
+    this is logged.
 
     Args:
         reward: the classifier.
@@ -131,9 +135,12 @@ def model_scorer(
         if encoded.num_truncated and not warned:
             warned = True
             logger.warning(
-                "%d of %d texts are longer than the %d tokens that %s reads: it does not see their beginnings",
-                encoded.num_truncated, len(texts), reward.max_length, reward.name,
-            )  # fmt: skip
+                "%d of %d texts are longer than the %d tokens that %r reads: it sees their ends",
+                encoded.num_truncated,
+                len(texts),
+                reward.max_length,
+                reward.name,
+            )
         logits = predict(reward, encoded.ids, batch_size=batch_size)
         return checked(reward.name, _log_odds(reward, logits, index), responses)
 
@@ -160,18 +167,23 @@ def _label_index(reward: RewardModel, label: str | int | None) -> int:
         return 0
     if reward.num_labels == 2 and label is None:
         return 1
-    names = {int(i): str(name) for i, name in reward.model.config.id2label.items()}
-    if reward.num_labels > 1:
-        for index, name in names.items():
-            if label in (index, name) and not isinstance(label, bool):
-                return index
+    if reward.num_labels == 1:
+        raise ConfigError(
+            f"{reward.name!r} has no labels to choose from",
+            expected="no reward.label: it has one output",
+            got=shown(label),
+            do="remove reward.label",
+        )
+    names = {int(i): str(name) for i, name in (reward.model.config.id2label or {}).items()}
+    for index, name in names.items():
+        if label in (index, name) and not isinstance(label, bool):
+            return index
     raise ConfigError(
-        f"reward.label does not fit the classifier {reward.name!r}",
-        expected="no label: it has one output" if reward.num_labels == 1
-        else "one of " + ", ".join(shown(name) for name in names.values()),
+        f"reward.label names no label of {reward.name!r}",
+        expected="one of " + ", ".join(shown(name) for name in names.values()),
         got="no label" if label is None else shown(label),
-        do="set reward.label to a label's name or index" if reward.num_labels > 1 else "remove reward.label",
-    )  # fmt: skip
+        do="set reward.label to a label's name or index",
+    )
 
 
 def _import_function(spec: str, module_name: str, function_name: str) -> ScoreFunction:
@@ -211,7 +223,7 @@ def _member(module: ModuleType, path: str) -> Any:
 
 
 @contextmanager
-def _current_directory_first() -> Iterator[None]:
+def _current_directory_first() -> Generator[None]:
     """Lets an import find modules in the current directory, as `python -m` would."""
     sys.path.insert(0, os.getcwd())
     try:

@@ -1,21 +1,23 @@
 """Preference pairs: which of two responses to a prompt was preferred.
 
-The format is TRL's: rows with `chosen`, `rejected` and, optionally, `prompt`; each a text, or each a list of
-`{"role", "content"}` messages. A conversation is written out by the tokenizer's chat template; without one, as
+The format is TRL's: rows with `chosen`, `rejected` and, optionally, `prompt`; each a text, or each
+a list of `{"role", "content"}` messages. A conversation is written out by the tokenizer's chat
+template; without one, as
 
     User: How are you?
 
     Assistant: Fine.
 
-A `.jsonl` file is read here, line by line, so that an error names its line; anything else goes through `datasets`.
+A `.jsonl` file is read here, line by line, so that an error names its line; anything else goes
+through `datasets`.
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,7 @@ _BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _EXPECTED = '"chosen" and "rejected" (and "prompt"): texts, or lists of {"role", "content"}'
 
 Messages = list[dict[str, str]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +39,7 @@ class Pair:
     """Two texts, one of them preferred; each holds the prompt and the response."""
 
     prompt: str
-    """What both begin with; empty when they share nothing. Pairs of one prompt stay on one side of a split."""
+    """What both begin with; a split keeps the pairs of one prompt on one side."""
     chosen_text: str
     rejected_text: str
 
@@ -65,7 +68,7 @@ def load_pairs(
     """Reads preference pairs.
 
     Args:
-        source: a .jsonl (or .jsonl.gz), .json, .csv or .parquet file, a directory, or the id of a hub dataset.
+        source: a .jsonl(.gz), .json, .csv or .parquet file, a directory, or a hub dataset's id.
         tokenizer: whose chat template writes out conversations; None for the plain form above.
         split: which split of a dataset; a file has none.
 
@@ -84,16 +87,17 @@ def load_pairs(
 
 
 def split_pairs(pairs: Sequence[Pair], fraction: float) -> PairSplit:
-    """Holds out the prompts whose SHA-256 is lowest: the same ones on every machine, in whatever order they come.
+    """Holds out the prompts whose SHA-256 is lowest: the same ones always, whatever their order.
 
     A pair without a prompt counts as a prompt of its own.
 
     Args:
         pairs: what to split.
-        fraction: share of the prompts to hold out, in [0, 1); at least one where that can be and it is not 0.
+        fraction: share of the prompts to hold out, in [0, 1); at least one where that can be and it
+            is not 0.
 
     Examples:
-        >>> pairs = [Pair(prompt=p, chosen_text=f"{p} +", rejected_text=f"{p} -") for p in ("a", "a", "b", "c")]
+        >>> pairs = [Pair(prompt=p, chosen_text=p + "+", rejected_text=p + "-") for p in "aabc"]
         >>> train, held_out = split_pairs(pairs, 0.34)
         >>> [pair.prompt for pair in train], [pair.prompt for pair in held_out]
         (['a', 'a', 'c'], ['b'])
@@ -135,7 +139,7 @@ def _dataset_rows(source: str, split: str) -> Iterator[Row]:
             table = datasets.load_from_disk(source)
         else:
             table = datasets.load_dataset(source, split=split)
-    # Its builders and the formats below them raise errors of many kinds, all of them about the source.
+    # Builders and the formats below them raise many kinds of error, all about the source.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -145,7 +149,7 @@ def _dataset_rows(source: str, split: str) -> Iterator[Row]:
             do="check the name and the split",
         ) from error
     for number, data in enumerate(table, start=1):
-        yield Row(f"{source}, row {number}", data)
+        yield Row(f"{source}, row {number}", dict(data))
 
 
 def _pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
@@ -155,7 +159,7 @@ def _pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
     chosen, rejected = (text_field(row, key, _EXPECTED) for key in ("chosen", "rejected"))
     if row.data.get("prompt") is None:
         return Pair(
-            prompt=os.path.commonprefix([chosen, rejected]),
+            prompt="".join(_shared(chosen, rejected)),
             chosen_text=chosen,
             rejected_text=rejected,
         )
@@ -163,12 +167,18 @@ def _pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
     return Pair(prompt=prompt, chosen_text=prompt + chosen, rejected_text=prompt + rejected)
 
 
+def _shared(left: Sequence[_T], right: Sequence[_T]) -> list[_T]:
+    """The items that two sequences begin with."""
+    both = zip(left, right, strict=False)
+    return [ours for ours, _ in takewhile(lambda item: item[0] == item[1], both)]
+
+
 def _conversation_pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
-    """The pair of a row of messages; without a prompt, the messages that both begin with are the prompt."""
+    """The pair of a row of messages; without a prompt, it is the messages that both begin with."""
     chosen, rejected = (_messages(row, key) for key in ("chosen", "rejected"))
     if row.data.get("prompt") is None:
-        shared = os.path.commonprefix([chosen, rejected])
-        prompt = shared[:-1] if len(shared) in (len(chosen), len(rejected)) else shared
+        # The last message is always the response, so never part of the prompt.
+        prompt = _shared(chosen[:-1], rejected[:-1])
     else:
         prompt = _messages(row, "prompt")
         chosen, rejected = prompt + chosen, prompt + rejected
@@ -226,7 +236,7 @@ def _plain(messages: Messages) -> str:
     r"""A conversation as `Role: content` paragraphs.
 
     Examples:
-        >>> _plain([{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Fine."}])
-        'User: How are you?\n\nAssistant: Fine.'
+        >>> _plain([{"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Yes."}])
+        'User: Well?\n\nAssistant: Yes.'
     """
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)

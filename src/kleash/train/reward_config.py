@@ -11,7 +11,7 @@ class RewardModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str = "tiny-reviews/base"
-    """Causal language model whose trunk is copied: an embedded name, a local directory or a hub id."""
+    """Language model whose trunk is copied: an embedded name, a local directory or a hub id."""
 
 
 class RewardDataConfig(BaseModel):
@@ -20,7 +20,7 @@ class RewardDataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: str
-    """A .jsonl, .json, .csv or .parquet file, a directory, or a hub dataset, in TRL's preference format."""
+    """Pairs in TRL's format: a .jsonl, .json, .csv or .parquet file, a directory or a hub id."""
     split: str = "train"
     """Which split of a dataset that has several."""
     eval_pairs: str | None = None
@@ -55,7 +55,7 @@ class RewardTrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """The gradient is scaled down to this norm."""
     center_coefficient: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
-    """Weight of (r_chosen + r_rejected)², which keeps the scores around 0; pairs alone leave their level open."""
+    """Weight of (r_chosen + r_rejected)², which keeps the scores around 0."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens kept of each text, its end; None for the model's context."""
     seed: int = Field(default=0, ge=0)

@@ -4,8 +4,9 @@ Bradley & Terry (1952): P(chosen ≻ rejected) = σ(r_chosen − r_rejected), so
 
     −log σ(r_c − r_r) + c·(r_c + r_r)²
 
-The second term (Eisenstein et al. 2023, eq. 2) fixes what pairs leave open, the level of the scores. The same seed
-gives the same weights, bit for bit, on one machine with the same number of threads.
+The second term (Eisenstein et al. 2023, eq. 2) fixes what pairs leave open, the level of the
+scores. The same seed gives the same weights, bit for bit, on one machine with the same number of
+threads.
 """
 
 import math
@@ -32,7 +33,7 @@ from kleash.train.reward_config import RewardDataConfig, RewardFitConfig, Reward
 from kleash.train.reward_report import FitReport, measure_pairs, write_report
 
 _BUCKET = 16
-"""Batches that are sorted by length together: long enough to save padding, short enough to stay random."""
+"""Batches sorted by length together: enough to save padding, few enough to stay random."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,7 @@ class FitStep:
     """How many there will be."""
     loss: float
     accuracy: float
-    """Share of the batch's pairs that were ranked rightly before the update; a tie counts a half."""
+    """Share of the batch ranked rightly before the update; a tie counts a half."""
     margin: float
     """Mean r_chosen − r_rejected."""
     grad_norm: float
@@ -63,7 +64,7 @@ class _Data(NamedTuple):
 def fit_reward_model(
     config: RewardFitConfig, out_dir: str | Path, *, device: str = "cpu"
 ) -> Iterator[FitStep | FitReport]:
-    """Fits what a configuration describes. As `fit`, with the pairs read from where `config.data` says.
+    """As `fit`, on the pairs that a configuration names.
 
     Raises:
         InputError: a file, a row or the base model cannot be used.
@@ -90,14 +91,14 @@ def fit(
     num_identical: int = 0,
     device: str = "cpu",
 ) -> Iterator[FitStep | FitReport]:
-    """Fits a reward model, yielding a record per update and at the end, once all is written, a report.
+    """Fits a reward model: yields a record per update and, once all is written, a report.
 
         *steps, report = fit("tiny-reviews/base", pairs, "runs/proxy")
 
     Args:
         base: causal language model to start from: an embedded name, a local directory or a hub id.
         pairs: to fit on.
-        out_dir: new or empty directory for the model, its tokenizer, README.md, metrics.json and report.json.
+        out_dir: new or empty directory: model, tokenizer, README.md, metrics.json, report.json.
         eval_pairs: to measure on.
         settings: the fit; None for the defaults.
         num_identical: rows already left out, for the report.
@@ -162,8 +163,8 @@ def pair_loss(scores: Tensor, center_coefficient: float) -> Tensor:
 def batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     """All items once, in random batches of like length.
 
-    The order is shuffled, cut into buckets of 16 batches, each bucket sorted by length and cut into batches, and
-    the batches of the bucket shuffled again.
+    The order is shuffled, cut into buckets of 16 batches, each bucket sorted by length and cut into
+    batches, and the batches of the bucket shuffled again.
 
     Args:
         lengths: of each item, in tokens.

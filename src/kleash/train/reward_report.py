@@ -138,16 +138,12 @@ def write_report(
     held_out = asdict(report.held_out) | {
         "reliability": [each._asdict() for each in report.held_out.reliability]
     }
-    flat = {
-        key: value
-        for key, value in asdict(report).items()
-        if key not in ("held_out", "directory", "base")
-    }
+    left_out = ("directory", "base", "held_out")
+    flat = {key: value for key, value in asdict(report).items() if key not in left_out}
     flat |= {f"held_out_{key}": value for key, value in held_out.items() if key != "reliability"}
-    whole = asdict(report) | {
-        "kleash": __version__, "directory": None, "held_out": held_out, "settings": settings, "curve": list(curve),
-    }  # fmt: skip
-    del whole["directory"]
+    whole = {key: value for key, value in asdict(report).items() if key != "directory"}
+    whole |= {"held_out": held_out, "settings": settings, "curve": list(curve)}
+    whole["kleash"] = __version__
     _write_json(directory / "metrics.json", flat)
     _write_json(directory / "report.json", whole)
     (directory / "README.md").write_text(model_card(report), encoding="utf-8")
@@ -156,18 +152,17 @@ def write_report(
 def model_card(report: FitReport) -> str:
     """The reward model's README: what it is, its figures, and what they do not say."""
     held_out = report.held_out
+    interval = f"{_shown(held_out.accuracy_low)} to {_shown(held_out.accuracy_high)}"
     rows = {
         "held-out pairs": str(held_out.num_pairs),
-        "accuracy": f"{_shown(held_out.accuracy)} (95 %: {_shown(held_out.accuracy_low)} to "
-        f"{_shown(held_out.accuracy_high)})",
-        "−log σ(margin), nats per pair": f"{_shown(held_out.nll)} (a coin: 0.693)",
+        "accuracy (95 % interval)": f"{_shown(held_out.accuracy)} ({interval})",
+        "−log σ(margin), nats per pair; a coin has 0.693": _shown(held_out.nll),
         "expected calibration error": _shown(held_out.ece),
         "accuracy of preferring the longer text": _shown(held_out.longer_is_chosen),
         "correlation of score and length": _shown(held_out.score_length_correlation),
-        "correlation of margin and difference in length": _shown(
-            held_out.margin_length_correlation
-        ),
-        "scores, mean ± standard deviation": f"{_shown(held_out.score_mean)} ± {_shown(held_out.score_std)}",
+        "correlation of margin and length difference": _shown(held_out.margin_length_correlation),
+        "mean score": _shown(held_out.score_mean),
+        "standard deviation of scores": _shown(held_out.score_std),
     }
     base = "".join(c for c in report.base if c.isprintable() and c != "`")
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -181,18 +176,18 @@ tags: [reward-model, kleash]
 
 A scalar head on `{base}`, fitted with kleash {__version__} to {report.num_pairs} preference pairs
 ({report.num_identical} more were left out: their two texts were the same) by the Bradley–Terry loss
-−log σ(r_chosen − r_rejected), {report.steps} updates. It scores a text, prompt and response together; higher is
-preferred. Only differences between scores mean anything.
+−log σ(r_chosen − r_rejected), {report.steps} updates. It scores a text, prompt and response
+together; higher is preferred. Only differences between scores mean anything.
 
 | on pairs of prompts it was not fitted on | |
 |---|---|
 {table}
 
-"not measured" stands where there was nothing to measure on. The interval takes pairs as independent.
+"not measured" stands where there was nothing to measure. The interval takes pairs as independent.
 
-The score is a stand-in for the preferences it was fitted to, and holds for texts like those. A policy that is
-optimised against it will find texts on which it is wrong: keep the policy close to its reference, and judge the
-result by something else than this score.
+The score is a stand-in for the preferences it was fitted to, and holds for texts like those. A
+policy that is optimised against it will find texts on which it is wrong: keep the policy close to
+its reference, and judge the result by something else than this score.
 """
 
 
