@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def classifier(tmp_path: Path) -> Callable[..., str]:
     """Writes a classifier with that many labels; returns its directory."""
 
     def write(num_labels: int = 1, *, kind: str = "llama", context: int = 64) -> str:
-        shape = {
+        shape: dict[str, Any] = {
             "vocab_size": 259,
             "hidden_size": 16,
             "num_hidden_layers": 2,

@@ -88,16 +88,15 @@ def reliability_curve(
         ReliabilityBin(low=0.0, high=0.5, num=0, confidence=None, accuracy=None)
     """
     p, outcome = probabilities.double(), outcomes.double()
-    width = (high - low) / num_bins
-    index = ((p - low) / width).floor().long().clamp(0, num_bins - 1)
+    edges = [low + (high - low) * k / num_bins for k in range(num_bins + 1)]
+    index = ((p - low) / (high - low) * num_bins).floor().long().clamp(0, num_bins - 1)
     curve: list[ReliabilityBin] = []
     for k in range(num_bins):
         inside = index == k
         count = int(inside.sum())
         confidence = float(p[inside].mean()) if count else None
         accuracy = float(outcome[inside].mean()) if count else None
-        edges = low + k * width, low + (k + 1) * width
-        curve.append(ReliabilityBin(*edges, count, confidence, accuracy))
+        curve.append(ReliabilityBin(edges[k], edges[k + 1], count, confidence, accuracy))
     return curve
 
 

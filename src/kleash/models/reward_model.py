@@ -9,11 +9,11 @@ batch it stands.
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from kleash.models.embedded import resolve
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kleash.errors import InputError
+from kleash.models.embedded import names, resolve
 
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
 """What transformers raises for files that are missing, broken or of another kind."""
@@ -260,9 +261,15 @@ def _locate(name: str) -> str:
             f"there is no model directory {name!r}",
             expected="a directory with config.json and safetensors",
             got="a file" if path.is_file() else "nothing",
-            do="check the path; `kleash models list` names the embedded models",
+            do=_suggestion(name),
         )
     return name
+
+
+def _suggestion(name: str) -> str:
+    """What to do about a name that leads nowhere."""
+    near = get_close_matches(name, names(), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"embedded models: {', '.join(names())}"
 
 
 @contextmanager
@@ -276,7 +283,7 @@ def _readable(name: str) -> Generator[None]:
             f"cannot load {name!r} as a text classifier",
             expected="a directory or a hub id with config.json, safetensors and a tokenizer",
             got=f"{type(error).__name__}: {reason[:200]}",
-            do="check the name; `kleash models list` names the embedded models",
+            do=_suggestion(name),
         ) from error
 
 

@@ -23,6 +23,9 @@ DASHED = "6px,3px"
 _LABEL_HEIGHT = 17
 """Pixels that keep two labels apart."""
 
+_BELOW = 26
+"""Pixels from a point to a label under it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
@@ -156,7 +159,7 @@ def place(labels: Sequence[Label], pixels_per_unit: float, *, below: bool = Fals
             "x": label.x,
             "y": label.y,
             "yanchor": "middle",
-            "yshift": round(move, 1) - (_LABEL_HEIGHT if below else 0),
+            "yshift": round(move, 1) - (_BELOW if below else 0),
             "font": {"color": label.colour},
         }
         for label, move in zip(order, moves, strict=True)
@@ -184,7 +187,7 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 def margin_for(labels: Sequence[Label]) -> int:
     """Pixels to the right of the axes that hold the longest label."""
-    return 18 + 7 * max((len(label.text) for label in labels), default=0)
+    return 16 + 6 * max((len(label.text) for label in labels), default=0)
 
 
 def segments(*columns: Sequence[Measured]) -> Iterator[slice]:
@@ -259,7 +262,7 @@ def _target_shapes(target: float) -> list[Figure]:
     fill = {"fillcolor": "rgba(128,134,144,0.16)", "line": {"width": 0}}
     return [
         across | band | fill,
-        across | {"type": "line", "y0": target, "y1": target, "layer": "below"},
+        across | {"type": "line", "y0": target, "y1": target},
     ]
 
 

@@ -17,8 +17,6 @@ from kleash.report.text import interval, number
 from kleash.report.theme import ALONE, TEMPLATES, run_colour
 from kleash.report.view import RunView
 
-TEMPLATE = "template.html.j2"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fact:
@@ -137,16 +135,18 @@ def write_report(html: str, path: str | Path) -> None:
 def _page(
     *, title: str, lead: Sequence[Chart], panels: Sequence[Panel], summary: Sequence[Row]
 ) -> str:
+    runs, colours = [panel.run for panel in panels], [panel.colour for panel in panels]
     return render(
-        TEMPLATE,
-        title=title,
-        lead=lead,
-        panels=panels,
-        summary=summary,
-        exchanges=exchanges([panel.run for panel in panels], [panel.colour for panel in panels]),
-        hottest=HOTTEST,
-        templates=TEMPLATES,
-        version=kleash.__version__,
+        {
+            "title": title,
+            "lead": lead,
+            "panels": panels,
+            "summary": summary,
+            "exchanges": exchanges(runs, colours),
+            "hottest": HOTTEST,
+            "templates": TEMPLATES,
+            "version": kleash.__version__,
+        }
     )
 
 

@@ -1,7 +1,7 @@
 """The over-optimisation picture: gold and proxy reward against √KL, after Gao, Schulman and Hilton 2022."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kleash.report.figures import DASHED, Chart, Figure, Label, drawable, margin_for, place
 from kleash.report.text import chart_text, number
@@ -14,7 +14,8 @@ _KL = "kl_policy_ref_per_response"
 _HEIGHT = 330
 """Pixels of the drawn area, for keeping labels apart."""
 
-Points = tuple[list[Measured], list[Measured]]
+Points = list[tuple[float, float] | None]
+"""√KL and reward, step by step."""
 
 
 def overoptimisation(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
@@ -33,7 +34,7 @@ def overoptimisation(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
                 _dots(run, points, kind=kind, colour=colour),
                 _line(trend, kind=kind, colour=colour),
             ]
-            drawn = [(x, y) for x, y in zip(*trend, strict=True) if x is not None and y is not None]
+            drawn = [point for point in trend if point is not None]
             ends += [
                 Label(x=x, y=y, text=chart_text(run.name, 14), colour=colour) for x, y in drawn[-1:]
             ]
@@ -120,43 +121,48 @@ def _neighbours(labels: Sequence[Label], width: float) -> list[list[Label]]:
 
 def _points(run: RunView, metric: str) -> Points:
     """√KL and a reward; a step that lacks either, or whose KL estimate is negative, is a gap."""
-    x: list[Measured] = []
-    y: list[Measured] = []
     pairs = zip(drawable(run.series(_KL)), drawable(run.series(metric)), strict=True)
-    for kl, reward in pairs:
-        whole = kl is not None and kl >= 0 and reward is not None
-        x.append(math.sqrt(kl) if whole else None)
-        y.append(reward if whole else None)
-    return x, y
+    return [
+        None if kl is None or kl < 0 or reward is None else (math.sqrt(kl), reward)
+        for kl, reward in pairs
+    ]
 
 
 def _trend(points: Points) -> Points:
     """Centred means of both coordinates over the measured steps nearby; gaps stay gaps.
 
-    The window narrows towards the ends, so that a line begins and ends on measured points.
+    The window narrows towards the first step, so that a line begins where the run did.
     """
-    rows = list(zip(*points, strict=True))
-    x: list[Measured] = []
-    y: list[Measured] = []
-    for index, row in enumerate(rows):
-        reach = min(TREND // 2, index, len(rows) - 1 - index)
-        near = rows[index - reach : index + reach + 1]
-        for column, values in enumerate((x, y)):
-            known = [other[column] for other in near if other[column] is not None]
-            values.append(None if row[column] is None else sum(known) / len(known))
-    return x, y
+    means: Points = []
+    for index, point in enumerate(points):
+        reach = min(TREND // 2, index)
+        near = [at for at in points[index - reach : index + reach + 1] if at is not None]
+        means.append(
+            None if point is None else (_mean(x for x, _ in near), _mean(y for _, y in near))
+        )
+    return means
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
+
+
+def _columns(points: Points) -> dict[str, list[Measured]]:
+    return {
+        "x": [None if point is None else point[0] for point in points],
+        "y": [None if point is None else point[1] for point in points],
+    }
 
 
 def _dots(run: RunView, points: Points, *, kind: str, colour: str) -> Figure:
-    x, y = points
-    return {
+    columns = _columns(points)
+    return columns | {
         "type": "scatter",
         "mode": "markers",
-        "x": x,
-        "y": y,
         "text": [
             f"step {step}<br>{kind} {number(reward)} at KL {number(kl)} nats"
-            for step, reward, kl in zip(run.steps, y, run.series(_KL), strict=True)
+            for step, reward, kl in zip(run.steps, columns["y"], run.series(_KL), strict=True)
         ],
         "name": chart_text(run.name),
         "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
@@ -165,12 +171,18 @@ def _dots(run: RunView, points: Points, *, kind: str, colour: str) -> Figure:
 
 
 def _line(trend: Points, *, kind: str, colour: str) -> Figure:
-    style = {"width": 3} if kind == "gold" else {"width": 1.75, "dash": DASHED}
-    return {
+    """The trend; the gold one ends in a dot, where the run is now."""
+    columns = _columns(trend)
+    gold = kind == "gold"
+    last = max((at for at, y in enumerate(columns["y"]) if y is not None), default=None)
+    return columns | {
         "type": "scatter",
-        "mode": "lines",
-        "x": trend[0],
-        "y": trend[1],
-        "line": style | {"color": colour},
+        "mode": "lines+markers" if gold else "lines",
+        "line": {"color": colour, "width": 3} | ({} if gold else {"width": 1.75, "dash": DASHED}),
+        "marker": {
+            "color": colour,
+            "size": [10 if at == last else 0 for at in range(len(trend))],
+            "opacity": 1,
+        },
         "hoverinfo": "skip",
     }

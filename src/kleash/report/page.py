@@ -8,6 +8,7 @@ request at all.
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,12 +17,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from kleash.report.text import DASH, interval, number, visible
+from kleash.report.text import DASH, number, visible
 
 
-def render(template: str, **context: Any) -> str:
-    """The template as HTML, with our styles and scripts in it."""
-    return _environment().get_template(template).render(**context)
+def render(context: Mapping[str, Any]) -> str:
+    """The page as HTML, with our styles and scripts in it."""
+    scripts = _scripts()
+    shared = {
+        "css": Markup(_resource("report.css")),
+        "scripts": scripts,
+        "policy": _policy(scripts),
+        "unmeasured": DASH,
+    }
+    return _environment().get_template("template.html.j2").render(shared | dict(context))
 
 
 def data(value: Any) -> Markup:
@@ -47,15 +55,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = _scripts()
-    environment.globals |= {
-        "css": Markup(_resource("report.css")),
-        "scripts": scripts,
-        "policy": _policy(scripts),
-        "interval": interval,
-        "unmeasured": DASH,
-    }
-    environment.filters |= {"number": number, "data": data, "pretty": _pretty}
+    environment.filters.update(number=number, data=data, pretty=_pretty)
     return environment
 
 
@@ -64,8 +64,9 @@ def _finalize(value: Any) -> Any:
     return value if isinstance(value, Markup) else visible(str(value))
 
 
+@cache
 def _scripts() -> tuple[Markup, ...]:
-    """plotly.js and ours, as a browser will hash them: line ends are `\\n` and no tag ends them early."""
+    """plotly.js and ours, as a browser hashes them: normal line ends, and no tag ends them early."""
     sources = (get_plotlyjs(), _resource("report.js"))
     scripts = [source.replace("\r\n", "\n").replace("\r", "\n") for source in sources]
     assert not any("</script" in script.lower() or "<!--" in script for script in scripts)

@@ -72,7 +72,7 @@ def _template(*, ink: str, muted: str, grid: str, axis: str, card: str) -> dict[
                 "borderpad": 1,
                 "font": {"size": 12, "color": ink},
             },
-            "margin": {"l": 52, "r": 16, "t": 12, "b": 44},
+            "margin": {"l": 28, "r": 12, "t": 12, "b": 42},
             "showlegend": False,
             "hovermode": "x unified",
             "dragmode": False,

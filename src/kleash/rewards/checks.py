@@ -1,6 +1,7 @@
 """One finite number per response, or an error that names the first one without."""
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -39,7 +40,7 @@ def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
             do="return one number for each response, in their order",
         )
     for i, value in enumerate(values):
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not _is_finite(value):
             raise RewardError(
                 f"the reward {name!r} gave no usable score",
                 expected="a finite number for every response",
@@ -55,13 +56,21 @@ def shown(value: Any) -> str:
     Examples:
         >>> print(shown("red: \x1b[31m"))
         'red: \x1b[31m'
-        >>> shown("a" * 99)[-4:]
-        "a'…"
+        >>> len(shown("a" * 99))
+        63
     """
     if isinstance(value, str):
         return repr(value[:_SHOWN]) + ("…" if len(value) > _SHOWN else "")
-    text = repr(value)
-    return text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
+    text = reprlib.repr(value)
+    return text if text.isprintable() else repr(text)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _as_list(scores: Any) -> list[Any] | None:

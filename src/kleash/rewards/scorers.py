@@ -29,7 +29,7 @@ from kleash.rewards.checks import checked, shown
 
 logger = logging.getLogger(__name__)
 
-ScoreFunction = Callable[[Sequence[str], Sequence[str]], Any]
+ScoreFunction = Callable[[list[str], list[str]], Any]
 """(prompts, responses) -> one number per response."""
 
 _FUNCTION_SPEC = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")

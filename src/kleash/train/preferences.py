@@ -100,7 +100,7 @@ def split_pairs(pairs: Sequence[Pair], fraction: float) -> PairSplit:
         >>> pairs = [Pair(prompt=p, chosen_text=p + "+", rejected_text=p + "-") for p in "aabc"]
         >>> train, held_out = split_pairs(pairs, 0.34)
         >>> [pair.prompt for pair in train], [pair.prompt for pair in held_out]
-        (['a', 'a', 'c'], ['b'])
+        (['a', 'a', 'b'], ['c'])
     """
     keys = [_digest(pair) for pair in pairs]
     ranked = sorted(set(keys))

@@ -1,0 +1,1 @@
+"""Studies of what a KL penalty buys, and what it does not."""

@@ -1,0 +1,146 @@
+"""A causal language model as the loop sees it: hidden states at the response's positions, and a head.
+
+The last matrix product, hidden states to vocabulary, is kept apart from the rest of the model: it is by far the largest
+thing computed, and so it is done in chunks, only at tokens that count, and once for policy and reference together.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from kleash.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Hidden states to logits: z = s · (W h + b), capped smoothly where the architecture does so."""
+
+    weight: Tensor
+    """[V, H]."""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits [N, V] of hidden states [N, H], in float32."""
+        logits = F.linear(hidden, self.weight, self.bias).float() * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def frozen(self) -> "Head":
+        """A copy that later updates of the model don't reach."""
+        bias = None if self.bias is None else self.bias.detach().clone()
+        return Head(self.weight.detach().clone(), bias, self.scale, self.softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A model, its tokenizer and the name it was asked for by. Always in eval mode: no dropout on either side."""
+
+    name: str
+    model: Any
+    """A transformers causal language model, float32."""
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the width of the hidden states."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens that the model takes; None when it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def pad_id(self) -> int:
+        """What fills unused positions; its value never matters, because these are masked."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end a response: the tokenizer's and the model's own."""
+        declared = getattr(self.model.generation_config, "eos_token_id", None)
+        declared = declared if isinstance(declared, list) else [declared]
+        return sorted({int(i) for i in [self.tokenizer.eos_token_id, *declared] if i is not None})
+
+    @property
+    def head(self) -> Head:
+        """The live head: it follows updates of the weights and carries gradients."""
+        config, linear = self.model.config, self.model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        scale /= getattr(config, "logits_scaling", None) or 1.0
+        return Head(
+            linear.weight,
+            getattr(linear, "bias", None),
+            float(scale),
+            getattr(config, "final_logit_softcapping", None),
+        )
+
+    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+        """Hidden states from which each response token is predicted.
+
+        Prompts are padded on the left and responses on the right; a position's number counts real tokens only, so
+        that padding changes nothing.
+
+        Args:
+            prompt_ids: [B, P].
+            prompt_mask: [B, P], True at real tokens.
+            response_ids: [B, T].
+
+        Returns:
+            [B, T, H]; the state at t has seen the prompt and the response's tokens before t.
+        """
+        inputs = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
+        mask = torch.ones_like(inputs)
+        mask[:, : prompt_ids.shape[1]] = prompt_mask
+        output = self.model.base_model(
+            input_ids=inputs,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]
+
+
+def check_head(language_model: LanguageModel) -> None:
+    """Proves on two tokens that `head(hidden)` gives the model's own logits.
+
+    Raises:
+        InputError: the architecture does something more between its last hidden state and its logits.
+    """
+    ids = torch.tensor([[1, 2]], device=language_model.device)
+    ones = torch.ones_like(ids)
+    with torch.no_grad():
+        own = language_model.model(input_ids=ids, attention_mask=ones).logits[0, :1].float()
+        ours = language_model.head(language_model.hidden(ids[:, :1], ones[:, :1], ids[:, 1:])[0])
+    if not torch.allclose(own, ours, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f"the architecture of {language_model.name} is not supported",
+            expected="logits that are the head's product with the last hidden state",
+            got=f"{type(language_model.model).__name__}, which differs by {(own - ours).abs().max():.3g}",
+            do="use another model; Llama, Qwen, Mistral, Gemma and GPT-2 families are",
+        )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over every tensor's name, shape and bytes: the identity of a set of weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Sampling responses: one small protocol, one fast local sampler."""

@@ -1,0 +1,28 @@
+"""The `[rollout]` section: how much is sampled, and how."""
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+
+class RolloutConfig(BaseModel):
+    """One step's rollout: num_prompts × group_size responses.
+
+    Examples:
+        >>> RolloutConfig(num_prompts=16, group_size=4).num_responses
+        64
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_prompts: int = Field(default=16, gt=0)
+    """P, prompts a step."""
+    group_size: int = Field(default=4, gt=0)
+    """G, responses to each of them."""
+    max_new_tokens: int = Field(default=32, gt=0)
+    """T, the longest response in tokens, its end-of-sequence token included."""
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
+    """τ: divides the logits of policy and reference alike, at sampling, in training and in every KL."""
+
+    @property
+    def num_responses(self) -> int:
+        """B = P · G."""
+        return self.num_prompts * self.group_size

@@ -1,0 +1,183 @@
+"""The local sampler: a key-value cache, prompts computed once per group, finished rows dropped.
+
+A token is drawn by inverting the distribution function at one uniform number a row; the numbers are drawn for all rows
+whether they are finished or not, so that dropping rows changes no sample.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kleash.errors import InputError
+from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.models.policy import LanguageModel
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
+
+COMPACT_BELOW = 0.75
+"""Finished rows are dropped from the cache once fewer than this share of its rows is still running."""
+
+
+def encode_prompts(
+    policy: LanguageModel, prompts: Sequence[str], max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Prompts as token ids [P, L], padded on the left, and their mask [P, L] bool.
+
+    Raises:
+        InputError: a prompt is empty, or with its response is longer than the model's context.
+    """
+    rows: list[list[int]] = [policy.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise InputError("a prompt has no tokens", expected="at least one", got=repr(prompt))
+        if policy.context is not None and len(row) + max_new_tokens > policy.context:
+            raise InputError(
+                "a prompt is longer than the context",
+                expected=f"at most {policy.context - max_new_tokens} tokens: "
+                f"the context of {policy.name} is {policy.context}, of which "
+                f"rollout.max_new_tokens takes {max_new_tokens}",
+                got=f"{len(row)} tokens: {prompt[:60]!r}{'…' if len(prompt) > 60 else ''}",
+                do="shorten the prompt, or lower rollout.max_new_tokens",
+            )
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), policy.pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row)
+        mask[index, longest - len(row) :] = True
+    return ids.to(policy.device), mask.to(policy.device)
+
+
+def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """Tokens [B] by inverse transform: the first v whose cumulative probability exceeds u · total.
+
+    In float64: a float32 sum over a vocabulary can't tell its rarest tokens from rounding.
+
+    Examples:
+        >>> draw(torch.tensor([[0.25, 0.75]]).log().expand(2, 2), torch.tensor([0.2, 0.3]).double())
+        tensor([0, 1])
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    return (
+        torch.searchsorted(cumulative, target, right=True)
+        .squeeze(-1)
+        .clamp(max=logprobs.shape[-1] - 1)
+    )
+
+
+@torch.no_grad()
+def sample(
+    policy: LanguageModel,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    generator: torch.Generator,
+) -> Rollout:
+    """G responses to each prompt, the group of the first prompt first.
+
+    Args:
+        policy: who answers.
+        prompts: P texts.
+        config: group size, length, temperature.
+        generator: the one source of randomness, on the CPU, so that seeds mean the same on every device.
+    """
+    ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
+    repeats = config.group_size
+    prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))
+    decoding = _Decoding(policy, ids, mask, config, generator)
+    response_ids, response_mask, logprobs, finished = decoding.run()
+    texts = policy.tokenizer.batch_decode(
+        [row[keep] for row, keep in zip(response_ids, response_mask, strict=True)],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return Rollout(
+        prompts=tuple(p for p in prompts for _ in range(repeats)),
+        responses=tuple(texts),
+        prompt_index=torch.arange(len(prompts), device=ids.device).repeat_interleave(repeats),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=response_ids,
+        mask=response_mask,
+        sampled_logprobs=logprobs,
+        finished=finished,
+    )
+
+
+class _Decoding:
+    """One batch being sampled: the cache holds the rows still running, the outputs hold all."""
+
+    def __init__(
+        self,
+        policy: LanguageModel,
+        ids: Tensor,
+        mask: Tensor,
+        config: RolloutConfig,
+        generator: torch.Generator,
+    ) -> None:
+        self.policy, self.config, self.generator = policy, config, generator
+        self.prompt_ids, self.prompt_mask = ids, mask
+        size, length, device = len(ids) * config.group_size, config.max_new_tokens, ids.device
+        self.tokens = torch.full((size, length), policy.pad_id, device=device)
+        self.mask = torch.zeros((size, length), dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros((size, length), device=device)
+        self.finished = torch.zeros(size, dtype=torch.bool, device=device)
+        self.rows = torch.arange(size, device=device)
+        self.lengths = mask.sum(-1).repeat_interleave(config.group_size)
+        response = torch.ones((size, length), dtype=torch.bool, device=device)
+        self.attention = torch.cat([mask.repeat_interleave(config.group_size, 0), response], dim=1)
+        self.cache = DynamicCache()
+        self.eos = torch.tensor(policy.eos_ids, device=device)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits = self._prefill()
+        for t in range(self.config.max_new_tokens):
+            self._take(t, logits)
+            running = ~self.finished[self.rows]
+            if t + 1 == self.config.max_new_tokens or not running.any():
+                break
+            if running.float().mean() < COMPACT_BELOW:
+                keep = running.nonzero().squeeze(-1)
+                self.rows = self.rows[keep]
+                self.cache.batch_select_indices(keep)
+            logits = self._step(t)
+        return self.tokens, self.mask, self.logprobs, self.finished
+
+    def _prefill(self) -> Tensor:
+        output = self.policy.model(
+            input_ids=self.prompt_ids,
+            attention_mask=self.prompt_mask.long(),
+            position_ids=(self.prompt_mask.long().cumsum(-1) - 1).clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        if self.config.group_size > 1:
+            self.cache.batch_repeat_interleave(self.config.group_size)
+        return output.logits[:, -1].repeat_interleave(self.config.group_size, 0)
+
+    def _take(self, t: int, logits: Tensor) -> None:
+        """Draws token t of every running row and records it."""
+        uniform = torch.rand(len(self.tokens), generator=self.generator, dtype=torch.double)
+        logprobs = log_softmax(logits, self.config.temperature)
+        token = draw(logprobs, uniform.to(logits.device)[self.rows])
+        running = ~self.finished[self.rows]
+        rows, token = self.rows[running], token[running]
+        self.tokens[rows, t] = token
+        self.mask[rows, t] = True
+        self.logprobs[rows, t] = token_logprobs(logprobs[running], token)
+        self.finished[rows] = torch.isin(token, self.eos)
+
+    def _step(self, t: int) -> Tensor:
+        width = self.prompt_ids.shape[1] + t + 1
+        output = self.policy.model(
+            input_ids=self.tokens[self.rows, t : t + 1],
+            attention_mask=self.attention[self.rows, :width].long(),
+            position_ids=(self.lengths[self.rows] + t).unsqueeze(-1),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]

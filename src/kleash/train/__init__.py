@@ -1,0 +1,1 @@
+"""The loop: rollout, reward, reading, update, verdict, record."""

@@ -1,0 +1,120 @@
+"""The configuration of a training run: eight sections, each owned by the room that it turns."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from kleash.control import ControlConfig
+from kleash.guard import GuardConfig
+from kleash.models.config import ModelConfig
+from kleash.rewards.config import RewardConfig
+from kleash.rollout.config import RolloutConfig
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(BaseModel):
+    """The `[data]` section: what the policy is asked."""
+
+    model_config = _FROZEN
+
+    prompts: str = "tiny-reviews/prompts"
+    """An embedded name, a text file with one prompt a line, or JSONL with a `prompt` field."""
+
+
+class PPOConfig(BaseModel):
+    """The `[ppo]` section: clipped updates with a value head (Schulman et al. 2017)."""
+
+    model_config = _FROZEN
+
+    num_epochs: int = Field(default=2, gt=0)
+    """Passes over one rollout."""
+    num_minibatches: int = Field(default=2, gt=0)
+    """Gradient steps a pass; the responses are split evenly."""
+    clip_eps: FiniteFloat = Field(default=0.2, gt=0, lt=1)
+    """ε of the ratio's clip."""
+    value_clip_eps: FiniteFloat = Field(default=0.2, gt=0)
+    """How far a value may move from its value at sampling before the loss stops following."""
+    value_coef: FiniteFloat = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    gamma: FiniteFloat = Field(default=1.0, gt=0, le=1)
+    """Discount γ."""
+    gae_lambda: FiniteFloat = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation."""
+    whiten_rewards: bool = False
+    """Divide the shaped rewards by their standard deviation (their mean stays)."""
+    whiten_advantages: bool = True
+    """Centre and scale the advantages; the KL term in the loss is scaled alike, so that β means the same."""
+
+
+class OptimizerConfig(BaseModel):
+    """The `[optimizer]` section: AdamW."""
+
+    model_config = _FROZEN
+
+    learning_rate: FiniteFloat = Field(default=3e-4, gt=0)
+    """Step size after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """`linear` falls to 0 at the last step."""
+    beta1: FiniteFloat = Field(default=0.9, ge=0, lt=1)
+    beta2: FiniteFloat = Field(default=0.95, ge=0, lt=1)
+    weight_decay: FiniteFloat = Field(default=0.0, ge=0)
+    max_grad_norm: FiniteFloat = Field(default=1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+
+    def rate_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of step 1 … num_steps.
+
+        Examples:
+            >>> OptimizerConfig(learning_rate=1.0, warmup_steps=4).rate_at(1, 10)
+            0.25
+        """
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        left = 1.0 if self.schedule == "constant" else (num_steps - step + 1) / num_steps
+        return self.learning_rate * warm * left
+
+
+class TrainConfig(BaseModel):
+    """The `[train]` section: how long, from which seed, on what."""
+
+    model_config = _FROZEN
+
+    steps: int = Field(default=100, gt=0)
+    """Rollouts and their updates."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of everything random. The same configuration and seed give the same metrics, bit for bit, on one machine."""
+    device: str = "auto"
+    """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1` …"""
+    threads: int | None = Field(default=None, gt=0)
+    """CPU threads; None: as many as torch takes by itself."""
+    micro_batch_size: int = Field(default=32, gt=0)
+    """Responses per forward pass where no gradient is needed; changes memory, not results."""
+    sample_every: int = Field(default=10, gt=0)
+    """Steps between the samples written to samples.jsonl; the last step always writes them."""
+    num_samples: int = Field(default=8, gt=0)
+    """Prompts sampled for it: the first of the file, so that runs can be compared."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Names that accelerate knows: tensorboard, wandb, mlflow, trackio …"""
+
+
+class RunConfig(BaseModel):
+    """A whole training run.
+
+    Examples:
+        >>> RunConfig(rl=ControlConfig(kl_target=4.0)).rollout.num_responses
+        64
+    """
+
+    model_config = _FROZEN
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    rl: ControlConfig = ControlConfig(controller="fixed")
+    ppo: PPOConfig = PPOConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    guard: GuardConfig = GuardConfig()
+    train: TrainConfig = TrainConfig()

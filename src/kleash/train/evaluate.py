@@ -1,0 +1,113 @@
+"""Fresh responses from a policy, scored and metered: a table row, and lines for samples.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kleash.models.policy import LanguageModel
+from kleash.records import KLReading
+from kleash.rewards.scorers import Scorer
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.sampler import sample
+from kleash.train.experience import Experience, meter, score
+from kleash.train.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What a policy does on fresh responses."""
+
+    reward: float
+    monitor: dict[str, float]
+    kl: KLReading
+    """Per response."""
+    distinct_2: float | None
+    """Different token pairs over all token pairs, of all responses together; None when there is no pair."""
+    length: float
+    """Mean tokens per response."""
+
+
+def collect(
+    learner: Learner,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    scorers: tuple[Scorer, Sequence[Scorer]],
+    generator: torch.Generator,
+    *,
+    missing_eos_penalty: float = 0.0,
+    micro_batch_size: int = 32,
+) -> Experience:
+    """Samples, scores and meters: the first half of a training step, and the whole of an evaluation."""
+    rollout = sample(learner.policy, prompts, config, generator)
+    scores, penalised, monitor = score(rollout, *scorers, missing_eos_penalty)
+    metered = meter(
+        learner, rollout, temperature=config.temperature, micro_batch_size=micro_batch_size
+    )
+    return Experience(
+        rollout=rollout, scores=scores, penalised=penalised, monitor=monitor, metered=metered
+    )
+
+
+def summarise(experience: Experience, reference: str) -> Evaluation:
+    """The figures of an evaluation."""
+    rollout = experience.rollout
+    return Evaluation(
+        reward=float(experience.scores.mean()),
+        monitor={name: float(scores.mean()) for name, scores in experience.monitor.items()},
+        kl=experience.reading("response", reference),
+        distinct_2=distinct_n(
+            [
+                row[keep].tolist()
+                for row, keep in zip(rollout.response_ids, rollout.mask, strict=True)
+            ],
+            2,
+        ),
+        length=float(rollout.mask.sum(-1).float().mean()),
+    )
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float | None:
+    """Share of n-grams that are different, over all responses (Li et al. 2016); 1 is no repetition.
+
+    Examples:
+        >>> distinct_n([[1, 2, 1, 2]], 2)
+        0.6666666666666666
+    """
+    grams = [tuple(row[i : i + n]) for row in responses for i in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def sample_lines(
+    step: int, experience: Experience, policy: LanguageModel, reference: Mapping[str, Any]
+) -> tuple[dict[str, Any], ...]:
+    """Lines for samples.jsonl: each response with its KL per token, beside the reference's answer.
+
+    Args:
+        step: which policy answered.
+        experience: its answers.
+        policy: for its tokenizer.
+        reference: "responses" and "scores" of the reference for the same prompts.
+    """
+    rollout, metered = experience.rollout, experience.metered
+    lines: list[dict[str, Any]] = []
+    for i, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True)):
+        keep = rollout.mask[i]
+        kl: list[float] = metered.kl[i][keep].tolist()
+        ids: list[int] = rollout.response_ids[i][keep].tolist()
+        lines.append(
+            {
+                "step": step,
+                "prompt": prompt,
+                "response": response,
+                "tokens": [policy.tokenizer.decode([token]) for token in ids],
+                "kl_per_token": kl,
+                "kl_policy_ref": sum(kl),
+                "reward": float(experience.scores[i]),
+                "monitor": {name: float(x[i]) for name, x in experience.monitor.items()},
+                "reference_response": reference["responses"][i],
+                "reference_reward": reference["scores"][i],
+            }
+        )
+    return tuple(lines)

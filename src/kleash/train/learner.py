@@ -1,0 +1,99 @@
+"""Everything that training changes, and the frozen things it is held against."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kleash.errors import ConfigError
+from kleash.models.hub import load_language_model, load_reference
+from kleash.models.policy import LanguageModel
+from kleash.models.value_head import ValueHead
+from kleash.train.config import ModelConfig, OptimizerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """The policy with its value head and optimiser, and the reference it is measured from."""
+
+    policy: LanguageModel
+    reference: LanguageModel
+    value_head: ValueHead
+    optimizer: torch.optim.Optimizer
+    trained: list[Tensor] = field(repr=False)
+    """Every parameter that the optimiser moves."""
+
+    def snapshot(self) -> "Snapshot":
+        """A copy of all that an update changes."""
+        return Snapshot(
+            [p.detach().clone() for p in self.trained],
+            copy.deepcopy(self.optimizer.state_dict()),
+        )
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Undoes every change since the snapshot, bit for bit."""
+        with torch.no_grad():
+            for parameter, saved in zip(self.trained, snapshot.parameters, strict=True):
+                parameter.copy_(saved)
+        self.optimizer.load_state_dict(snapshot.optimizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Weights and optimiser state before an update."""
+
+    parameters: list[Tensor]
+    optimizer: dict[str, Any]
+
+
+def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -> Learner:
+    """Loads policy and reference, adds the value head, and sets up AdamW.
+
+    Raises:
+        ConfigError: nothing in the policy can be trained.
+    """
+    policy = load_language_model(model.policy, device)
+    reference = load_reference(policy, model.reference)
+    value_head = ValueHead(policy.hidden_size).to(device)
+    weights = [p for p in policy.model.parameters() if p.requires_grad]
+    if not weights:
+        raise ConfigError(
+            f"no weight of {model.policy} can be trained",
+            expected="at least one",
+            got="all are frozen",
+        )
+    trained = [*weights, *value_head.parameters()]
+    adam = torch.optim.AdamW(
+        trained,
+        lr=optimizer.learning_rate,
+        betas=(optimizer.beta1, optimizer.beta2),
+        weight_decay=optimizer.weight_decay,
+        fused=True,
+    )
+    return Learner(policy, reference, value_head, adam, trained)
+
+
+def resolve_device(name: str) -> str:
+    """The device that `train.device` means here.
+
+    Raises:
+        ConfigError: there is no such device.
+
+    Examples:
+        >>> resolve_device("cpu")
+        'cpu'
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"no device {name!r} here",
+            expected="auto, cpu, or a device that torch finds",
+            got=str(error).splitlines()[0],
+            do="set train.device = 'auto'",
+        ) from error
+    return name

@@ -1,0 +1,82 @@
+"""One line of metrics.jsonl: every figure of a step that repeats bit for bit."""
+
+from kleash.functional.losses import explained_variance
+from kleash.functional.masking import masked_mean
+from kleash.records import KLReading, Verdict
+from kleash.train.algorithms import Targets
+from kleash.train.experience import Experience
+from kleash.train.update import Proposal
+
+Metrics = dict[str, float | int | None]
+
+
+def step_metrics(
+    step: int,
+    experience: Experience,
+    readings: tuple[KLReading, KLReading],
+    targets: Targets,
+    proposal: Proposal,
+    verdict: Verdict,
+    settings: dict[str, float | None],
+) -> Metrics:
+    """The figures of one step. None: not measured, never 0.
+
+    Args:
+        step: 1-based.
+        experience: the rollout with scores and metering.
+        readings: KL(π‖π_ref) per response and per token.
+        targets: what the update aimed at.
+        proposal: the update.
+        verdict: what became of it.
+        settings: kl_coef, kl_target and learning_rate as used in this step.
+    """
+    kl, kl_token = readings
+    kl_coef = settings["kl_coef"]
+    assert kl_coef is not None
+    reward = float(experience.scores.mean())
+    count = len(experience.scores)
+    return {
+        "step": step,
+        "reward_mean": reward,
+        "reward_std": float(experience.scores.std()) if count > 1 else None,
+        **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
+        **_interval(kl),
+        **_interval(kl_token),
+        "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
+        **settings,
+        "objective": reward - kl_coef * kl.value,
+        **_response_metrics(experience),
+        **proposal.metrics,
+        **_critic_metrics(experience, targets),
+        "grad_norm": proposal.facts.grad_norm,
+        "accepted": int(verdict.action == "accept"),
+    }
+
+
+def _interval(reading: KLReading) -> Metrics:
+    return {
+        reading.name: reading.value,
+        f"{reading.name}_low": reading.low,
+        f"{reading.name}_high": reading.high,
+    }
+
+
+def _value(reading: KLReading | None) -> float | None:
+    return None if reading is None else reading.value
+
+
+def _response_metrics(experience: Experience) -> Metrics:
+    rollout, metered = experience.rollout, experience.metered
+    gap = (metered.logprobs - rollout.sampled_logprobs)[rollout.mask].abs().max()
+    return {
+        "entropy_per_token": float(masked_mean(metered.entropy, rollout.mask)),
+        "response_length": float(rollout.mask.sum(-1).float().mean()),
+        "eos_rate": float(rollout.finished.float().mean()),
+        "sampler_logprob_gap_max": float(gap),
+    }
+
+
+def _critic_metrics(experience: Experience, targets: Targets) -> Metrics:
+    mask = experience.rollout.mask
+    explained = explained_variance(experience.metered.values[mask], targets.returns[mask])
+    return {"explained_variance": None if explained is None else float(explained)}

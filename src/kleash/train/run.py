@@ -1,0 +1,234 @@
+"""A training run as a directory: everything written around the loop, and an ending for every way it can end."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from kleash import __version__
+from kleash.errors import ConfigError, InputError, KleashError, ResourceError
+from kleash.ledger import Ledger, digest_run, encode
+from kleash.models.hub import save_language_model, vocabulary_digest
+from kleash.models.policy import weights_digest
+from kleash.records import StepRecord
+from kleash.rewards.scorers import load_scorer
+from kleash.rollout.sampler import encode_prompts
+from kleash.train.card import model_card
+from kleash.train.config import RunConfig
+from kleash.train.data import load_prompts
+from kleash.train.learner import build_learner, resolve_device
+from kleash.train.loop import Setup, metrics_line, run_loop, seeded
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
+
+
+def train(config: RunConfig, run: Path) -> Iterator[StepRecord]:
+    """Trains, and yields each step's record once it is on disk.
+
+    Nothing is written before configuration, models, prompts and reward are loaded and checked. After that every
+    way out leaves a run that verifies: the end of the steps, a halt by the guard, an error, Ctrl-C, closing the iterator.
+    The policy as it then is stands in `final/`.
+
+    Args:
+        config: the whole run.
+        run: the run directory; it must not exist, or be empty.
+
+    Raises:
+        InputError, ConfigError: something that was asked for can't be had.
+        RewardError: the reward failed; LimitError: the guard halted the run; ResourceError: the disk failed.
+    """
+    _check_vacant(run)
+    setup = prepare(config)
+    with _RunDirectory(run, setup) as directory:
+        for record in run_loop(setup, directory.ledger):
+            directory.write(record)
+            yield record
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Loads and checks all that the loop needs.
+
+    Raises:
+        InputError, ConfigError: something that was asked for can't be had.
+    """
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = resolve_device(config.train.device)
+    prompts = load_prompts(config.data.prompts)
+    if config.rollout.num_prompts > len(prompts):
+        raise ConfigError(
+            "a rollout needs more prompts than there are",
+            expected=f"rollout.num_prompts ≤ {len(prompts)}, the prompts in data.prompts",
+            got=str(config.rollout.num_prompts),
+            do="lower rollout.num_prompts and raise rollout.group_size, or add prompts",
+        )
+    torch.manual_seed(seeded(config.train.seed, "initialisation").initial_seed())
+    learner = build_learner(config.model, config.optimizer, device)
+    encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
+    reward, *monitors = (
+        load_scorer(
+            spec,
+            label=config.reward.label if spec == config.reward.model else None,
+            batch_size=config.reward.batch_size,
+            device=device,
+        )
+        for spec in (config.reward.model, *config.reward.monitor)
+    )
+    return Setup(config=config, learner=learner, prompts=prompts, reward=reward, monitors=monitors)
+
+
+def _check_vacant(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(
+            f"{run} is not empty",
+            expected="a directory that doesn't exist yet, or an empty one",
+            got="files in it, which were left as they are",
+            do="choose another --run",
+        )
+
+
+@dataclass(slots=True)
+class _Files:
+    metrics: BinaryIO
+    samples: BinaryIO
+    timings: BinaryIO
+
+
+class _RunDirectory:
+    """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending."""
+
+    def __init__(self, run: Path, setup: Setup) -> None:
+        self.run, self.setup = run, setup
+        self.last: StepRecord | None = None
+        started = {
+            "config": setup.config.model_dump(mode="json"),
+            "versions": {"kleash": __version__, **_versions()},
+            "digests": _digests(setup),
+        }
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "config.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
+            self.ledger = Ledger.create(run / "ledger")
+            self.files = _Files(
+                *((run / f"{name}.jsonl").open("wb") for name in ("metrics", "samples", "timings"))
+            )
+        except OSError as error:
+            raise _disk_failed(run, error) from error
+        self.ledger.append("run.started", {**started, "kleash": __version__})
+        self.tracker = _tracker(run, setup.config)
+
+    def __enter__(self) -> "_RunDirectory":
+        return self
+
+    def write(self, record: StepRecord) -> None:
+        """Writes a step's lines. Each is on disk, as far as a flush goes, before the step is yielded."""
+        try:
+            _write(self.files.metrics, [metrics_line(record.metrics)])
+            _write(self.files.samples, [encode(line) + b"\n" for line in record.samples])
+            _write(self.files.timings, [encode({"step": record.step, **record.seconds}) + b"\n"])
+        except OSError as error:
+            raise _disk_failed(self.run, error) from error
+        self.last = record
+        if self.tracker is not None:
+            known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
+            self.tracker.log({**known, **_seconds(record)}, step=record.step)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        for file in (self.files.metrics, self.files.samples, self.files.timings):
+            file.close()
+        if self.tracker is not None:
+            self.tracker.end_training()
+        try:
+            # The ledger closed itself when the disk failed: there is nothing more to be written.
+            if not isinstance(error, ResourceError) or kind is not ResourceError:
+                self._end(error)
+        finally:
+            self.ledger.close()
+
+    def _end(self, error: BaseException | None) -> None:
+        setup, steps = self.setup, 0 if self.last is None else self.last.step
+        status, reason = _ending(error)
+        card = model_card(setup.config, self.last, setup.learner.reference.name, status)
+        save_language_model(setup.learner.policy, self.run / "final", card)
+        body: dict[str, Any] = {"steps": steps, "files": digest_run(self.run)}
+        self.ledger.append(status, body if reason is None else {**body, "reason": reason})
+
+
+def _ending(error: BaseException | None) -> tuple[str, str | None]:
+    """The ledger's word for how a run ended, and why."""
+    if error is None:
+        return "run.finished", None
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        return "run.interrupted", "stopped by the user"
+    reason = error.what if isinstance(error, KleashError) else f"{type(error).__name__}: {error}"
+    return "run.failed", reason[:2000]
+
+
+def _write(file: BinaryIO, lines: list[bytes]) -> None:
+    file.writelines(lines)
+    file.flush()
+
+
+def _seconds(record: StepRecord) -> dict[str, float]:
+    return {f"seconds/{name}": value for name, value in record.seconds.items()}
+
+
+def _tracker(run: Path, config: RunConfig) -> Accelerator | None:
+    """accelerate's trackers, writing under the run directory; None when none is asked for."""
+    if not config.train.trackers:
+        return None
+    try:
+        accelerator = Accelerator(
+            log_with=list(config.train.trackers),
+            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
+            cpu=resolve_device(config.train.device) == "cpu",
+        )
+        accelerator.init_trackers(
+            "tensorboard" if config.train.trackers == ("tensorboard",) else run.name
+        )
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            "a tracker can't be started",
+            expected="names of trackers that are installed, such as tensorboard",
+            got=f"{', '.join(config.train.trackers)}: {error}",
+            do="install it, or set train.trackers = []",
+        ) from error
+    return accelerator
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _digests(setup: Setup) -> dict[str, str]:
+    learner = setup.learner
+    return {
+        "policy": weights_digest(learner.policy.model),
+        "reference": weights_digest(learner.reference.model),
+        "tokenizer": vocabulary_digest(learner.policy.tokenizer),
+        "prompts": _sha256_of(setup.prompts),
+    }
+
+
+def _sha256_of(prompts: list[str]) -> str:
+    return hashlib.sha256(encode(prompts)).hexdigest()
+
+
+def _disk_failed(run: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write to {run}",
+        expected="a writable directory with room",
+        got=error.strerror or str(error),
+        do="free some space, or choose another --run",
+    )
