@@ -20,6 +20,17 @@ from teacher import fit_teacher
 from training import PAD_ID, add_dropout, batches, make_optimizers, pad, schedule, train
 
 BATCH_TOKENS = 4096
+MATRIX_LR = 0.005
+OTHER_LR = 5e-4
+WEIGHT_DECAY = 0.1
+DROPOUT = 0.2
+PASSES = 3  # over the single sentences, at the end of the first round
+COPIES = 3  # of the single sentences in the one pass of the second round
+SECOND_RATE = 0.6
+SHARPEN = 1.2  # an average of two log-odds is less sure than both together should be
+TRUST = 0.7  # in a human label, the rest in the teacher: the labels are noisy, and this calibrates
+DENSE = 0.5  # of the mean loss over all positions, beside the loss at the last
+
 FOLDS = 5
 REVIEW_WEIGHT = 0.2  # of a sentence of a whole review, next to one with a label of its own
 REVIEW_LOG_ODDS = 0.6  # how far the label of a review speaks for each sentence in it
@@ -54,15 +65,46 @@ def scores_everywhere(model: LlamaForSequenceClassification, ids: Tensor) -> Ten
     return model.score(model.model(input_ids=ids, use_cache=False).last_hidden_state)[..., 0]
 
 
-def sentiment_loss(scores: Tensor, ids: Tensor, targets: Tensor, dense: float) -> Tensor:
-    """The logistic loss at the last token, plus `dense` times its mean over all tokens."""
+def sentiment_loss(scores: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+    """The logistic loss at the last token, plus a share of its mean over all tokens."""
     real = (ids != PAD_ID).float()
     losses = functional.binary_cross_entropy_with_logits(
         scores, targets[:, None].expand_as(scores), reduction="none"
     )
     lengths = real.sum(1)
     last = losses.gather(1, lengths.long()[:, None] - 1)[:, 0]
-    return (last + dense * (losses * real).sum(1) / lengths).mean()
+    return (last + DENSE * (losses * real).sum(1) / lengths).mean()
+
+
+def new_gold(base: LlamaForCausalLM, seed: int) -> LlamaForSequenceClassification:
+    """A reward model on the trunk of `base`, its head still random."""
+    torch.manual_seed(seed)
+    config = new_config()
+    config.num_labels = 1
+    model = LlamaForSequenceClassification(config)
+    model.model.load_state_dict(base.model.state_dict())
+    torch.nn.init.normal_(model.score.weight, std=0.02)
+    return model
+
+
+def fit(
+    model: LlamaForSequenceClassification,
+    rows: list[list[int]],
+    targets: Tensor,
+    steps: list[list[int]],
+    rate: float,
+    name: str,
+) -> None:
+    """Trains on the batches `steps`, at `rate` times the full learning rates."""
+
+    def loss_of(batch: list[int]) -> Tensor:
+        ids = pad([rows[i] for i in batch])
+        return sentiment_loss(scores_everywhere(model, ids), ids, targets[batch])
+
+    optimizers = make_optimizers(model, rate * MATRIX_LR, rate * OTHER_LR, WEIGHT_DECAY)
+    undo = add_dropout(model.model, DROPOUT)
+    train(model, steps, loss_of, optimizers, lambda s: schedule(s, len(steps), 30), name)
+    undo()
 
 
 def train_gold(
@@ -71,47 +113,49 @@ def train_gold(
     sentences: list[Text],
     from_reviews: list[Text],
     seed: int,
-    general_passes: int = 1,
-    special_passes: int = 4,
-    dropout: float = 0.2,
-    matrix_lr: float = 0.005,
-    other_lr: float = 5e-4,
-    dense: float = 0.5,
-    trust: float = 0.7,
-    weight_decay: float = 0.1,
-    labels: Tensor | None = None,
 ) -> LlamaForSequenceClassification:
-    torch.manual_seed(seed)
+    """Trains the gold model in two rounds.
+
+    The first learns from the n-gram teacher and from the human labels. The second learns from
+    what teacher and first round say together of the sentences of whole reviews, for the two
+    err differently, and again from the human labels.
+
+    Args:
+        base: The language model whose trunk it starts from.
+        tokenizer: The tokenizer of `base`.
+        sentences: Single sentences with labels of their own.
+        from_reviews: Sentences with the label of their review.
+        seed: Draws the head, the order and the dropout.
+
+    Returns:
+        The trained model; a score above 0 means positive.
+    """
+    model = new_gold(base, seed)
     generator = torch.Generator().manual_seed(seed)
-    config = new_config()
-    config.num_labels = 1
-    model = LlamaForSequenceClassification(config)
-    model.model.load_state_dict(base.model.state_dict())
-    torch.nn.init.normal_(model.score.weight, std=0.02)
-    odds = soft_labels(sentences, from_reviews) if labels is None else labels
-    sign = torch.tensor([2.0 * t.positive - 1 for t in from_reviews])
-    own = torch.tensor([float(t.positive) for t in sentences])
     count = len(sentences)
-    targets = torch.cat([
-        trust * own + (1 - trust) * odds[:count].sigmoid(),
-        (odds[count:] + REVIEW_LOG_ODDS * sign).sigmoid(),
-    ])
     rows = tokenizer([t.text for t in [*sentences, *from_reviews]], truncation=True)["input_ids"]
-    lengths = [len(r) for r in rows]
-    steps = []
-    for _ in range(general_passes):
-        steps += batches(lengths, BATCH_TOKENS, generator)
-    for _ in range(special_passes):
+    lengths = [len(row) for row in rows]
+    odds = soft_labels(sentences, from_reviews)
+    own = torch.tensor([float(t.positive) for t in sentences])
+    own = TRUST * own + (1 - TRUST) * odds[:count].sigmoid()
+    sign = torch.tensor([2.0 * t.positive - 1 for t in from_reviews])
+    noisy = odds[count:] + REVIEW_LOG_ODDS * sign
+
+    targets = torch.cat([own, noisy.sigmoid()])
+    steps = list(batches(lengths, BATCH_TOKENS, generator))
+    for _ in range(PASSES):
         steps += batches(lengths[:count], BATCH_TOKENS, generator)
+    fit(model, rows, targets, steps, 1.0, "gold, first round")
 
-    def loss_of(batch: list[int]) -> Tensor:
-        ids = pad([rows[i] for i in batch])
-        return sentiment_loss(scores_everywhere(model, ids), ids, targets[batch], dense)
-
-    optimizers = make_optimizers(model, matrix_lr, other_lr, weight_decay)
-    undo = add_dropout(model.model, dropout)
-    train(model, steps, loss_of, optimizers, lambda s: schedule(s, len(steps), 30), "gold")
-    undo()
+    agreed = (score(model, tokenizer, [t.text for t in from_reviews]) + noisy) / 2
+    targets = torch.cat([own, (SHARPEN * agreed).sigmoid()])
+    # The sentences with labels of their own come several times in the one pass.
+    copies = list(range(count)) * COPIES + list(range(count, len(rows)))
+    steps = [
+        [copies[i] for i in batch]
+        for batch in batches([lengths[i] for i in copies], BATCH_TOKENS, generator)
+    ]
+    fit(model, rows, targets, steps, SECOND_RATE, "gold, second round")
     return model
 
 

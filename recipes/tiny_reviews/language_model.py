@@ -20,6 +20,12 @@ from training import (
 )
 
 BATCH_TOKENS = 4096
+GENERAL_PASSES = 2  # over both corpora together
+SPECIAL_PASSES = 6  # over the single sentences alone, while the learning rate falls
+DROPOUT = 0.1  # in the second phase; the first sees each text too rarely to need it
+MATRIX_LR = 0.02
+OTHER_LR = 3e-3
+WEIGHT_DECAY = 0.1
 
 
 def new_config() -> LlamaConfig:
@@ -57,15 +63,7 @@ def token_losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 
 def train_base(
-    general: list[list[int]],
-    special: list[list[int]],
-    seed: int,
-    general_passes: int = 2,
-    special_passes: int = 6,
-    dropout: float = 0.1,
-    matrix_lr: float = 0.02,
-    other_lr: float = 3e-3,
-    weight_decay: float = 0.1,
+    general: list[list[int]], special: list[list[int]], seed: int
 ) -> LlamaForCausalLM:
     """Trains on both corpora, then on the kind of text that the model is to write.
 
@@ -73,12 +71,6 @@ def train_base(
         general: Encoded sentences of whole reviews.
         special: Encoded single review sentences.
         seed: Draws the weights, the order and the dropout.
-        general_passes: Passes over both together, at the full learning rate.
-        special_passes: Passes over `special` alone, while the learning rate falls.
-        dropout: The rate during the second phase; the first sees too few passes to need it.
-        matrix_lr: Muon's learning rate.
-        other_lr: AdamW's learning rate.
-        weight_decay: Muon's weight decay.
 
     Returns:
         The trained model.
@@ -86,12 +78,12 @@ def train_base(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = LlamaForCausalLM(new_config())
-    optimizers = make_optimizers(model, matrix_lr, other_lr, weight_decay)
+    optimizers = make_optimizers(model, MATRIX_LR, OTHER_LR, WEIGHT_DECAY)
     rows = special + general
     phases: list[list[list[int]]] = [[], []]
-    for _ in range(general_passes):
+    for _ in range(GENERAL_PASSES):
         phases[0] += batches([len(r) for r in rows], BATCH_TOKENS, generator)
-    for _ in range(special_passes):
+    for _ in range(SPECIAL_PASSES):
         phases[1] += batches([len(r) for r in special], BATCH_TOKENS, generator)
     total = sum(map(len, phases))
 
@@ -99,7 +91,7 @@ def train_base(
         return token_losses(model, pad([rows[i] for i in batch])).mean()
 
     done = 0
-    for name, steps, rate in (("general", phases[0], 0.0), ("special", phases[1], dropout)):
+    for name, steps, rate in (("general", phases[0], 0.0), ("special", phases[1], DROPOUT)):
         undo = add_dropout(model.model, rate)
         offset = done
         train(model, steps, loss_of, optimizers,

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 
 LONGEST_GRAM = 3
-PENALTY = 1.0
+PENALTY = 2.0
 
 Classifier = Callable[[list[str]], np.ndarray]
 

@@ -84,9 +84,10 @@ class KLReading:
     def from_json(cls, data: Mapping[str, Any]) -> "KLReading":
         """The reading that `to_json` wrote."""
         floats = ("value", "low", "high", "level")
-        return cls(
-            **{key: _decode(value) if key in floats else value for key, value in data.items()}
-        )
+        fields: dict[str, Any] = {
+            key: _decode(value) if key in floats else value for key, value in data.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,7 +133,9 @@ def test_the_trunk_is_a_copy_and_the_head_is_drawn_by_the_seed_alone(base: str) 
     torch.manual_seed(1)
     first = new_reward_model(base, seed=0).model.state_dict()
     torch.manual_seed(2)
+    state = torch.get_rng_state()
     second = new_reward_model(base, seed=0).model.state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
     trunk = load_file(Path(base) / "model.safetensors")
     for key, value in trunk.items():
         assert torch.equal(first[key], value), key

@@ -15,7 +15,8 @@ def gae(
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t; returns = A + V.
 
-    Schulman et al. 2016, arXiv 1506.02438. The response ends at its last unmasked token: nothing is bootstrapped beyond.
+    Schulman et al. 2016, arXiv 1506.02438. The response ends at its last unmasked token:
+    nothing is bootstrapped beyond.
 
     Args:
         rewards: reward per token; only unmasked ones count.

@@ -1,7 +1,7 @@
 """The KL divergence of a policy q = π from a reference p = π_ref: exact per step, and sampled estimators.
 
-With u = log q(y)/p(y) on a token y ~ q, Schulman's estimators (joschu.net/blog/kl-approx.html) are k1 = u, k2 = u²/2 and
-k3 = e^{−u} − 1 + u. They estimate a value; differentiating an estimate is not estimating a gradient
+With u = log q(y)/p(y) on a token y ~ q, Schulman's estimators (joschu.net/blog/kl-approx.html) are k1 = u, k2 = u²/2
+and k3 = e^{−u} − 1 + u. They estimate a value; differentiating an estimate is not estimating a gradient
 (Tang & Munos 2025, arXiv 2506.09477). The exact form needs both full rows of log-probabilities and has the lowest
 variance of all: it is what the meter reads and what the penalty uses.
 """

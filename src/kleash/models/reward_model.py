@@ -86,8 +86,8 @@ def load_reward_model(name: str, *, device: str = "cpu") -> RewardModel:
 def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardModel:
     """A scalar head on a copy of a language model's trunk, ready to be fitted.
 
-    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020), appendix B.1. A
-    base that is a reward model already keeps its head.
+    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020). A base that is a
+    reward model already keeps its head.
 
     Args:
         base: an embedded name, a local directory or a hub id of a causal language model.
@@ -208,7 +208,8 @@ def _tokenise(
 
 def _load(name: str, device: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The classifier and the names of the weights that its files do not hold."""
-    with _readable(name), _quietly():
+    # transformers draws what the files do not hold from the global random state.
+    with _readable(name), _quietly(), torch.random.fork_rng(devices=[]):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             _locate(name),
             **overrides,

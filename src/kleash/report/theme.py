@@ -7,7 +7,7 @@ others under the common colour-vision deficiencies.
 
 from typing import Any
 
-PALETTE = ("#d9591c", "#8a6fc4", "#118ab2", "#c2588b", "#7d8a24", "#7c7f87")
+PALETTE = ("#d9591c", "#c07a9c", "#2878cf", "#3b7d4f", "#7a45f0", "#77787c")
 """One colour a run, in order; runs beyond the sixth begin again (their labels still tell them apart)."""
 
 ALONE = PALETTE[2]
@@ -33,8 +33,8 @@ def rgba(colour: str, opacity: float) -> str:
     """A hex colour with an opacity.
 
     Examples:
-        >>> rgba("#118ab2", 0.2)
-        'rgba(17,138,178,0.2)'
+        >>> rgba("#2878cf", 0.2)
+        'rgba(40,120,207,0.2)'
     """
     red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity:g})"

@@ -52,5 +52,5 @@ class Rollout:
         """A commitment to the sampled tokens that doesn't store them."""
         digest = hashlib.sha256()
         for tensor in (self.prompt_ids, self.prompt_mask, self.response_ids, self.mask):
-            digest.update(tensor.to(torch.int64).cpu().contiguous().numpy())
+            digest.update(tensor.to(torch.int64).cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

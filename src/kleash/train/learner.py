@@ -64,7 +64,7 @@ def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -
             expected="at least one",
             got="all are frozen",
         )
-    trained = [*weights, *value_head.parameters()]
+    trained: list[Tensor] = [*weights, *value_head.parameters()]
     adam = torch.optim.AdamW(
         trained,
         lr=optimizer.learning_rate,

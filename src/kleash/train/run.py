@@ -34,8 +34,8 @@ def train(config: RunConfig, run: Path) -> Iterator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
     Nothing is written before configuration, models, prompts and reward are loaded and checked. After that every
-    way out leaves a run that verifies: the end of the steps, a halt by the guard, an error, Ctrl-C, closing the iterator.
-    The policy as it then is stands in `final/`.
+    way out leaves a run that verifies: the end of the steps, a halt by the guard, an error, Ctrl-C, closing the
+    iterator. The policy as it then is stands in `final/`.
 
     Args:
         config: the whole run.

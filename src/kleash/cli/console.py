@@ -1,0 +1,193 @@
+"""The only place that prints: progress, tables, errors, and the one JSON document of `--json`.
+
+Whatever comes from a model, a file or the outside passes through `plain`: a terminal takes orders from text.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from kleash.errors import KleashError
+from kleash.report.text import DASH, interval, number, visible
+
+LEASH = 0.2
+"""How far from its target, relatively, a KL still counts as held."""
+_LINES = 10
+"""Lines of progress where there is no terminal to draw a bar on."""
+
+
+def plain(value: object) -> str:
+    r"""Text that a terminal only shows: control, invisible and text-reversing characters are made visible.
+
+    Examples:
+        >>> plain("a\x1b]0;title\x07b\u202e")
+        'a␛]0;title␇b⟨U+202E⟩'
+    """
+    return visible(str(value))
+
+
+def line(value: object) -> str:
+    r"""`plain` text on one line.
+
+    Examples:
+        >>> line("one\n\ttwo")
+        'one⏎ two'
+    """
+    return plain(value).replace("\n", "⏎").replace("\t", " ")
+
+
+def jsonable(value: Any) -> Any:
+    """The value as JSON can carry it: a float that is no number becomes "nan", "inf" or "-inf".
+
+    Examples:
+        >>> jsonable({"kl": float("inf"), "steps": (1, 2)})
+        {'kl': 'inf', 'steps': [1, 2]}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def kl_text(
+    value: float | None, low: float | None, high: float | None, target: float | None
+) -> Text:
+    """A KL against its target, in nats: green within ±20 % of it, yellow outside, uncoloured without one.
+
+    Examples:
+        >>> kl_text(4.1, 3.8, 4.4, 4.0).plain
+        '4.10 [3.80, 4.40] / 4 nats'
+        >>> kl_text(9.0, None, None, 4.0).style
+        'yellow'
+    """
+    text = interval(value, low, high)
+    if target is None or value is None:
+        return Text(f"{text} nats")
+    held = abs(value / target - 1) <= LEASH
+    return Text(f"{text} / {number(target)} nats", style="green" if held else "yellow")
+
+
+class Screen:
+    """Where a command writes: results to stdout, progress and errors to stderr.
+
+    Args:
+        as_json: stdout carries one JSON document and nothing else.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False)
+
+    def document(self, value: Mapping[str, Any]) -> None:
+        """The JSON document, where that was asked for."""
+        if self.as_json:
+            print(json.dumps(jsonable(value), indent=2, allow_nan=False))
+
+    def say(self, *parts: str | Text) -> None:
+        """A line of the result, for a person; nothing under `--json`."""
+        if not self.as_json:
+            shown = [part if isinstance(part, Text) else Text(plain(part)) for part in parts]
+            self._out.print(*shown)
+
+    def note(self, text: str) -> None:
+        """A line beside the result, on stderr."""
+        self._err.print(Text(plain(text), style="dim"))
+
+    def check(self, *, passed: bool, text: str) -> None:
+        """One line with a tick or a cross."""
+        tick = Text("✓", style="green") if passed else Text("✗", style="bold red")
+        self.say(tick, line(text))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
+        """A table; the first column is text, the others are numbers."""
+        if self.as_json:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(cell if isinstance(cell, Text) else Text(line(cell)) for cell in row))
+        self._out.print(table)
+
+    def error(self, error: KleashError) -> None:
+        """What went wrong, what was expected, what was got, what to do: one screen, on stderr."""
+        parts = (("expected", error.expected), ("got", error.got), ("do", error.do))
+        grid = Table.grid(padding=(0, 2))
+        for label, text in parts:
+            if text:
+                grid.add_row(Text(label, style="bold"), Text(_screenful(text)))
+        what = Text(_screenful(error.what), style="bold red")
+        body = Group(what, Text(), grid) if grid.rows else what
+        self._err.print(Panel(body, title="error", title_align="left", border_style="red"))
+        if self.as_json:
+            said = {"what": error.what, **dict(parts)}
+            self.document({"error": said, "exit_code": error.exit_code})
+
+    @contextmanager
+    def progress(self) -> Iterator["Steps"]:
+        """A bar for each piece of work; where stderr is no terminal, a line now and then."""
+        bars = Progress(
+            TextColumn("{task.fields[label]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._err,
+            disable=not self._err.is_terminal,
+        )
+        with bars:
+            yield Steps(bars, self._err)
+
+
+class Steps:
+    """How far each piece of work has come; made by `Screen.progress`."""
+
+    def __init__(self, bars: Progress, err: Console) -> None:
+        self._bars = bars
+        self._err = err
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, label: str, step: int, steps: int, figures: Text | str = "") -> None:
+        """Moves the bar of one piece of work, or makes it.
+
+        Args:
+            label: what is being done: one bar each.
+            step: steps done.
+            steps: how many there will be.
+            figures: what a person watches.
+        """
+        figures = figures if isinstance(figures, Text) else Text(line(figures))
+        if self._bars.disable:
+            if step == steps or step % max(1, steps // _LINES) == 0:
+                words = Text(f"{line(label)} {step}/{steps} ")
+                self._err.print(words.append_text(figures), soft_wrap=True)
+            return
+        if label not in self._tasks:
+            self._tasks[label] = self._bars.add_task("", label=Text(line(label)), figures=Text())
+        self._bars.update(
+            self._tasks[label], completed=step, total=steps, figures=figures, refresh=True
+        )
+
+
+def measured(value: Any) -> str:
+    """A number as people read it, a dash where it was not measured."""
+    return number(value) if isinstance(value, int | float) else DASH
+
+
+def _screenful(text: str, lines: int = 12, width: int = 600) -> str:
+    """Text cut so that the error stays on one screen."""
+    kept = [part if len(part) <= width else part[:width] + "…" for part in text.split("\n")]
+    more = len(kept) - lines
+    return plain("\n".join(kept[:lines] + ([f"… and {more} more"] if more > 0 else [])))

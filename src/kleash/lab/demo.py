@@ -1,0 +1,327 @@
+"""The whole story on embedded models: a proxy reward is fitted, and three policies are trained against it.
+
+As in Gao et al. 2022 (arXiv 2210.10760): a gold model labels pairs with Bradley–Terry noise, a proxy is fitted on those
+labels, the policy is trained on the proxy, and the gold model, which training never sees, says what it was worth.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from kleash.control import ControlConfig
+from kleash.errors import InputError, KleashError, ResourceError
+from kleash.models.config import ModelConfig
+from kleash.models.embedded import resolve
+from kleash.models.hub import load_language_model
+from kleash.records import StepRecord
+from kleash.rewards.config import RewardConfig
+from kleash.rewards.scorers import load_scorer
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.sampler import sample
+from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.data import load_prompts
+from kleash.train.evaluate import collect, summarise
+from kleash.train.learner import build_learner
+from kleash.train.loop import seeded
+from kleash.train.preferences import Pair, split_pairs
+from kleash.train.reward_config import RewardTrainConfig
+from kleash.train.reward_fit import fit
+from kleash.train.reward_report import FitReport
+from kleash.train.run import train
+
+BASE, GOLD = "tiny-reviews/base", "tiny-reviews/gold"
+
+
+class DemoConfig(BaseModel):
+    """The demo's size and its leash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0)
+    pairs: int = Field(default=480, gt=0)
+    """Preference pairs that the proxy is fitted on, before some are held out to measure it."""
+    noise: float = Field(default=1.0, gt=0)
+    """Bradley–Terry temperature of the labels, in units of the gold score: P(chosen) = σ(Δ/noise)."""
+    fit_epochs: int = Field(default=3, gt=0)
+    steps: int = Field(default=40, gt=0)
+    """PPO steps of each arm."""
+    num_prompts: int = Field(default=24, gt=0)
+    group_size: int = Field(default=2, gt=0)
+    max_new_tokens: int = Field(default=24, gt=0)
+    kl_target: float = Field(default=4.0, gt=0)
+    """What the leashed arm is held to, nats per response."""
+    kl_coef: float = Field(default=0.15, gt=0)
+    """β of the fixed arm, and the leashed arm's start."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    evaluations: int = Field(default=2, gt=0)
+    """Fresh responses per prompt behind each row of the table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoEvent:
+    """Something a person waiting wants to see."""
+
+    phase: Literal["pairs", "proxy", "arm", "evaluate"]
+    step: int
+    steps: int
+    arm: str | None = None
+    figures: dict[str, float | None]
+    """Of an arm: reward, gold, kl, kl_low, kl_high, kl_coef; of the proxy: loss, accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One trained policy, as the table shows it."""
+
+    name: str
+    proxy_reward: float
+    gold_reward: float
+    kl_policy_ref_per_response: float
+    kl_low: float | None
+    kl_high: float | None
+    distinct_2: float | None
+    mean_length: float
+    run: str
+    answers: tuple[str, ...] = ()
+    """To the first prompts, in the demo's order."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of the table."""
+        row = asdict(self)
+        row.pop("answers")
+        return row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoResult:
+    """What the demo found."""
+
+    arms: tuple[Arm, ...]
+    prompts: tuple[str, ...]
+    """The prompts that every arm answered."""
+    reference: Arm
+    """The untrained model under the same measurement: its KL is 0 by definition of itself."""
+    proxy_accuracy: float | None
+    """On held-out pairs with the noisy labels."""
+    kl_target: float
+
+
+Observer = Callable[[DemoEvent], None]
+
+
+def arm_configs(config: DemoConfig, proxy: Path) -> dict[str, RunConfig]:
+    """The three arms: alike but for what holds their KL.
+
+    Examples:
+        >>> list(arm_configs(DemoConfig(), Path("proxy")))
+        ['no penalty', 'fixed β', 'leashed']
+    """
+    controls = {
+        "no penalty": ControlConfig(controller="fixed", kl_coef=0.0),
+        "fixed β": ControlConfig(controller="fixed", kl_coef=config.kl_coef),
+        "leashed": ControlConfig(
+            controller="adaptive",
+            kl_coef=config.kl_coef,
+            kl_target=config.kl_target,
+            # Published gain, for a run of dozens of steps rather than thousands: K = 1, error clipped at ±0.2.
+            kl_horizon=config.num_prompts * config.group_size,
+        ),
+    }
+    return {name: _arm_config(config, proxy, control) for name, control in controls.items()}
+
+
+def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
+    """Fits the proxy, trains the three arms side by side, and measures each on fresh responses.
+
+    Args:
+        out: where the proxy and the runs go; it must not exist, or be empty.
+        config: the demo's size and its leash.
+        observer: told what a person waiting wants to see.
+
+    Raises:
+        InputError: `out` is not empty.
+        ResourceError: an arm's process died.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(
+            f"{out} is not empty", expected="a new or empty directory", do="choose another --out"
+        )
+    pairs = label_pairs(config, observer)
+    report = _fit_proxy(config, pairs, out / "proxy", observer)
+    arms = _train_arms(out, config, observer)
+    return DemoResult(
+        arms=tuple(arms[name] for name in ARM_DIRECTORIES),
+        prompts=tuple(load_prompts("tiny-reviews/prompts")[:ANSWERS]),
+        reference=_evaluate(BASE, "reference", config, out / "proxy", resolve(BASE)),
+        proxy_accuracy=report.accuracy,
+        kl_target=config.kl_target,
+    )
+
+
+ARM_DIRECTORIES = {"no penalty": "no-penalty", "fixed β": "fixed-beta", "leashed": "leashed"}
+ANSWERS = 6
+"""Prompts whose answers are shown side by side."""
+
+
+def label_pairs(config: DemoConfig, observer: Observer) -> list[Pair]:
+    """Pairs of base-model responses, labelled by the gold model under Bradley–Terry noise."""
+    base, gold = load_language_model(BASE), load_scorer(GOLD)
+    prompts = load_prompts("tiny-reviews/prompts")
+    generator = seeded(config.seed, "pairs")
+    pairs: list[Pair] = []
+    while len(pairs) < config.pairs:
+        size = min(len(prompts), config.pairs - len(pairs))
+        rollout = sample(base, prompts[:size], _rollout(config, size, 2), generator)
+        scores = torch.tensor(gold.score(rollout.prompts, rollout.responses)).view(-1, 2)
+        first = torch.sigmoid((scores[:, 0] - scores[:, 1]) / config.noise)
+        first_wins = torch.rand(size, generator=generator) < first
+        for i, prompt in enumerate(prompts[:size]):
+            texts = [prompt + response for response in rollout.responses[2 * i : 2 * i + 2]]
+            chosen, rejected = texts if first_wins[i] else reversed(texts)
+            pairs.append(Pair(prompt=prompt, chosen_text=chosen, rejected_text=rejected))
+        observer(DemoEvent(phase="pairs", step=len(pairs), steps=config.pairs, figures={}))
+    return pairs
+
+
+def _fit_proxy(config: DemoConfig, pairs: list[Pair], out: Path, observer: Observer) -> FitReport:
+    split = split_pairs(pairs, 0.1)
+    settings = RewardTrainConfig(epochs=config.fit_epochs, seed=config.seed)
+    report: FitReport | None = None
+    for event in fit(BASE, split.train, out, eval_pairs=split.held_out, settings=settings):
+        if isinstance(event, FitReport):
+            report = event
+            continue
+        figures = {"loss": event.loss, "accuracy": event.accuracy}
+        observer(DemoEvent(phase="proxy", step=event.step, steps=event.steps, figures=figures))
+    assert report is not None
+    return report
+
+
+def _rollout(config: DemoConfig, num_prompts: int, group_size: int) -> RolloutConfig:
+    return RolloutConfig(
+        num_prompts=num_prompts, group_size=group_size, max_new_tokens=config.max_new_tokens
+    )
+
+
+def _arm_config(config: DemoConfig, proxy: Path, control: ControlConfig) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(policy=BASE),
+        rollout=_rollout(config, config.num_prompts, config.group_size),
+        reward=RewardConfig(model=str(proxy), monitor=(GOLD,)),
+        rl=control,
+        ppo=PPOConfig(),
+        optimizer=OptimizerConfig(learning_rate=config.learning_rate),
+        # One thread an arm: the arms share the cores, and the numbers don't depend on how many there are.
+        train=TrainConfig(steps=config.steps, seed=config.seed, device="cpu", threads=1),
+    )
+
+
+def _train_arms(out: Path, config: DemoConfig, observer: Observer) -> dict[str, Arm]:
+    """Each arm in a process of its own; their events come back through one queue."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = {
+        name: context.Process(target=_arm_process, args=(name, config, out, queue), daemon=True)
+        for name in ARM_DIRECTORIES
+    }
+    for worker in workers.values():
+        worker.start()
+    arms: dict[str, Arm] = {}
+    try:
+        for message in _messages(queue, workers, arms):
+            if isinstance(message, DemoEvent):
+                observer(message)
+            elif isinstance(message, Arm):
+                arms[message.name] = message
+            else:
+                raise message
+        for worker in workers.values():
+            worker.join()
+    except BaseException:
+        for worker in workers.values():
+            worker.terminate()
+        raise
+    return arms
+
+
+def _messages(queue: Any, workers: dict[str, Any], arms: dict[str, Arm]) -> Iterator[Any]:
+    """What the workers say, until each has delivered its arm."""
+    while len(arms) < len(workers):
+        try:
+            yield queue.get(timeout=1.0)
+        except Empty:
+            for name, worker in workers.items():
+                if name not in arms and worker.exitcode not in (None, 0):
+                    raise ResourceError(
+                        f"the arm {name!r} died",
+                        expected="its process to end by itself",
+                        got=f"exit code {worker.exitcode}",
+                        do="is there enough memory? the three arms need about 3 GiB together",
+                    ) from None
+
+
+def _arm_process(name: str, config: DemoConfig, out: Path, queue: Any) -> None:
+    """One arm from start to table row. Runs in its own process."""
+    try:
+        run = out / ARM_DIRECTORIES[name]
+        for record in train(arm_configs(config, out / "proxy")[name], run):
+            queue.put(_arm_event(name, record, config.steps))
+        queue.put(DemoEvent(phase="evaluate", step=0, steps=1, arm=name, figures={}))
+        queue.put(_evaluate(str(run / "final"), name, config, out / "proxy", str(run)))
+    except KleashError as error:
+        queue.put(error)
+    except KeyboardInterrupt:
+        # The run has recorded the interruption; the parent, which got it too, tells the user.
+        return
+
+
+def _arm_event(name: str, record: StepRecord, steps: int) -> DemoEvent:
+    figures = {
+        "reward": record.metrics["reward_mean"],
+        "gold": record.metrics[f"monitor/{GOLD}"],
+        "kl": record.kl.value,
+        "kl_low": record.kl.low,
+        "kl_high": record.kl.high,
+        "kl_coef": record.kl_coef,
+    }
+    return DemoEvent(phase="arm", step=record.step, steps=steps, arm=name, figures=figures)
+
+
+def _evaluate(policy: str, name: str, config: DemoConfig, proxy: Path, run: str) -> Arm:
+    """A policy on fresh responses to every prompt: the same random numbers for every arm."""
+    learner = build_learner(ModelConfig(policy=policy, reference=BASE), OptimizerConfig(), "cpu")
+    prompts = load_prompts("tiny-reviews/prompts")
+    experience = collect(
+        learner,
+        prompts,
+        _rollout(config, len(prompts), config.evaluations),
+        (load_scorer(str(proxy)), [load_scorer(GOLD)]),
+        seeded(config.seed, "evaluation"),
+    )
+    found = summarise(experience, BASE)
+    every = config.evaluations
+    return Arm(
+        name=name,
+        proxy_reward=found.reward,
+        gold_reward=found.monitor[GOLD],
+        kl_policy_ref_per_response=found.kl.value,
+        kl_low=found.kl.low,
+        kl_high=found.kl.high,
+        distinct_2=found.distinct_2,
+        mean_length=found.length,
+        run=run,
+        answers=experience.rollout.responses[: ANSWERS * every : every],
+    )
+
+
+def write_summary(result: DemoResult, path: Path) -> None:
+    """The table as JSON, for whoever wants the figures without the report."""
+    rows = [arm.to_json() for arm in (result.reference, *result.arms)]
+    path.write_text(json.dumps({"arms": rows}, indent=2) + "\n", encoding="utf-8")

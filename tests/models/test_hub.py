@@ -1,0 +1,66 @@
+"""Loading and naming models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kleash.errors import ConfigError, InputError
+from kleash.models.embedded import list_models, resolve
+from kleash.models.hub import freeze, load_language_model, load_reference
+from kleash.models.policy import Head, weights_digest
+
+
+def test_the_embedded_models_are_there_in_float32() -> None:
+    found = {model.name: model for model in list_models()}
+    assert set(found) == {"tiny-reviews/base", "tiny-reviews/gold"}
+    base = load_language_model("tiny-reviews/base")
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    count = sum(p.numel() for p in base.model.parameters())
+    assert found["tiny-reviews/base"].parameters == count
+    assert 3e6 <= count <= 5e6
+
+
+def test_a_missing_model_names_the_nearest() -> None:
+    with pytest.raises(InputError) as caught:
+        load_language_model("tiny-reviews/bsae")
+    assert "tiny-reviews/base" in caught.value.do
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    """Pitfall 44."""
+    policy = load_language_model("tiny-reviews/base")
+    other = tmp_path / "other"
+    shutil.copytree(resolve("tiny-reviews/base"), other)
+    text = (other / "tokenizer.json").read_text()
+    vocab = json.loads(text)
+    names = list(vocab["model"]["vocab"])
+    a, b = names[-1], names[-2]
+    vocab["model"]["vocab"][a], vocab["model"]["vocab"][b] = (
+        vocab["model"]["vocab"][b],
+        vocab["model"]["vocab"][a],
+    )
+    (other / "tokenizer.json").write_text(json.dumps(vocab))
+    with pytest.raises(ConfigError, match="vocabulary"):
+        load_reference(policy, str(other))
+
+
+def test_the_reference_is_a_copy_of_the_weights_in_memory() -> None:
+    """Pitfall 34: not of what stands at the path the policy was loaded from."""
+    policy = load_language_model("tiny-reviews/base")
+    with torch.no_grad():
+        next(iter(policy.model.parameters())).add_(0.01)
+    reference = freeze(policy)
+    assert weights_digest(reference.model) == weights_digest(policy.model)
+    assert not any(p.requires_grad for p in reference.model.parameters())
+    with torch.no_grad():
+        next(iter(policy.model.parameters())).add_(0.01)
+    assert weights_digest(reference.model) != weights_digest(policy.model)
+
+
+def test_a_head_caps_and_scales_its_logits() -> None:
+    head = Head(torch.eye(2), None, scale=2.0, softcap=3.0)
+    logits = head(torch.tensor([[1.0, 100.0]]))
+    assert torch.allclose(logits, 3 * torch.tanh(torch.tensor([[2 / 3, 200 / 3]])))

@@ -1,0 +1,114 @@
+"""The sampler against the training forward pass, and against itself in other batches."""
+
+import pytest
+import torch
+
+from kleash.errors import InputError
+from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.models.hub import load_language_model
+from kleash.models.policy import LanguageModel
+from kleash.rollout import sampler
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.sampler import draw, sample
+
+PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
+
+
+@pytest.fixture(scope="module")
+def base() -> LanguageModel:
+    return load_language_model("tiny-reviews/base")
+
+
+def _sample(base: LanguageModel, *, group_size: int = 4, temperature: float = 1.0, seed: int = 0):
+    config = RolloutConfig(
+        num_prompts=4, group_size=group_size, max_new_tokens=20, temperature=temperature
+    )
+    return sample(base, PROMPTS, config, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_recorded_logprobs_are_those_of_the_training_forward(
+    base: LanguageModel, temperature: float
+) -> None:
+    rollout = _sample(base, temperature=temperature)
+    with torch.no_grad():
+        hidden = base.hidden(rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids)
+        logprobs = log_softmax(base.head(hidden), temperature)
+    again = token_logprobs(logprobs, rollout.response_ids)
+    assert float((again - rollout.sampled_logprobs)[rollout.mask].abs().max()) < 1e-5
+
+
+def test_the_fast_path_agrees_with_the_models_own_forward(base: LanguageModel) -> None:
+    """The slow twin: one response at a time, no padding, transformers' own logits."""
+    rollout = _sample(base)
+    for i in (0, 5, 15):
+        keep = rollout.mask[i]
+        prompt = rollout.prompt_ids[i][rollout.prompt_mask[i]]
+        response = rollout.response_ids[i][keep]
+        ids = torch.cat([prompt, response]).unsqueeze(0)
+        with torch.no_grad():
+            logits = base.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        slow = token_logprobs(log_softmax(logits), response)
+        assert torch.allclose(slow, rollout.sampled_logprobs[i][keep], atol=1e-5)
+
+
+def test_dropping_finished_rows_changes_no_sample(
+    base: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compacted = _sample(base)
+    assert not bool(compacted.finished.all())
+    monkeypatch.setattr(sampler, "COMPACT_BELOW", 0.0)
+    whole = _sample(base)
+    assert torch.equal(compacted.response_ids, whole.response_ids)
+    assert torch.allclose(compacted.sampled_logprobs, whole.sampled_logprobs, atol=1e-5)
+
+
+def test_a_response_ends_with_its_end_token_or_at_the_limit(base: LanguageModel) -> None:
+    rollout = _sample(base)
+    for row, keep, done in zip(rollout.response_ids, rollout.mask, rollout.finished, strict=True):
+        tokens = row[keep].tolist()
+        ends = [i for i, token in enumerate(tokens) if token in base.eos_ids]
+        assert ends == ([len(tokens) - 1] if done else [])
+        assert done or len(tokens) == 20
+        assert bool((keep[:-1] >= keep[1:]).all())
+
+
+def test_the_same_seed_gives_the_same_rollout(base: LanguageModel) -> None:
+    assert _sample(base).sha256() == _sample(base).sha256()
+    assert _sample(base).sha256() != _sample(base, seed=1).sha256()
+
+
+def test_rows_cut_padding_and_nothing_else(base: LanguageModel) -> None:
+    rollout = _sample(base)
+    index = torch.tensor([5, 1])
+    part = rollout.rows(index)
+    with torch.no_grad():
+        whole = base.hidden(rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids)
+        alone = base.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+    assert torch.allclose(whole[index][rollout.mask[index]], alone[part.mask], atol=1e-4)
+    assert part.responses == (rollout.responses[5], rollout.responses[1])
+
+
+def test_draws_follow_the_distribution() -> None:
+    """χ² over 200,000 draws from eight tokens, one of them of probability 0."""
+    logprobs = torch.log_softmax(torch.randn(8), -1)
+    logprobs[3] = -torch.inf
+    logprobs = torch.log_softmax(logprobs, -1)
+    uniform = torch.rand(200_000, dtype=torch.double, generator=torch.Generator().manual_seed(2))
+    counts = draw(logprobs.expand(len(uniform), 8), uniform).bincount(minlength=8).double()
+    expected = logprobs.double().exp() * len(uniform)
+    assert counts[3] == 0
+    live = expected > 0
+    chi2 = float(((counts - expected)[live].square() / expected[live]).sum())
+    assert chi2 < 24.3  # 0.999 quantile of χ² with 6 degrees of freedom is 22.5; 7: 24.3
+
+
+def test_the_end_of_the_unit_interval_draws_the_last_possible_token() -> None:
+    logprobs = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert draw(logprobs, torch.tensor([1.0 - 1e-16], dtype=torch.double)).tolist() == [1]
+
+
+def test_a_prompt_longer_than_the_context_is_refused(base: LanguageModel) -> None:
+    config = RolloutConfig(num_prompts=1, group_size=1, max_new_tokens=20)
+    with pytest.raises(InputError, match="longer than the context"):
+        sample(base, ["good " * 120], config, torch.Generator())

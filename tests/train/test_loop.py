@@ -1,0 +1,222 @@
+"""The loop: what a run is, whatever ends it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from kleash.control import ControlConfig
+from kleash.errors import InputError, LimitError, RewardError
+from kleash.guard import GuardConfig
+from kleash.models.policy import weights_digest
+from kleash.replay import verify_run
+from kleash.rewards.config import RewardConfig
+from kleash.rollout.config import RolloutConfig
+from kleash.train.algorithms import ALGORITHMS
+from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
+from kleash.train.evaluate import collect
+from kleash.train.loop import seeded
+from kleash.train.run import prepare, train
+from kleash.train.update import propose_update
+
+_calls = {"left": 10**9}
+
+
+def count_e(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [float(text.count("e")) for text in responses]
+
+
+def turns_nan(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    _calls["left"] -= 1
+    return [1.0 if _calls["left"] > 0 else float("nan")] * len(responses)
+
+
+def turns_interrupt(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    _calls["left"] -= 1
+    if _calls["left"] <= 0:
+        raise KeyboardInterrupt
+    return [1.0] * len(responses)
+
+
+@pytest.fixture(autouse=True)
+def _reward_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "loop_rewards", sys.modules[__name__])
+
+
+def _config(reward: str = "loop_rewards:count_e", **sections: object) -> RunConfig:
+    fields: dict[str, object] = {
+        "rollout": RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8),
+        "reward": RewardConfig(model=reward),
+        "rl": ControlConfig(controller="adaptive", kl_target=0.5, kl_coef=0.1, kl_horizon=16),
+        "optimizer": OptimizerConfig(learning_rate=1e-3),
+        "train": TrainConfig(
+            steps=3, threads=1, device="cpu", num_samples=2, sample_every=2, trackers=()
+        ),
+    }
+    return RunConfig.model_validate({**fields, **sections})
+
+
+def test_a_run_verifies_repeats_bit_for_bit_and_loads_in_transformers(tmp_path: Path) -> None:
+    config = _config()
+    records = list(train(config, tmp_path / "a"))
+    list(train(config, tmp_path / "b"))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    found = verify_run(tmp_path / "a")
+    assert found.ok, found.problems
+    assert (found.status, found.steps) == ("finished", 3)
+    assert records[-1].kl.value > 1e-3
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "final")
+    card = (tmp_path / "a" / "final" / "README.md").read_text()
+    assert str(records[-1].kl) in card
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    first = list(train(_config(), tmp_path / "a"))
+    seed = TrainConfig(steps=1, seed=1, threads=1, device="cpu", num_samples=2, trackers=())
+    second = list(train(_config(train=seed), tmp_path / "b"))
+    assert first[0].metrics["reward_mean"] != second[0].metrics["reward_mean"]
+
+
+def test_step_0_kl_is_nothing_and_is_measured_at_beta_0_too(tmp_path: Path) -> None:
+    """Pitfalls 7, 16, 18, 32: the drift is read whether it is penalised or not, and starts at the noise floor."""
+    config = _config(rl=ControlConfig(controller="fixed", kl_coef=0.0))
+    records = list(train(config, tmp_path / "run"))
+    per_token = records[0].metrics["kl_policy_ref_per_token"]
+    assert per_token is not None
+    assert 0 <= per_token <= 1e-6
+    assert records[-1].kl.value > 1e-3
+    gap = records[0].metrics["sampler_logprob_gap_max"]
+    assert gap is not None
+    assert gap < 1e-5
+
+
+def test_the_first_minibatch_sees_a_ratio_of_exactly_one() -> None:
+    """T10: temperature, masks and numerics are the same at metering and in training."""
+    setup = prepare(_config())
+    config, learner = setup.config, setup.learner
+    experience = collect(
+        learner, setup.prompts[:4], config.rollout, (setup.reward, []), seeded(0, "test")
+    )
+    rollout = experience.rollout
+    with torch.no_grad():
+        hidden = learner.policy.hidden(
+            rollout.prompt_ids, rollout.prompt_mask, rollout.response_ids
+        )
+        logprobs = torch.log_softmax(learner.policy.head(hidden), -1)
+    now = logprobs.gather(-1, rollout.response_ids.unsqueeze(-1)).squeeze(-1)
+    assert float((now - experience.metered.logprobs)[rollout.mask].abs().max()) < 1e-5
+
+
+def test_a_refused_update_leaves_no_trace() -> None:
+    setup = prepare(_config())
+    config, learner = setup.config, setup.learner
+    generator = seeded(0, "test")
+    experience = collect(learner, setup.prompts[:4], config.rollout, (setup.reward, []), generator)
+    algorithm = ALGORITHMS["ppo"]
+    before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
+    targets = algorithm.targets(experience, 0.1, config.ppo)
+    proposal = propose_update(learner, algorithm, experience, targets, config, generator)
+    assert proposal.facts.finite
+    assert proposal.facts.kl_new_old is not None
+    assert proposal.facts.kl_new_old.value > 0
+    assert weights_digest(learner.policy.model) != before[0]
+    learner.restore(proposal.snapshot)
+    after = weights_digest(learner.policy.model), weights_digest(learner.value_head)
+    assert after == before
+    assert not learner.optimizer.state_dict()["state"]
+
+
+def test_the_reference_never_moves() -> None:
+    """Pitfall 38."""
+    setup = prepare(_config())
+    before = weights_digest(setup.learner.reference.model)
+    generator = seeded(0, "test")
+    experience = collect(
+        setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), generator
+    )
+    algorithm = ALGORITHMS["ppo"]
+    targets = algorithm.targets(experience, 0.1, setup.config.ppo)
+    propose_update(setup.learner, algorithm, experience, targets, setup.config, generator)
+    assert weights_digest(setup.learner.reference.model) == before
+
+
+def test_micro_batches_change_memory_and_not_results(tmp_path: Path) -> None:
+    """Pitfalls 20 and 42."""
+    fields = {"steps": 1, "threads": 1, "device": "cpu", "num_samples": 2, "trackers": ()}
+    readings = [
+        next(
+            iter(
+                train(
+                    _config(train=TrainConfig(**fields, micro_batch_size=size)),
+                    tmp_path / str(size),
+                )
+            )
+        )
+        for size in (3, 8)
+    ]
+    a, b = (r.metrics["entropy_per_token"] for r in readings)
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_whitening_scales_both_parts_of_the_penalty_alike() -> None:
+    """Pitfall 41: β in the loss is divided by what the advantages were divided by."""
+    setup = prepare(_config())
+    experience = collect(
+        setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), seeded(0, "t")
+    )
+    plain = setup.config.ppo.model_copy(update={"whiten_advantages": False})
+    raw = ALGORITHMS["ppo"].targets(experience, 0.1, plain)
+    white = ALGORITHMS["ppo"].targets(experience, 0.1, setup.config.ppo)
+    sigma = float(raw.advantages[experience.rollout.mask].std())
+    assert raw.kl_loss_coef == 0.1
+    assert white.kl_loss_coef == pytest.approx(0.1 / sigma, rel=1e-5)
+
+
+def test_a_reward_that_turns_nan_ends_the_run_with_its_record_whole(tmp_path: Path) -> None:
+    _calls["left"] = 4
+    with pytest.raises(RewardError):
+        list(train(_config("loop_rewards:turns_nan"), tmp_path / "run"))
+    found = verify_run(tmp_path / "run")
+    assert found.ok, found.problems
+    assert found.status == "failed"
+    assert found.steps >= 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+
+
+def test_ctrl_c_ends_cleanly_with_what_was_done_saved(tmp_path: Path) -> None:
+    _calls["left"] = 4
+    with pytest.raises(KeyboardInterrupt):
+        list(train(_config("loop_rewards:turns_interrupt"), tmp_path / "run"))
+    found = verify_run(tmp_path / "run")
+    assert found.ok, found.problems
+    assert found.status == "interrupted"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+
+
+def test_closing_the_iterator_is_an_interruption_too(tmp_path: Path) -> None:
+    steps = train(_config(), tmp_path / "run")
+    next(iter(steps))
+    steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert verify_run(tmp_path / "run").status == "interrupted"
+
+
+def test_a_hard_limit_halts_and_the_policy_is_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(LimitError):
+        list(train(_config(guard=GuardConfig(max_kl=1e-3)), tmp_path / "run"))
+    found = verify_run(tmp_path / "run")
+    assert found.ok, found.problems
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["accepted"] for line in lines] == [1, 0]
+
+
+def test_a_run_directory_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep")
+    with pytest.raises(InputError):
+        next(iter(train(_config(), tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
