@@ -6,18 +6,17 @@ token. The loss looks at every position, so that the beginning of a sentence has
 
 import numpy as np
 import torch
+from data import Text, number
+from language_model import new_config
+from teacher import fit_teacher
 from torch import Tensor
 from torch.nn import functional
+from training import PAD_ID, add_dropout, batches, make_optimizers, pad, schedule, train
 from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
-
-from data import Text, number
-from language_model import new_config
-from teacher import fit_teacher
-from training import PAD_ID, add_dropout, batches, make_optimizers, pad, schedule, train
 
 BATCH_TOKENS = 4096
 MATRIX_LR = 0.005
@@ -142,7 +141,8 @@ def train_gold(
     noisy = odds[count:] + REVIEW_LOG_ODDS * sign
 
     targets = torch.cat([own, noisy.sigmoid()])
-    steps = list(batches(lengths, BATCH_TOKENS, generator))
+    # Half of a pass over everything is enough to start with: the second round makes a whole one.
+    steps = list(batches(lengths, BATCH_TOKENS, generator))[::2]
     for _ in range(PASSES):
         steps += batches(lengths[:count], BATCH_TOKENS, generator)
     fit(model, rows, targets, steps, 1.0, "gold, first round")
@@ -166,13 +166,16 @@ def score(
     texts: list[str],
 ) -> Tensor:
     """Scores texts as a user would: the plain tokenizer call, padded on the left."""
-    scores = []
+    scores = torch.zeros(len(texts))
+    # By length, or padding would be most of the work.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(texts), 128):
+        chosen = order[start : start + 128]
         inputs = tokenizer(
-            texts[start : start + 128], padding=True, truncation=True, return_tensors="pt"
+            [texts[i] for i in chosen], padding=True, truncation=True, return_tensors="pt"
         )
-        scores.append(model(**inputs).logits[:, 0])
-    return torch.cat(scores)
+        scores[chosen] = model(**inputs).logits[:, 0]
+    return scores
 
 
 def measure_gold(scores: Tensor, positive: Tensor, bins: int = 15) -> dict[str, float]:

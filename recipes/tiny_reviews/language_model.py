@@ -1,12 +1,11 @@
 """Trains and measures the base language model."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from training import (
     BOS_ID,
     EOS_ID,
@@ -18,6 +17,7 @@ from training import (
     schedule,
     train,
 )
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BATCH_TOKENS = 4096
 GENERAL_PASSES = 2  # over both corpora together
@@ -62,9 +62,7 @@ def token_losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     return functional.cross_entropy(model.lm_head(hidden[real]), targets[real], reduction="none")
 
 
-def train_base(
-    general: list[list[int]], special: list[list[int]], seed: int
-) -> LlamaForCausalLM:
+def train_base(general: list[list[int]], special: list[list[int]], seed: int) -> LlamaForCausalLM:
     """Trains on both corpora, then on the kind of text that the model is to write.
 
     Args:
@@ -94,8 +92,14 @@ def train_base(
     for name, steps, rate in (("general", phases[0], 0.0), ("special", phases[1], DROPOUT)):
         undo = add_dropout(model.model, rate)
         offset = done
-        train(model, steps, loss_of, optimizers,
-              lambda step, offset=offset: schedule(offset + step, total, 40), name)
+        train(
+            model,
+            steps,
+            loss_of,
+            optimizers,
+            lambda step, offset=offset: schedule(offset + step, total, 40),
+            name,
+        )
         undo()
         done += len(steps)
     return model
@@ -126,7 +130,7 @@ def sample(
     """One sample at temperature 1 after each prompt, up to `<eos>`."""
     torch.manual_seed(seed)
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
-    output = model.generate(
+    output = cast(Any, model).generate(
         **inputs, do_sample=True, top_k=0, max_new_tokens=64, pad_token_id=PAD_ID
     )
     return tokenizer.batch_decode(output, skip_special_tokens=True)

@@ -16,6 +16,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: 
         directory: Made if missing.
     """
     model.save_pretrained(directory)
+    # Calls with padding or truncation leave both behind in the tokenizer.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(directory)
     path = directory / "model.safetensors"
     # Half the size on disk; config.json still says float32, which is what loading goes by.

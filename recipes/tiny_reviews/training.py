@@ -4,19 +4,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import LlamaModel
 
 log = logging.getLogger("tiny_reviews")
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 
 
-def batches(
-    lengths: list[int], tokens: int, generator: torch.Generator
-) -> Iterator[list[int]]:
+def batches(lengths: list[int], tokens: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Shuffled batches of about `tokens` tokens each, of texts of similar lengths.
 
     Args:
@@ -48,7 +48,7 @@ def pad(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
 
 
-def add_dropout(model: nn.Module, rate: float) -> Callable[[], None]:
+def add_dropout(model: LlamaModel, rate: float) -> Callable[[], None]:
     """Drops a part of what each layer of a Llama trunk adds to the residual stream.
 
     Llama has dropout on attention weights only; hooks add the rest without a model class of
@@ -67,11 +67,16 @@ def add_dropout(model: nn.Module, rate: float) -> Callable[[], None]:
             return (functional.dropout(output[0], rate, module.training), *output[1:])
         return functional.dropout(output, rate, module.training)
 
-    parts = [model.embed_tokens]
-    for layer in model.layers:
-        parts += [layer.self_attn, layer.mlp]
+    parts = [
+        m for n, m in model.named_modules() if n.endswith(("embed_tokens", "self_attn", "mlp"))
+    ]
     handles = [part.register_forward_hook(drop) for part in parts]
-    return lambda: [handle.remove() for handle in handles] and None
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return undo
 
 
 def schedule(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
@@ -104,23 +109,28 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Takes one step."""
+    def step(self, closure: Any = None) -> Any:
+        """Takes one step; a closure is not called."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
                 by_shape.setdefault(p.shape, []).append(p)
-            for shape, params in by_shape.items():
-                updates = []
-                for p in params:
-                    state = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    state.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(state, group["momentum"]))
-                steps = orthogonalise(torch.stack(updates))
-                scale = max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, steps, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * scale)
+            for params in by_shape.values():
+                self._step_together(params, group)
+
+    def _step_together(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Moves parameters of one shape: their products are faster in one batch."""
+        updates = []
+        for p in params:
+            assert p.grad is not None
+            mean = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            mean.lerp_(p.grad, 1 - group["momentum"])
+            updates.append(p.grad.lerp(mean, group["momentum"]))
+        rows, columns = params[0].shape
+        scale = max(1.0, rows / columns) ** 0.5
+        for p, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update, alpha=-group["lr"] * scale)
 
 
 def make_optimizers(
@@ -171,7 +181,8 @@ def train(
         if (step + 1) % 50 == 0 or step + 1 == len(steps):
             count = step % 50 + 1
             seconds = time.monotonic() - started
-            log.info("%s %d/%d: loss %.3f, %.0f s", name, step + 1, len(steps), running / count,
-                     seconds)
+            log.info(
+                "%s %d/%d: loss %.3f, %.0f s", name, step + 1, len(steps), running / count, seconds
+            )
             running = 0.0
     model.eval()

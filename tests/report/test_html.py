@@ -180,6 +180,22 @@ def test_arms_answer_the_same_prompt_side_by_side(run: RunView) -> None:
     assert heats == ["--h:0.5", "--h:0.1"] * 2
 
 
+def test_an_answer_without_tokens_or_reference_is_plain_text(run: RunView) -> None:
+    sample = replace(run.samples[-1], tokens=(), kl_per_token=(), reference_response=None)
+    page = Page(render_run(replace(run, samples=(sample,))))
+    assert "leashed good . reward 2" in page.words
+    assert not any(attributes.get("class") == "t" for _, attributes in page.tags)
+    assert not re.search(r"\breference a film", page.words)
+
+
+def test_the_kl_of_a_token_may_be_unmeasured(run: RunView) -> None:
+    sample = replace(run.samples[-1], kl_per_token=(None, 0.0))
+    page = Page(render_run(replace(run, samples=(sample,))))
+    tokens = [attributes for _, attributes in page.tags if attributes.get("class") == "t"]
+    assert [token["title"] for token in tokens] == ["KL not measured", "KL 0 nats"]
+    assert {token["style"] for token in tokens} == {"--h:0.0"}
+
+
 def test_each_run_needs_its_verification(run: RunView) -> None:
     with pytest.raises(InputError):
         render_runs([run], title="arms", verifications=[None, None])

@@ -5,18 +5,26 @@ Whatever comes from a model, a file or the outside passes through `plain`: a ter
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from kleash.errors import KleashError
-from kleash.report.text import DASH, interval, number, visible
+from kleash.report.text import DASH, visible
 
 LEASH = 0.2
 """How far from its target, relatively, a KL still counts as held."""
@@ -51,6 +59,8 @@ def jsonable(value: Any) -> Any:
         >>> jsonable({"kl": float("inf"), "steps": (1, 2)})
         {'kl': 'inf', 'steps': [1, 2]}
     """
+    if hasattr(value, "_asdict"):  # a named tuple is a record, not a list
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -71,11 +81,23 @@ def kl_text(
         >>> kl_text(9.0, None, None, 4.0).style
         'yellow'
     """
-    text = interval(value, low, high)
+    text = fixed(value)
+    if low is not None and high is not None:
+        text += f" [{fixed(low)}, {fixed(high)}]"
     if target is None or value is None:
         return Text(f"{text} nats")
     held = abs(value / target - 1) <= LEASH
-    return Text(f"{text} / {number(target)} nats", style="green" if held else "yellow")
+    return Text(f"{text} / {target:g} nats", style="green" if held else "yellow")
+
+
+def fixed(value: float | None) -> str:
+    """A number whose width does not jump about in a line that is drawn again and again.
+
+    Examples:
+        >>> fixed(0.1), fixed(None)
+        ('0.10', '–')
+    """
+    return DASH if value is None else f"{value:.2f}"
 
 
 class Screen:
@@ -110,15 +132,15 @@ class Screen:
         tick = Text("✓", style="green") if passed else Text("✗", style="bold red")
         self.say(tick, line(text))
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-        """A table; the first column is text, the others are numbers."""
+    def table(self, columns: Mapping[str, JustifyMethod], rows: Sequence[Sequence[str]]) -> None:
+        """A table with these columns: "left" for words, "right" for numbers."""
         if self.as_json:
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-        for index, name in enumerate(columns):
-            table.add_column(name, justify="right" if index else "left", overflow="fold")
+        for name, justify in columns.items():
+            table.add_column(name, justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(line(cell)) for cell in row))
+            table.add_row(*(Text(line(cell)) for cell in row))
         self._out.print(table)
 
     def error(self, error: KleashError) -> None:
@@ -136,19 +158,30 @@ class Screen:
             self.document({"error": said, "exit_code": error.exit_code})
 
     @contextmanager
-    def progress(self) -> Iterator["Steps"]:
+    def progress(self) -> Generator["Steps"]:
         """A bar for each piece of work; where stderr is no terminal, a line now and then."""
         bars = Progress(
-            TextColumn("{task.fields[label]}"),
+            _Field("label"),
             BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[figures]}"),
+            MofNCompleteColumn(),
+            _Field("figures"),
             TimeRemainingColumn(compact=True),
             console=self._err,
             disable=not self._err.is_terminal,
         )
         with bars:
             yield Steps(bars, self._err)
+
+
+class _Field(ProgressColumn):
+    """A task's field as it is: rich's own text column would read markup in it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def render(self, task: Task) -> Text:
+        return task.fields[self._name]
 
 
 class Steps:
@@ -175,18 +208,12 @@ class Steps:
                 self._err.print(words.append_text(figures), soft_wrap=True)
             return
         if label not in self._tasks:
-            self._tasks[label] = self._bars.add_task("", label=Text(line(label)), figures=Text())
-        self._bars.update(
-            self._tasks[label], completed=step, total=steps, figures=figures, refresh=True
-        )
+            fields = {"label": Text(line(label)), "figures": figures}
+            self._tasks[label] = self._bars.add_task("", total=steps, **fields)
+        self._bars.update(self._tasks[label], completed=step, figures=figures, refresh=True)
 
 
-def measured(value: Any) -> str:
-    """A number as people read it, a dash where it was not measured."""
-    return number(value) if isinstance(value, int | float) else DASH
-
-
-def _screenful(text: str, lines: int = 12, width: int = 600) -> str:
+def _screenful(text: str, lines: int = 10, width: int = 160) -> str:
     """Text cut so that the error stays on one screen."""
     kept = [part if len(part) <= width else part[:width] + "…" for part in text.split("\n")]
     more = len(kept) - lines

@@ -153,6 +153,8 @@ def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
         raise InputError(
             f"{out} is not empty", expected="a new or empty directory", do="choose another --out"
         )
+    # One thread: the same numbers on every machine, and no spinning against whoever shares it.
+    torch.set_num_threads(1)
     pairs = label_pairs(config, observer)
     report = _fit_proxy(config, pairs, out / "proxy", observer)
     arms = _train_arms(out, config, observer)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from transformers import DynamicCache
 
 from kleash.errors import InputError
 
@@ -90,6 +91,10 @@ class LanguageModel:
             float(scale),
             getattr(config, "final_logit_softcapping", None),
         )
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key-value cache for sampling."""
+        return DynamicCache()
 
     def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
         """Hidden states from which each response token is predicted.

@@ -1,6 +1,7 @@
 """The charts of a report: which figures there are, what they are called and how to read them."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from kleash.report.figures import DASHED, Chart, Curve, by_step, cross_out, spans_a_decade
 from kleash.report.overoptimisation import overoptimisation
@@ -8,97 +9,61 @@ from kleash.report.text import short_name
 from kleash.report.theme import PALETTE
 from kleash.report.view import RunView
 
+METRICS = {
+    "reward_mean": ("Proxy reward, mean per response", "The scorer that was trained on."),
+    "gold": ("Gold reward, mean per response", "The scorer that was only watched."),
+    "entropy_per_token": (
+        "Entropy, nats per token",
+        "How undecided the policy is. Near 0 it has one answer left.",
+    ),
+    "response_length": (
+        "Response length, tokens",
+        "A reward that can be had by length shows here first.",
+    ),
+    "eos_rate": (
+        "Responses that end by themselves",
+        "Share that reached the end-of-text token before the limit.",
+    ),
+    "kl_new_old_per_token": ("KL(new‖old), nats per token", "How far one update moved the policy."),
+    "clip_fraction": (
+        "Clip fraction",
+        "Share of tokens whose probability ratio hit the PPO clip.",
+    ),
+    "grad_norm": ("Gradient norm", "Before clipping. Spikes are the first sign of trouble."),
+    "policy_loss": ("Policy loss", "Its level means little; its jumps do."),
+    "value_loss": ("Value loss", "How badly the value head predicts the return."),
+    "explained_variance": (
+        "Explained variance",
+        "1: the value head foresees returns. 0: it knows nothing.",
+    ),
+}
+"""Title and reading of the plain charts; "gold" is each run's own monitor."""
+
+BEHAVIOUR = ("entropy_per_token", "response_length", "eos_rate")
+OPTIMISER = (
+    *("kl_new_old_per_token", "clip_fraction", "grad_norm"),
+    *("policy_loss", "value_loss", "explained_variance"),
+)
+
 
 def run_charts(run: RunView, colour: str) -> list[Chart]:
     """The charts of one run, from the leash to the optimiser's own figures."""
-    smalls = (
-        (
-            "entropy_per_token",
-            "Entropy, nats per token",
-            "How undecided the policy is. Near 0 it has one answer left.",
-        ),
-        (
-            "response_length",
-            "Response length, tokens",
-            "A reward that can be had by length shows here first.",
-        ),
-        (
-            "eos_rate",
-            "Responses that end by themselves",
-            "Share that reached the end-of-text token before the limit.",
-        ),
-        (
-            "kl_new_old_per_token",
-            "KL(new‖old), nats per token",
-            "How far one update moved the policy.",
-        ),
-        (
-            "clip_fraction",
-            "Clip fraction",
-            "Share of tokens whose probability ratio hit the PPO clip.",
-        ),
-        ("grad_norm", "Gradient norm", "Before clipping. Spikes are the first sign of trouble."),
-        ("policy_loss", "Policy loss", "Its level means little; its jumps do."),
-        ("value_loss", "Value loss", "How badly the value head predicts the return."),
-        (
-            "explained_variance",
-            "Explained variance",
-            "1: the value head foresees returns. 0: it knows nothing.",
-        ),
-    )
     return [
         kl([run], [colour]),
         reward(run, colour),
         kl_coef([run], [colour]),
-        *(
-            Chart(title=title, reading=reading, figure=by_step([_curve(run, metric, colour)]))
-            for metric, title, reading in smalls
-        ),
+        *(_plain(metric, [run], [colour], "small") for metric in (*BEHAVIOUR, *OPTIMISER)),
     ]
 
 
 def arm_charts(runs: Sequence[RunView], colours: Sequence[str]) -> list[Chart]:
     """Several runs against each other, over-optimisation first."""
-    gold = "gold"  # each run's own monitor
-    compared = (
-        ("reward_mean", "Proxy reward, mean per response", "The scorer that was trained on."),
-        (gold, "Gold reward, mean per response", "The scorer that was only watched."),
-        (
-            "entropy_per_token",
-            "Entropy, nats per token",
-            "How undecided the policy is. Near 0 it has one answer left.",
-        ),
-        (
-            "response_length",
-            "Response length, tokens",
-            "A reward that can be had by length shows here first.",
-        ),
-        (
-            "eos_rate",
-            "Responses that end by themselves",
-            "Share that reached the end-of-text token before the limit.",
-        ),
-    )
-    charts = [
-        Chart(
-            title=title,
-            reading=reading,
-            figure=by_step(
-                [
-                    _curve(run, f"monitor/{run.gold}" if metric == gold else metric, colour)
-                    for run, colour in zip(runs, colours, strict=True)
-                ]
-            ),
-            size="medium",
-        )
-        for metric, title, reading in compared
-    ]
     return [
         overoptimisation(runs, colours),
         kl(runs, colours),
-        *charts[:2],
+        *(_plain(metric, runs, colours, "medium") for metric in ("reward_mean", "gold")),
         kl_coef(runs, colours),
-        *charts[2:],
+        *(_plain(metric, runs, colours, "medium") for metric in BEHAVIOUR),
     ]
 
 
@@ -158,6 +123,21 @@ def reward(run: RunView, colour: str) -> Chart:
     return Chart(
         title="Reward, mean per response", reading=reading, figure=by_step(curves), size="medium"
     )
+
+
+def _plain(
+    metric: str,
+    runs: Sequence[RunView],
+    colours: Sequence[str],
+    size: Literal["medium", "small"],
+) -> Chart:
+    """One metric of every run, by step."""
+    title, reading = METRICS[metric]
+    curves = [
+        _curve(run, f"monitor/{run.gold}" if metric == "gold" else metric, colour)
+        for run, colour in zip(runs, colours, strict=True)
+    ]
+    return Chart(title=title, reading=reading, figure=by_step(curves), size=size)
 
 
 def _curve(

@@ -100,7 +100,7 @@ def by_step(
         value for curve in curves for end in curve.bounds for value in end if value is not None
     ]
     values += [] if target is None else [target * (1 + BAND)]
-    low, high = _span([math.log10(value) for value in values] if log else values, zero=zero)
+    low, high = _span([math.log10(value) for value in values]) if log else _span(values, zero=zero)
     layout: Figure = {
         "xaxis": {
             "title": {"text": "step"},
@@ -289,10 +289,11 @@ def _end(curve: Curve, *, log: bool) -> Label | None:
     return Label(x=last, y=y, text=chart_text(curve.label, 18), colour=curve.colour)
 
 
-def _span(values: Sequence[float], *, zero: bool) -> tuple[float, float]:
+def _span(values: Sequence[float], *, zero: bool = False) -> tuple[float, float]:
+    """The values' range with some room; from 0 on request, if none is negative."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    return (min(0.0, low), high + room) if zero else (low - room, high + room)
+    return (0.0 if zero and low >= 0 else low - room), high + room
 
 
 def _step_range(curves: Sequence[Curve]) -> list[float]:

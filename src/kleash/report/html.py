@@ -182,7 +182,7 @@ def _facts(run: RunView) -> tuple[Fact, ...]:
         ),
         Fact(
             name="Updates",
-            value=f"{_count(run.accepted)} accepted · {_count(run.rejected)} rejected",
+            value=f"{number(run.accepted)} accepted · {number(run.rejected)} rejected",
             note=steps,
         ),
         Fact(
@@ -234,10 +234,6 @@ def _row(row: Mapping[str, Any], index: int, panels: Sequence[Panel]) -> Row:
         run=run,
         verdict=panels[found].verdict if found < len(panels) else Verdict(state="unchecked"),
     )
-
-
-def _count(value: int | None) -> str:
-    return number(value)
 
 
 def _words(value: Any) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from kleash.errors import InputError
 from kleash.functional.logprobs import log_softmax, token_logprobs
@@ -128,7 +127,7 @@ class _Decoding:
         self.lengths = mask.sum(-1).repeat_interleave(config.group_size)
         response = torch.ones((size, length), dtype=torch.bool, device=device)
         self.attention = torch.cat([mask.repeat_interleave(config.group_size, 0), response], dim=1)
-        self.cache = DynamicCache()
+        self.cache = policy.new_cache()
         self.eos = torch.tensor(policy.eos_ids, device=device)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

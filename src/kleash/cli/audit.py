@@ -1,0 +1,82 @@
+"""`kleash verify` and `kleash report`: for whoever was not there. No torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kleash.cli.console import Screen
+from kleash.cli.options import AsJson
+from kleash.errors import InputError
+from kleash.replay import verify_run
+from kleash.report import load_run, render_run, render_runs, write_report
+
+MEANING = {
+    "chain": "every entry follows from the one before it",
+    "head": "the head is the last entry",
+    "expected head": "the head you noted is in the chain",
+    "sequence": "one start, every step once and in order, one ending",
+    "replay": "every β and every verdict is what the recorded readings lead to",
+    "config": "the configuration is the one the ledger holds",
+    "metrics": "the metrics are the ones the ledger holds",
+    "files": "the files are the ones the run left",
+}
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a ledger.")],
+    head: Annotated[
+        str | None, typer.Option(help="A head hash noted earlier; it must be in the chain.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run against its ledger: its bytes, and that every decision follows from what was measured.
+
+    Exit code 0: it does; 4: it was tampered with.
+    """
+    screen = Screen(as_json=as_json)
+    found = verify_run(path, head)
+    for name in found.checks if found.ok else ():
+        screen.check(passed=True, text=MEANING.get(name, name))
+    for problem in found.problems:
+        screen.check(passed=False, text=str(problem))
+    for note in found.notes:
+        screen.say(f"  {note}")
+    state = "verified" if found.ok else "NOT what was written"
+    screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
+    screen.document(found.to_json())
+    if not found.ok:
+        raise typer.Exit(4)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file.", show_default="RUN/report.html, or report.html for several"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML file about a run, or several side by side."""
+    screen = Screen(as_json=as_json)
+    views = [load_run(run) for run in runs]
+    checks = [_verification(run) for run in runs]
+    if len(runs) == 1:
+        page, target = render_run(views[0], checks[0]), out or runs[0] / "report.html"
+    else:
+        title = ", ".join(view.name for view in views)
+        page = render_runs(views, title=title, verifications=checks)
+        target = out or Path("report.html")
+    write_report(page, target)
+    screen.say(str(target))
+    screen.document({"report": str(target), "runs": [str(run) for run in runs]})
+
+
+def _verification(run: Path) -> dict[str, Any] | None:
+    """What verifying the run finds; None where it has no ledger, and the page then says so."""
+    try:
+        return verify_run(run).to_json()
+    except InputError:
+        return None

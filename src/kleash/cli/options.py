@@ -1,0 +1,78 @@
+"""What the commands share: options that mean the same everywhere, and the rooms that need torch."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kleash.errors import InputError
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout; progress goes to stderr.")
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The configuration.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as in rl.kl_target=4."),
+]
+
+_TRAIN_EXTRA = {
+    "accelerate",
+    "datasets",
+    "jaxtyping",
+    "numpy",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
+
+
+@contextmanager
+def train_extra() -> Generator[None]:
+    """Imports inside may fail for want of torch: the base install has none.
+
+    Raises:
+        InputError: the extra `train` is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _TRAIN_EXTRA:
+            raise
+        raise InputError(
+            "this command runs a model, which the base install does not",
+            expected="the packages of kleash[train]",
+            got=f"no {missing}",
+            do="pip install 'kleash[train]'",
+        ) from error
+
+
+def vacant_directory(given: Path | None, name: str) -> Path:
+    """The directory that was asked for, or else runs/NAME, or the next vacant one: runs/NAME-2, runs/NAME-3.
+
+    Raises:
+        InputError: the one that was asked for holds something.
+    """
+    if given is not None:
+        if _is_taken(given):
+            raise InputError(
+                f"{given} is already there",
+                expected="a new or empty directory",
+                got="something in it, which was left as it is",
+                do="name another directory, or remove this one",
+            )
+        return given
+    number, path = 1, Path("runs", name)
+    while _is_taken(path):
+        number += 1
+        path = Path("runs", f"{name}-{number}")
+    return path
+
+
+def _is_taken(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))

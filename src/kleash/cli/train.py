@@ -1,0 +1,122 @@
+"""`kleash train`: one run, from a configuration to a verified directory."""
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich.text import Text
+
+from kleash.cli.console import Screen, Steps, fixed, kl_text
+from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
+from kleash.config import load
+from kleash.errors import KleashError
+from kleash.records import StepRecord
+from kleash.replay import Verification, verify_run
+from kleash.report import RunView, load_run, render_run, write_report
+from kleash.report.text import number
+
+if TYPE_CHECKING:
+    from kleash.train.config import RunConfig
+
+
+def train(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a policy against a reward, on a measured leash.
+
+    Leaves a run directory: metrics, samples, the ledger, final/ and report.html.
+
+    Ctrl-C ends the run cleanly: what was done is saved and still verifies.
+    """
+    screen = Screen(as_json=as_json)
+    with train_extra():
+        from kleash.train.config import RunConfig
+        from kleash.train.run import train as run_training
+
+    config = load(RunConfig, config_file, overrides or ())
+    directory = vacant_directory(run, config_file.stem)
+    interrupted = False
+    try:
+        # A generator function: closing it ends the run as Ctrl-C inside it does.
+        records = cast(Generator[StepRecord], run_training(config, directory))
+        with closing(records), screen.progress() as steps:
+            watch(records, config, steps)
+    except KeyboardInterrupt:
+        interrupted = True
+    except KleashError:
+        if (directory / "ledger").is_dir():
+            write_run_report(directory)
+            screen.note(f"what was done up to here is in {directory}")
+        raise
+    if not (directory / "ledger").is_dir():  # stopped while models were loading
+        raise typer.Exit(130)
+    view, verification = write_run_report(directory)
+    _show_end(screen, directory, view, verification)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> None:
+    """Draws each record as it comes."""
+    steps.show("training", 0, config.train.steps)
+    for record in records:
+        steps.show("training", record.step, config.train.steps, step_figures(record, config))
+
+
+def step_figures(record: StepRecord, config: "RunConfig") -> Text:
+    """What a person watches: reward, KL against its target in the target's unit, β."""
+    name = f"kl_policy_ref_per_{config.rl.kl_unit}"
+    kl, low, high = (record.metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    figures = Text.assemble(
+        f"reward {fixed(record.metrics.get('reward_mean'))}  KL ",
+        kl_text(kl, low, high, config.rl.kl_target),
+        f"  β {record.kl_coef:.3g}",
+    )
+    if record.verdict.action != "accept":
+        figures.append(f"  {record.verdict.action}", style="bold red")
+    return figures
+
+
+def write_run_report(directory: Path) -> tuple[RunView, Verification]:
+    """Verifies a run, and writes its report.html with what that found."""
+    verification = verify_run(directory)
+    view = load_run(directory)
+    write_report(render_run(view, verification.to_json()), directory / "report.html")
+    return view, verification
+
+
+def _show_end(screen: Screen, directory: Path, view: RunView, verification: Verification) -> None:
+    kl, low, high = (
+        view.last(f"kl_policy_ref_per_{view.unit}{end}") for end in ("", "_low", "_high")
+    )
+    report = directory / "report.html"
+    screen.say(f"{verification.status} after {verification.steps} steps")
+    screen.say("  reward  ", number(view.last("reward_mean")))
+    screen.say("  KL      ", kl_text(kl, low, high, view.target), f"per {view.unit}")
+    screen.say("  β       ", number(view.last("kl_coef")))
+    screen.check(passed=verification.ok, text=f"ledger verified, head {verification.head}")
+    screen.say(f"model    {directory / 'final'}")
+    screen.say(f"report   {report}")
+    screen.document(
+        {
+            "run": str(directory),
+            "status": verification.status,
+            "steps": verification.steps,
+            "verified": verification.ok,
+            "head": verification.head,
+            "metrics": _last_metrics(view),
+            "report": str(report),
+        }
+    )
+
+
+def _last_metrics(view: RunView) -> dict[str, Any]:
+    return {name: view.last(name) for name in view.metrics}

@@ -1,0 +1,157 @@
+"""`kleash train` as a user runs it, on the embedded model and for a few small steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kleash.cli import main as cli
+from kleash.cli.options import vacant_directory
+from kleash.errors import InputError
+
+CONFIG = """
+[rollout]
+num_prompts = 4
+group_size = 2
+max_new_tokens = 6
+[reward]
+model = "scoring:score"
+[rl]
+kl_target = 4.0
+[train]
+steps = 2
+num_samples = 2
+"""
+SCORING = "def score(prompts, responses):\n    return [float(len(text)) for text in responses]\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration in an empty working directory, with its reward function beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "scoring", raising=False)
+    (tmp_path / "scoring.py").write_text(SCORING)
+    path = tmp_path / "tiny.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.e2e
+def test_a_run_is_trained_verified_and_reported(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["train", str(config), "--set", "train.steps=3", "--json"]) == 0
+    said = document(capsys)
+    run = Path("runs/tiny")
+    assert (said["run"], said["status"], said["steps"]) == (str(run), "finished", 3)
+    assert said["verified"] is True
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert said["metrics"]["kl_policy_ref_per_response"] >= 0
+    assert said["head"] in (run / "ledger" / "head.json").read_text()
+    assert (run / "report.html").is_file()
+    assert (run / "final" / "model.safetensors").is_file()
+    assert cli.run(["verify", str(run), "--head", said["head"]]) == 0
+    assert capsys.readouterr().out.count("✓") == 8
+    assert cli.run(["verify", str(run), "--head", "0" * 64, "--json"]) == 4
+    assert document(capsys)["ok"] is False
+    assert cli.run(["report", str(run), "--out", "page.html", "--json"]) == 0
+    assert document(capsys) == {"report": "page.html", "runs": [str(run)]}
+    ledger = run / "ledger" / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"kl_coef":0.1', b'"kl_coef":0.2', 1))
+    assert cli.run(["verify", str(run)]) == 4
+    assert "✗" in capsys.readouterr().out
+
+
+@pytest.mark.e2e
+def test_a_reward_that_fails_ends_the_run_with_a_record(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.parent / "scoring.py").write_text(
+        "calls = 0\n"
+        "def score(prompts, responses):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    return [float('nan') if calls > 2 else 1.0 for _ in responses]\n"
+    )
+    assert cli.run(["train", str(config), "--set", "train.steps=50", "--run", "broken"]) == 5
+    assert "broken" in capsys.readouterr().err
+    assert cli.run(["verify", "broken", "--json"]) == 0
+    assert document(capsys)["status"] == "failed"
+    assert Path("broken/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.policy=not/a/model",
+        "data.prompts=none.txt",
+        "data.prompts=empty.txt",
+        "reward.model=scoring:missing",
+        "reward.model=nowhere:score",
+        "rollout.num_prompts=100000",
+        "rollout.max_new_tokens=100000",
+        "train.device=abacus",
+    ],
+)
+def test_what_cannot_be_had_is_bad_input_and_leaves_nothing(
+    setting: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.parent / "empty.txt").write_text("")
+    assert cli.run(["train", str(config), "--set", setting]) == 2
+    shown = capsys.readouterr().err
+    assert "error" in shown
+    assert "Traceback" not in shown
+    assert not Path("runs").exists()
+
+
+def test_a_run_takes_the_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert vacant_directory(None, "a") == Path("runs/a")
+    for name in ("a", "a-2", "a-3"):
+        Path("runs", name).mkdir(parents=True)
+    assert vacant_directory(None, "a") == Path("runs/a")  # it is empty
+    Path("runs/a/metrics.jsonl").touch()
+    Path("runs/a-2/metrics.jsonl").touch()
+    assert vacant_directory(None, "a") == Path("runs/a-3")
+    with pytest.raises(InputError):
+        vacant_directory(Path("runs/a"), "b")
+    assert vacant_directory(Path("runs/new"), "b") == Path("runs/new")
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_ctrl_c_ends_the_run_cleanly(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-c", "from kleash.cli.main import main; main()", "train"]
+    process = subprocess.Popen(
+        [*command, str(config), "--set", "train.steps=10000", "--run", "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KLEASH_DEBUG": "1"},
+    )
+    metrics = Path("run/metrics.jsonl")
+    until = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert time.monotonic() < until, "no second step within two minutes"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted after" in out
+    assert cli.run(["verify", "run", "--json"]) == 0
+    said = document(capsys)
+    assert said["status"] == "interrupted"
+    assert said["steps"] == metrics.read_text().count("\n")
+    assert Path("run/final/model.safetensors").is_file()

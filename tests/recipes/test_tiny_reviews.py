@@ -1,0 +1,153 @@
+"""The recipe keeps its hands off the held-out tenth, and the shipped assets hold what it says."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "tiny_reviews"
+ASSETS = ROOT / "src" / "kleash" / "models" / "assets" / "tiny-reviews"
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+
+
+def recipe_module(name: str) -> ModuleType:
+    """Loads a module of the recipe, which is a folder of scripts and not a package."""
+    spec = importlib.util.spec_from_file_location(f"tiny_reviews_{name}", RECIPE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+data = recipe_module("data")
+SENTENCES = [
+    "A fine film .",
+    "a fine film",
+    "a  dull , dull film !",
+    "so it goes .",
+    "what a mess .",
+]
+
+
+def texts(kind: str, numbers: list[int], words: list[str]) -> list:
+    """Texts with the numbers given, in the ids of either corpus."""
+    return [
+        data.Text(f"{kind}{n:04d}", word, n % 2 == 0)
+        for n, word in zip(numbers, words, strict=False)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(ASSETS / "base")
+
+
+@pytest.mark.parametrize(
+    ("text_id", "held_out"),
+    [
+        ("rt-pos-0007", True),
+        ("rt-neg-5327", True),
+        ("rt-neg-0070", False),
+        ("cv017_23487", True),
+        ("cv001_18437", False),
+    ],
+)
+def test_the_last_digit_of_the_number_decides(text_id: str, held_out: bool) -> None:
+    assert data.is_held_out(text_id) is held_out
+
+
+def test_an_unknown_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="not an id of either corpus"):
+        data.number("imdb-12")
+
+
+@given(
+    st.lists(st.sampled_from(SENTENCES), max_size=40),
+    st.lists(st.lists(st.sampled_from(SENTENCES), max_size=5), max_size=20),
+    st.booleans(),
+)
+def test_no_held_out_text_is_trained_on_and_none_twice(
+    lines: list[str], reviews: list[list[str]], tuning: bool
+) -> None:
+    sentences = texts("rt-pos-", list(range(len(lines))), lines)
+    whole = texts("cv", list(range(len(reviews))), ["\n".join(r) for r in reviews])
+    corpus = data.split(sentences, whole, tuning)
+    hidden = {data.normalise(t.text) for t in sentences if data.is_held_out(t.id)}
+    hidden |= {data.normalise(t.text) for t in corpus.measured}
+    for part in (corpus.sentences, corpus.from_reviews):
+        forms = [data.normalise(t.text) for t in part]
+        assert hidden.isdisjoint(forms)
+        assert len(set(forms)) == len(forms)
+        assert not any(data.is_held_out(t.id) for t in part)
+
+
+@given(st.text())
+def test_the_tokenizer_gives_any_text_back(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    if any(token in text for token in tokenizer.all_special_tokens):
+        return
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_the_tokenizer_is_as_promised(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(tokenizer) == 4096
+    assert tokenizer.padding_side == "left"
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<bos>", "<eos>"]) == [0, 1, 2]
+    other = AutoTokenizer.from_pretrained(ASSETS / "gold")
+    assert other.get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_assets_are_small_and_plain() -> None:
+    for name in ("base", "gold"):
+        present = {path.name for path in (ASSETS / name).iterdir()}
+        assert present >= FILES
+        assert {Path(n).suffix for n in present} <= {".json", ".safetensors", ".md"}
+    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    assert size <= 20_000_000
+
+
+def test_the_figures_meet_the_goals() -> None:
+    figures = json.loads((ASSETS / "figures.json").read_text(encoding="utf-8"))
+    assert figures["tuning"] is False
+    assert figures["base"]["perplexity"] <= 130
+    assert figures["gold"]["accuracy"] >= 0.76
+
+
+def test_the_models_load_in_float32_and_judge_plain_cases(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(ASSETS / "base")
+    gold = AutoModelForSequenceClassification.from_pretrained(ASSETS / "gold").eval()
+    for model in (base, gold):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert 3e6 <= model.num_parameters() <= 5e6
+    texts = ["a funny , moving and beautiful film .", "a dull , stupid and boring mess ."]
+    with torch.no_grad():
+        scores = gold(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]
+    assert scores[0] > 1
+    assert scores[1] < -1
+
+
+def test_the_prompts_are_openings() -> None:
+    prompts = (ASSETS / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    assert len(prompts) == len(set(prompts)) == 96
+    for prompt in prompts:
+        assert prompt == " ".join(prompt.lower().split())
+        assert 2 <= len(prompt.split()) <= 6
