@@ -78,5 +78,7 @@ def test_k3_far_out_is_not_clamped(drop: float) -> None:
     logprob = torch.tensor(-drop, requires_grad=True)
     value = k3(logprob, torch.tensor(0.0))
     (gradient,) = torch.autograd.grad(value, logprob)
-    assert float(value.detach()) == pytest.approx(float(torch.tensor(drop).exp()) - drop - 1, rel=1e-5)
+    assert float(value.detach()) == pytest.approx(
+        float(torch.tensor(drop).exp()) - drop - 1, rel=1e-5
+    )
     assert float(gradient) < -1e12

@@ -208,8 +208,9 @@ class Steps:
                 self._err.print(words.append_text(figures), soft_wrap=True)
             return
         if label not in self._tasks:
-            fields = {"label": Text(line(label)), "figures": figures}
-            self._tasks[label] = self._bars.add_task("", total=steps, **fields)
+            self._tasks[label] = self._bars.add_task(
+                "", total=steps, label=Text(line(label)), figures=figures
+            )
         self._bars.update(self._tasks[label], completed=step, figures=figures, refresh=True)
 
 

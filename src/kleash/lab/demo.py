@@ -130,8 +130,8 @@ def arm_configs(config: DemoConfig, proxy: Path) -> dict[str, RunConfig]:
             controller="adaptive",
             kl_coef=config.kl_coef,
             kl_target=config.kl_target,
-            # Published gain, for a run of dozens of steps rather than thousands: K = 1, error clipped at ±0.2.
-            kl_horizon=config.num_prompts * config.group_size,
+            # Published law, gain K = 1/2: the run has dozens of steps to settle in, not thousands.
+            kl_horizon=2 * config.num_prompts * config.group_size,
         ),
     }
     return {name: _arm_config(config, proxy, control) for name, control in controls.items()}
@@ -162,7 +162,7 @@ def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
         arms=tuple(arms[name] for name in ARM_DIRECTORIES),
         prompts=tuple(load_prompts("tiny-reviews/prompts")[:ANSWERS]),
         reference=_evaluate(BASE, "reference", config, out / "proxy", resolve(BASE)),
-        proxy_accuracy=report.accuracy,
+        proxy_accuracy=report.held_out.accuracy,
         kl_target=config.kl_target,
     )
 

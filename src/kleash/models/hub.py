@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.embedded import names, resolve
 from kleash.models.policy import LanguageModel, check_head
+
+# The command line has a progress bar of its own.
+disable_progress_bar()
 
 
 def load_language_model(name: str, device: str = "cpu") -> LanguageModel:

@@ -86,12 +86,12 @@ def load_reward_model(name: str, *, device: str = "cpu") -> RewardModel:
 def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardModel:
     """A scalar head on a copy of a language model's trunk, ready to be fitted.
 
-    The head's weights are drawn from N(0, 1/(d + 1)), as in Stiennon et al. (2020). A base that is a
-    reward model already keeps its head.
+    Every score starts at 0, so that the fit begins at the loss of a coin and has no drawn preference
+    to unlearn. A base that is a reward model already keeps its head.
 
     Args:
         base: an embedded name, a local directory or a hub id of a causal language model.
-        seed: draws the head; the global random state is left as it was.
+        seed: draws what a head has below its last layer; the global random state is left alone.
         device: where the weights go.
 
     Raises:
@@ -108,7 +108,8 @@ def new_reward_model(base: str, *, seed: int, device: str = "cpu") -> RewardMode
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
         if key in missing:
-            std = (parameter.shape[-1] + 1) ** -0.5 if parameter.ndim > 1 else 0.0
+            is_last = parameter.ndim < 2 or parameter.shape[0] == 1
+            std = 0.0 if is_last else parameter.shape[-1] ** -0.5
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.data.copy_(std * drawn)
     model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}

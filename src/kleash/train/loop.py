@@ -13,7 +13,7 @@ from kleash.control import Signals
 from kleash.errors import LimitError
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
-from kleash.records import StepRecord
+from kleash.records import KLReading, StepRecord, Verdict
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
@@ -21,6 +21,7 @@ from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.data import prompt_batches
 from kleash.train.evaluate import collect, sample_lines
+from kleash.train.experience import Experience
 from kleash.train.learner import Learner
 from kleash.train.metrics import step_metrics
 from kleash.train.update import propose_update
@@ -52,15 +53,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     watch = _Samples(setup)
     for step, prompts in zip(range(1, config.train.steps + 1), batches, strict=False):
         started = time.perf_counter()
-        experience = collect(
-            learner,
-            prompts,
-            config.rollout,
-            (setup.reward, setup.monitors),
-            generator,
-            missing_eos_penalty=config.reward.missing_eos_penalty,
-            micro_batch_size=config.train.micro_batch_size,
-        )
+        experience = _collect(setup, prompts, generator)
         collected = time.perf_counter()
         kl = experience.reading("response", learner.reference.name)
         kl_token = experience.reading("token", learner.reference.name)
@@ -78,20 +71,18 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         metrics = step_metrics(
             step, experience, (kl, kl_token), targets, proposal, verdict, settings
         )
-        ledger.append(
-            "update",
-            UpdateEntry(
-                step=step,
-                kl=kl,
-                kl_control=None if seen is kl else seen,
-                kl_coef=state.kl_coef,
-                facts=proposal.facts,
-                verdict=verdict,
-                control=after.to_json(),
-                rollout_sha256=experience.rollout.sha256(),
-                metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
-            ).to_json(),
+        entry = UpdateEntry(
+            step=step,
+            kl=kl,
+            kl_control=None if seen is kl else seen,
+            kl_coef=state.kl_coef,
+            facts=proposal.facts,
+            verdict=verdict,
+            control=after.to_json(),
+            rollout_sha256=experience.rollout.sha256(),
+            metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
         )
+        ledger.append("update", entry.to_json())
         if verdict.action != "accept":
             learner.restore(proposal.snapshot)
         state = after
@@ -106,12 +97,29 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             samples=watch.draw(step) if watch.due(step) else (),
         )
         if verdict.action == "halt":
-            raise LimitError(
-                f"training halted at step {step}: {verdict.reasons[0]}",
-                expected="a KL under guard.max_kl",
-                got=str(kl),
-                do="raise rl.kl_coef or lower the learning rate; the policy is saved as it was",
-            )
+            raise _halted(step, verdict, kl)
+
+
+def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -> Experience:
+    config = setup.config
+    return collect(
+        setup.learner,
+        prompts,
+        config.rollout,
+        (setup.reward, setup.monitors),
+        generator,
+        missing_eos_penalty=config.reward.missing_eos_penalty,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+
+
+def _halted(step: int, verdict: Verdict, kl: KLReading) -> LimitError:
+    return LimitError(
+        f"training halted at step {step}: {verdict.reasons[0]}",
+        expected="a KL under guard.max_kl",
+        got=str(kl),
+        do="raise rl.kl_coef or lower the learning rate; the policy is saved as it was",
+    )
 
 
 def metrics_line(metrics: Any) -> bytes:

@@ -19,8 +19,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
 from kleash.errors import InputError
 from kleash.rewards.checks import shown
 from kleash.rewards.files import Row, read_jsonl, text_field
@@ -62,7 +60,7 @@ class PairSplit(NamedTuple):
 def load_pairs(
     source: str | Path,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: Any = None,
     split: str = "train",
 ) -> LoadedPairs:
     """Reads preference pairs.
@@ -152,7 +150,7 @@ def _dataset_rows(source: str, split: str) -> Iterator[Row]:
         yield Row(f"{source}, row {number}", dict(data))
 
 
-def _pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
+def _pair(row: Row, tokenizer: Any) -> Pair:
     """The pair of a row, plain or conversational."""
     if isinstance(row.data.get("chosen"), list):
         return _conversation_pair(row, tokenizer)
@@ -173,7 +171,7 @@ def _shared(left: Sequence[_T], right: Sequence[_T]) -> list[_T]:
     return [ours for ours, _ in takewhile(lambda item: item[0] == item[1], both)]
 
 
-def _conversation_pair(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Pair:
+def _conversation_pair(row: Row, tokenizer: Any) -> Pair:
     """The pair of a row of messages; without a prompt, it is the messages that both begin with."""
     chosen, rejected = (_messages(row, key) for key in ("chosen", "rejected"))
     if row.data.get("prompt") is None:
@@ -217,7 +215,7 @@ def _message(row: Row) -> dict[str, str]:
     }
 
 
-def _write_out(row: Row, messages: Messages, tokenizer: PreTrainedTokenizerBase | None) -> str:
+def _write_out(row: Row, messages: Messages, tokenizer: Any) -> str:
     """A conversation as one text, by the chat template where there is one."""
     if tokenizer is None or not tokenizer.chat_template:
         return _plain(messages)

@@ -42,24 +42,24 @@ class RewardTrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=2, ge=1)
-    """Passes over the pairs."""
-    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the pairs; a second one soon fits their noise."""
+    batch_size: int = Field(default=16, ge=1)
     """Pairs per update."""
-    lr: float = Field(default=2e-4, gt=0.0, allow_inf_nan=False)
+    lr: float = Field(default=5e-4, gt=0.0, allow_inf_nan=False)
     """Highest learning rate of AdamW: reached after the warm-up, then down to 0 along a cosine."""
     warmup_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the updates during which the learning rate rises in a straight line."""
     weight_decay: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
     """Of matrices only."""
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     """The gradient is scaled down to this norm."""
     center_coefficient: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
     """Weight of (r_chosen + r_rejected)², which keeps the scores around 0."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens kept of each text, its end; None for the model's context."""
     seed: int = Field(default=0, ge=0)
-    """Draws the head and the order of the pairs."""
+    """Draws the order of the pairs."""
 
 
 class RewardFitConfig(BaseModel):
