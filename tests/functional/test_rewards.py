@@ -1,6 +1,7 @@
 """The placement of the KL penalty, against the gradient of the enumerated sequence KL."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ def logits() -> torch.Tensor:
     return torch.randn(states, VOCAB, generator=generator, dtype=torch.double)
 
 
-def _enumerate(logits: torch.Tensor, ref: torch.Tensor):
-    """(states, tokens, probability) of every sequence."""
+def _enumerate(
+    logits: torch.Tensor, ref: torch.Tensor
+) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """(states, log-probabilities, those of the reference) of every sequence."""
     logprobs = torch.log_softmax(logits, -1)
     for tokens in itertools.product(range(VOCAB), repeat=LENGTH):
         states = [_prefix_index(tokens[:t]) for t in range(LENGTH)]
@@ -37,11 +40,11 @@ def _enumerate(logits: torch.Tensor, ref: torch.Tensor):
 
 def _true_gradient(logits: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
     logits = logits.clone().requires_grad_()
-    kl = sum(
+    terms = [
         chosen.sum().exp() * (chosen.sum() - ref_chosen.sum())
         for _, chosen, ref_chosen in _enumerate(logits, ref)
-    )
-    return torch.autograd.grad(kl, logits)[0]
+    ]
+    return torch.autograd.grad(torch.stack(terms).sum(), logits)[0]
 
 
 def _penalty_gradient(logits: torch.Tensor, ref: torch.Tensor, *, local: bool) -> torch.Tensor:

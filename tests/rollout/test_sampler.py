@@ -9,6 +9,7 @@ from kleash.models.hub import load_language_model
 from kleash.models.policy import LanguageModel
 from kleash.rollout import sampler
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import draw, sample
 
 PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
@@ -19,7 +20,9 @@ def base() -> LanguageModel:
     return load_language_model("tiny-reviews/base")
 
 
-def _sample(base: LanguageModel, *, group_size: int = 4, temperature: float = 1.0, seed: int = 0):
+def _sample(
+    base: LanguageModel, *, group_size: int = 4, temperature: float = 1.0, seed: int = 0
+) -> Rollout:
     config = RolloutConfig(
         num_prompts=4, group_size=group_size, max_new_tokens=20, temperature=temperature
     )

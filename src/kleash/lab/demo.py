@@ -45,11 +45,11 @@ class DemoConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(default=0, ge=0)
-    pairs: int = Field(default=480, gt=0)
+    pairs: int = Field(default=1440, gt=0)
     """Preference pairs that the proxy is fitted on, before some are held out to measure it."""
     noise: float = Field(default=1.0, gt=0)
     """Bradley–Terry temperature of the labels, in units of the gold score: P(chosen) = σ(Δ/noise)."""
-    fit_epochs: int = Field(default=3, gt=0)
+    fit_epochs: int = Field(default=1, gt=0)
     steps: int = Field(default=40, gt=0)
     """PPO steps of each arm."""
     num_prompts: int = Field(default=24, gt=0)
@@ -112,6 +112,9 @@ class DemoResult:
     """On held-out pairs with the noisy labels."""
     kl_target: float
 
+
+PATIENCE = 5.0
+"""Seconds that an arm is given to end by itself when another has failed."""
 
 Observer = Callable[[DemoEvent], None]
 
@@ -200,7 +203,7 @@ def _fit_proxy(config: DemoConfig, pairs: list[Pair], out: Path, observer: Obser
         if isinstance(event, FitReport):
             report = event
             continue
-        figures = {"loss": event.loss, "accuracy": event.accuracy}
+        figures: dict[str, float | None] = {"loss": event.loss, "accuracy": event.accuracy}
         observer(DemoEvent(phase="proxy", step=event.step, steps=event.steps, figures=figures))
     assert report is not None
     return report
@@ -248,6 +251,8 @@ def _train_arms(out: Path, config: DemoConfig, observer: Observer) -> dict[str, 
             worker.join()
     except BaseException:
         for worker in workers.values():
+            # An interrupted arm is saving what it has; one that goes on must be stopped.
+            worker.join(PATIENCE)
             worker.terminate()
         raise
     return arms

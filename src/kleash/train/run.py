@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 
 from kleash import __version__
 from kleash.errors import ConfigError, InputError, KleashError, ResourceError
-from kleash.ledger import Ledger, digest_run, encode
+from kleash.ledger import Ledger, digest_run, encode, read
 from kleash.models.hub import save_language_model, vocabulary_digest
 from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
@@ -157,7 +157,8 @@ class _RunDirectory:
             self.ledger.close()
 
     def _end(self, error: BaseException | None) -> None:
-        setup, steps = self.setup, 0 if self.last is None else self.last.step
+        # Counted from the record: a step may have been entered there and not yielded.
+        setup, steps = self.setup, sum(e.type == "update" for e in read(self.run / "ledger"))
         status, reason = _ending(error)
         card = model_card(setup.config, self.last, setup.learner.reference.name, status)
         save_language_model(setup.learner.policy, self.run / "final", card)
