@@ -136,7 +136,7 @@ class Screen:
         """A table with these columns: "left" for words, "right" for numbers."""
         if self.as_json:
             return
-        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for name, justify in columns.items():
             table.add_column(name, justify=justify, overflow="fold")
         for row in rows:

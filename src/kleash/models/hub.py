@@ -88,6 +88,8 @@ def save_language_model(language_model: LanguageModel, directory: Path, card: st
 def _no_model(name: str, error: Exception) -> InputError:
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        reason = "no such directory"
     return InputError(
         f"cannot load the language model {name!r}",
         expected="an embedded model's name, a Hugging Face directory with safetensors, or a hub id",
