@@ -50,7 +50,7 @@ class DemoConfig(BaseModel):
     noise: float = Field(default=1.0, gt=0)
     """Bradley–Terry temperature of the labels, in units of the gold score: P(chosen) = σ(Δ/noise)."""
     fit_epochs: int = Field(default=1, gt=0)
-    steps: int = Field(default=40, gt=0)
+    steps: int = Field(default=50, gt=0)
     """PPO steps of each arm."""
     num_prompts: int = Field(default=24, gt=0)
     group_size: int = Field(default=2, gt=0)
