@@ -49,6 +49,16 @@ def prompt_batches(
     Raises:
         ConfigError: there are fewer prompts than a batch holds.
     """
+    check_enough(prompts, size)
+    return _batches(prompts, size, generator)
+
+
+def check_enough(prompts: list[str], size: int) -> None:
+    """That a rollout of `size` different prompts can be drawn.
+
+    Raises:
+        ConfigError: there are fewer prompts than a batch holds.
+    """
     if size > len(prompts):
         raise ConfigError(
             "a rollout needs more prompts than there are",
@@ -56,7 +66,6 @@ def prompt_batches(
             got=str(size),
             do="lower rollout.num_prompts and raise rollout.group_size, or add prompts",
         )
-    return _batches(prompts, size, generator)
 
 
 def _batches(prompts: list[str], size: int, generator: torch.Generator) -> Iterator[list[str]]:

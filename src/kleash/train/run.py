@@ -23,7 +23,7 @@ from kleash.rewards.scorers import load_scorer
 from kleash.rollout.sampler import encode_prompts
 from kleash.train.card import model_card
 from kleash.train.config import RunConfig
-from kleash.train.data import load_prompts
+from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import build_learner, resolve_device
 from kleash.train.loop import Setup, metrics_line, run_loop, seeded
 
@@ -64,13 +64,7 @@ def prepare(config: RunConfig) -> Setup:
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = resolve_device(config.train.device)
     prompts = load_prompts(config.data.prompts)
-    if config.rollout.num_prompts > len(prompts):
-        raise ConfigError(
-            "a rollout needs more prompts than there are",
-            expected=f"rollout.num_prompts ≤ {len(prompts)}, the prompts in data.prompts",
-            got=str(config.rollout.num_prompts),
-            do="lower rollout.num_prompts and raise rollout.group_size, or add prompts",
-        )
+    check_enough(prompts, config.rollout.num_prompts)
     torch.manual_seed(seeded(config.train.seed, "initialisation").initial_seed())
     learner = build_learner(config.model, config.optimizer, device)
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
@@ -151,7 +145,7 @@ class _RunDirectory:
             self.tracker.end_training()
         try:
             # The ledger closed itself when the disk failed: there is nothing more to be written.
-            if not isinstance(error, ResourceError) or kind is not ResourceError:
+            if kind is not ResourceError:
                 self._end(error)
         finally:
             self.ledger.close()
