@@ -15,7 +15,7 @@ import torch
 from cards import write_cards
 from data import Corpus, Text, load, split
 from gold import measure_gold, score, train_gold
-from language_model import encode, measure_base, sample, train_base
+from language_model import encode, measure_base, sample, sharpen, train_base
 from saving import save
 from tokenizer import train_tokenizer
 from torch import Tensor
@@ -46,7 +46,9 @@ def make_base(corpus: Corpus, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
     """Trains the base language model."""
     general = encode(tokenizer, [t.text for t in corpus.from_reviews])
     special = encode(tokenizer, [t.text for t in corpus.sentences])
-    return train_base(general, special, seed)
+    model = train_base(general, special, seed)
+    sharpen(model)
+    return model
 
 
 def first_half(text: str) -> str:
@@ -89,7 +91,7 @@ def rounded(value: Any) -> Any:
     return round(value, 5) if isinstance(value, float) else value
 
 
-def build(data: Path | None, out: Path, seed: int, tuning: bool) -> dict:
+def build(data: Path | None, out: Path, seed: int, *, tuning: bool, keep_base: bool) -> dict:
     """Builds everything under `out` and returns the figures, which are also saved there."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
@@ -100,14 +102,17 @@ def build(data: Path | None, out: Path, seed: int, tuning: bool) -> dict:
     sentences, reviews = load(data)
     corpus = split(sentences, reviews, tuning)
     tokenizer = make_tokenizer(sentences, reviews)
-    base = make_base(corpus, tokenizer, seed)
-    save(base, tokenizer, directory / "base")
-    log.info("base saved after %.0f s", time.monotonic() - started)
+    if not keep_base:
+        save(make_base(corpus, tokenizer, seed), tokenizer, directory / "base")
+        log.info("base saved after %.0f s", time.monotonic() - started)
+    # As saved, so that a gold model made later is the same as one made in the same run.
+    base = LlamaForCausalLM.from_pretrained(directory / "base")
     gold = train_gold(base, tokenizer, corpus.sentences, corpus.from_reviews, seed)
     save(gold, tokenizer, directory / "gold")
     log.info("gold saved after %.0f s", time.monotonic() - started)
     figures = measure(corpus, directory, seed)
-    figures |= {"seed": seed, "tuning": tuning, "minutes": (time.monotonic() - started) / 60}
+    figures |= {"seed": seed, "tuning": tuning}
+    figures["minutes"] = None if keep_base else (time.monotonic() - started) / 60
     figures |= {"torch": torch.__version__, "machine": platform.machine()}
     figures = rounded(figures)
     (directory / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -124,9 +129,18 @@ def main() -> None:
     parser.add_argument(
         "--tune", action="store_true", help="train without the tuning tenth and measure on it"
     )
+    parser.add_argument(
+        "--keep-base", action="store_true", help="use the base model that --out already holds"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    figures = build(arguments.data, arguments.out, arguments.seed, arguments.tune)
+    figures = build(
+        arguments.data,
+        arguments.out,
+        arguments.seed,
+        tuning=arguments.tune,
+        keep_base=arguments.keep_base,
+    )
     print(json.dumps(figures, indent=2))
 
 

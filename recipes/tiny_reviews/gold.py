@@ -4,14 +4,18 @@ A text is scored as the plain tokenizer call gives it, `<bos> text` without `<eo
 token. The loss looks at every position, so that the beginning of a sentence has a score too.
 """
 
+from random import Random
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from data import Text, number
 from language_model import new_config
+from nonsense import Broken, break_texts
 from teacher import fit_teacher
 from torch import Tensor
 from torch.nn import functional
-from training import PAD_ID, add_dropout, batches, make_optimizers, pad, schedule, train
+from training import BOS_ID, PAD_ID, add_dropout, batches, make_optimizers, pad, schedule, train
 from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -23,12 +27,13 @@ MATRIX_LR = 0.005
 OTHER_LR = 5e-4
 WEIGHT_DECAY = 0.1
 DROPOUT = 0.2
-PASSES = 3  # over the single sentences, at the end of the first round
-COPIES = 3  # of the single sentences in the one pass of the second round
+COPIES = 3  # of each single sentence in either round
 SECOND_RATE = 0.6
 SHARPEN = 1.2  # an average of two log-odds is less sure than both together should be
 TRUST = 0.7  # in a human label, the rest in the teacher: the labels are noisy, and this calibrates
 DENSE = 0.5  # of the mean loss over all positions, beside the loss at the last
+NONSENSE_LOG_ODDS = -5.0  # of a text that is broken throughout
+NONSENSE_ROUNDS = (1, 2)  # how often each sentence comes broken, in words and in tokens, by round
 
 FOLDS = 5
 REVIEW_WEIGHT = 0.2  # of a sentence of a whole review, next to one with a label of its own
@@ -64,15 +69,56 @@ def scores_everywhere(model: LlamaForSequenceClassification, ids: Tensor) -> Ten
     return model.score(model.model(input_ids=ids, use_cache=False).last_hidden_state)[..., 0]
 
 
-def sentiment_loss(scores: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-    """The logistic loss at the last token, plus a share of its mean over all tokens."""
-    real = (ids != PAD_ID).float()
+class Examples(NamedTuple):
+    """Texts to learn from."""
+
+    rows: list[list[int]]
+    targets: Tensor  # probability that each is positive
+    starts: Tensor  # the position from which on its score has to be that
+
+
+def whole(rows: list[list[int]], targets: Tensor) -> Examples:
+    """Examples whose every beginning is as positive as they are."""
+    return Examples(rows, targets, torch.zeros(len(rows), dtype=torch.long))
+
+
+def join(parts: list[Examples]) -> Examples:
+    """All examples of all parts."""
+    rows = [row for part in parts for row in part.rows]
+    targets, starts = (torch.cat(x) for x in list(zip(*parts, strict=True))[1:])
+    return Examples(rows, targets, starts)
+
+
+def nonsense(
+    tokenizer: PreTrainedTokenizerFast, sentences: list[Text], targets: Tensor, rng: Random
+) -> Examples:
+    """Every sentence broken twice: in its words, and in its tokens.
+
+    The target is between the sentence's own log-odds and those of nonsense, by the broken share.
+    """
+    texts = [t.text for t in sentences]
+    positive = [t.positive for t in sentences]
+    words = break_texts([text.split() for text in texts], positive, rng)
+    pieces = break_texts([row[1:] for row in tokenizer(texts)["input_ids"]], positive, rng)
+    rows = tokenizer([" ".join(b.text) for b in words], truncation=True)["input_ids"]
+    rows += [[BOS_ID, *b.text][: tokenizer.model_max_length] for b in pieces]
+    every: list[Broken] = [*words, *pieces]
+    share = torch.tensor([b.share for b in every])
+    own = targets[[b.source for b in every]].logit()
+    # A break may come late: the first half of a broken text is not judged.
+    starts = torch.tensor([len(row) // 2 for row in rows])
+    return Examples(rows, torch.lerp(own, torch.tensor(NONSENSE_LOG_ODDS), share).sigmoid(), starts)
+
+
+def sentiment_loss(scores: Tensor, ids: Tensor, targets: Tensor, starts: Tensor) -> Tensor:
+    """The logistic loss at the last token, plus a share of its mean over the judged tokens."""
+    real = ids != PAD_ID
     losses = functional.binary_cross_entropy_with_logits(
         scores, targets[:, None].expand_as(scores), reduction="none"
     )
-    lengths = real.sum(1)
-    last = losses.gather(1, lengths.long()[:, None] - 1)[:, 0]
-    return (last + DENSE * (losses * real).sum(1) / lengths).mean()
+    last = losses.gather(1, real.sum(1, keepdim=True) - 1)[:, 0]
+    judged = (real & (torch.arange(ids.size(1)) >= starts[:, None])).float()
+    return (last + DENSE * (losses * judged).sum(1) / judged.sum(1)).mean()
 
 
 def new_gold(base: LlamaForCausalLM, seed: int) -> LlamaForSequenceClassification:
@@ -81,6 +127,7 @@ def new_gold(base: LlamaForCausalLM, seed: int) -> LlamaForSequenceClassificatio
     config = new_config()
     config.num_labels = 1
     model = LlamaForSequenceClassification(config)
+    model.set_attn_implementation("eager")
     model.model.load_state_dict(base.model.state_dict())
     torch.nn.init.normal_(model.score.weight, std=0.02)
     return model
@@ -88,8 +135,7 @@ def new_gold(base: LlamaForCausalLM, seed: int) -> LlamaForSequenceClassificatio
 
 def fit(
     model: LlamaForSequenceClassification,
-    rows: list[list[int]],
-    targets: Tensor,
+    examples: Examples,
     steps: list[list[int]],
     rate: float,
     name: str,
@@ -97,8 +143,9 @@ def fit(
     """Trains on the batches `steps`, at `rate` times the full learning rates."""
 
     def loss_of(batch: list[int]) -> Tensor:
-        ids = pad([rows[i] for i in batch])
-        return sentiment_loss(scores_everywhere(model, ids), ids, targets[batch])
+        ids = pad([examples.rows[i] for i in batch])
+        scores = scores_everywhere(model, ids)
+        return sentiment_loss(scores, ids, examples.targets[batch], examples.starts[batch])
 
     optimizers = make_optimizers(model, rate * MATRIX_LR, rate * OTHER_LR, WEIGHT_DECAY)
     undo = add_dropout(model.model, DROPOUT)
@@ -117,45 +164,46 @@ def train_gold(
 
     The first learns from the n-gram teacher and from the human labels. The second learns from
     what teacher and first round say together of the sentences of whole reviews, for the two
-    err differently, and again from the human labels.
+    err differently, and again from the human labels. In both, broken sentences score low.
 
     Args:
         base: The language model whose trunk it starts from.
         tokenizer: The tokenizer of `base`.
         sentences: Single sentences with labels of their own.
         from_reviews: Sentences with the label of their review.
-        seed: Draws the head, the order and the dropout.
+        seed: Draws the head, the order, the dropout and the nonsense.
 
     Returns:
         The trained model; a score above 0 means positive.
     """
     model = new_gold(base, seed)
     generator = torch.Generator().manual_seed(seed)
-    count = len(sentences)
+    rng = Random(seed)
+
+    def learn(parts: list[Examples], rate: float, name: str) -> None:
+        examples = join(parts)
+        lengths = [len(row) for row in examples.rows]
+        fit(model, examples, list(batches(lengths, BATCH_TOKENS, generator)), rate, name)
+
     rows = tokenizer([t.text for t in [*sentences, *from_reviews]], truncation=True)["input_ids"]
-    lengths = [len(row) for row in rows]
+    count = len(sentences)
     odds = soft_labels(sentences, from_reviews)
-    own = torch.tensor([float(t.positive) for t in sentences])
-    own = TRUST * own + (1 - TRUST) * odds[:count].sigmoid()
+    labels = torch.tensor([float(t.positive) for t in sentences])
+    own = whole(rows[:count], TRUST * labels + (1 - TRUST) * odds[:count].sigmoid())
     sign = torch.tensor([2.0 * t.positive - 1 for t in from_reviews])
     noisy = odds[count:] + REVIEW_LOG_ODDS * sign
 
-    targets = torch.cat([own, noisy.sigmoid()])
-    # Half of a pass over everything is enough to start with: the second round makes a whole one.
-    steps = list(batches(lengths, BATCH_TOKENS, generator))[::2]
-    for _ in range(PASSES):
-        steps += batches(lengths[:count], BATCH_TOKENS, generator)
-    fit(model, rows, targets, steps, 1.0, "gold, first round")
+    def broken(times: int) -> list[Examples]:
+        return [nonsense(tokenizer, sentences, own.targets, rng) for _ in range(times)]
+
+    first, second = NONSENSE_ROUNDS
+    # Half of the reviews' sentences are enough to start with: the second round takes them all.
+    half = whole(rows[count::2], noisy[::2].sigmoid())
+    learn([half, *[own] * COPIES, *broken(first)], 1.0, "gold, first round")
 
     agreed = (score(model, tokenizer, [t.text for t in from_reviews]) + noisy) / 2
-    targets = torch.cat([own, (SHARPEN * agreed).sigmoid()])
-    # The sentences with labels of their own come several times in the one pass.
-    copies = list(range(count)) * COPIES + list(range(count, len(rows)))
-    steps = [
-        [copies[i] for i in batch]
-        for batch in batches([lengths[i] for i in copies], BATCH_TOKENS, generator)
-    ]
-    fit(model, rows, targets, steps, SECOND_RATE, "gold, second round")
+    reviews = whole(rows[count:], (SHARPEN * agreed).sigmoid())
+    learn([reviews, *[own] * COPIES, *broken(second)], SECOND_RATE, "gold, second round")
     return model
 
 

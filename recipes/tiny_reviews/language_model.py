@@ -20,12 +20,13 @@ from training import (
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BATCH_TOKENS = 4096
-GENERAL_PASSES = 2  # over both corpora together
+GENERAL_PASSES = 4  # over both corpora together
 SPECIAL_PASSES = 6  # over the single sentences alone, while the learning rate falls
 DROPOUT = 0.1  # in the second phase; the first sees each text too rarely to need it
 MATRIX_LR = 0.02
 OTHER_LR = 3e-3
 WEIGHT_DECAY = 0.1
+SHARPNESS = 1.25  # so that samples at temperature 1 are those of the trained model at 0.8
 
 
 def new_config() -> LlamaConfig:
@@ -76,6 +77,8 @@ def train_base(general: list[list[int]], special: list[list[int]], seed: int) ->
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = LlamaForCausalLM(new_config())
+    # On sentences of some thirty tokens plain products beat the fused kernel by a third.
+    model.set_attn_implementation("eager")
     optimizers = make_optimizers(model, MATRIX_LR, OTHER_LR, WEIGHT_DECAY)
     rows = special + general
     phases: list[list[list[int]]] = [[], []]
@@ -103,6 +106,16 @@ def train_base(general: list[list[int]], special: list[list[int]], seed: int) ->
         undo()
         done += len(steps)
     return model
+
+
+@torch.no_grad()
+def sharpen(model: LlamaForCausalLM) -> None:
+    """Multiplies the logits by `SHARPNESS`, inside the last norm.
+
+    A model this small spells out words that don't exist when it is sampled as it was trained. Its
+    samples are what it is for, so they get the certainty, and the perplexity pays for it.
+    """
+    model.model.norm.weight.mul_(SHARPNESS)
 
 
 @torch.no_grad()

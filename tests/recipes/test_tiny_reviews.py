@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from random import Random
 from types import ModuleType
 
 import pytest
@@ -35,6 +36,7 @@ def recipe_module(name: str) -> ModuleType:
 
 
 data = recipe_module("data")
+nonsense = recipe_module("nonsense")
 SENTENCES = [
     "A fine film .",
     "a fine film",
@@ -94,6 +96,26 @@ def test_no_held_out_text_is_trained_on_and_none_twice(
         assert hidden.isdisjoint(forms)
         assert len(set(forms)) == len(forms)
         assert not any(data.is_held_out(t.id) for t in part)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=12), min_size=1, max_size=8),
+    st.integers(0, 10_000),
+)
+def test_a_broken_text_is_as_long_and_broken_as_far_as_it_says(
+    rows: list[list[int]], seed: int
+) -> None:
+    positive = [i % 2 == 0 for i in range(len(rows))]
+    broken = nonsense.break_texts(rows, positive, Random(seed))
+    assert broken == nonsense.break_texts(rows, positive, Random(seed))
+    assert [b.source for b in broken] == [i for i, row in enumerate(rows) if len(row) > 1]
+    known = {token for row in rows for token in row}
+    for b in broken:
+        source = rows[b.source]
+        changed = sum(x != y for x, y in zip(source, b.text, strict=True))
+        assert changed <= round(b.share * len(source))
+        assert nonsense.SMALLEST_SHARE <= b.share <= 1
+        assert set(b.text) <= known
 
 
 @given(st.text())

@@ -71,6 +71,34 @@ def vowel_pairs(start: int, count: int) -> list[Pair]:
     ]  # fmt: skip
 
 
+def test_normalised_scores_are_the_fitted_ones_with_unit_spread(base: str, tmp_path: Path) -> None:
+    pairs, texts = vowel_pairs(0, 64), [("", p.chosen_text) for p in vowel_pairs(0, 64)]
+    texts += [("", p.rejected_text) for p in pairs]
+    scores, reports = {}, {}
+    for normalize in (False, True):
+        out = tmp_path / str(normalize)
+        settings = QUICK.model_copy(update={"normalize": normalize})
+        *_, report = fit(base, pairs, out, eval_pairs=vowel_pairs(500, 20), settings=settings)
+        assert isinstance(report, FitReport)
+        reports[normalize] = report
+        scores[normalize] = torch.tensor(load_scorer(str(out)).score(*zip(*texts, strict=True)))
+    assert float(scores[True].std()) == pytest.approx(1, abs=1e-5)
+    assert reports[False].score_scale == 1
+    scale = reports[True].score_scale
+    torch.testing.assert_close(scores[True], scale * scores[False], rtol=1e-4, atol=1e-5)
+    # What was measured was measured before, so that calibration keeps its meaning.
+    assert reports[True].held_out == reports[False].held_out
+    assert f"{scale:.4g} times" in (tmp_path / "True" / "README.md").read_text(encoding="utf-8")
+    assert "times those" not in (tmp_path / "False" / "README.md").read_text(encoding="utf-8")
+
+
+def test_scores_without_spread_are_not_normalised(base: str, tmp_path: Path) -> None:
+    same = [Pair(prompt="a", chosen_text="a", rejected_text="a")]
+    settings = QUICK.model_copy(update={"normalize": True})
+    with pytest.raises(InputError, match="cannot be normalised"):
+        list(fit(base, same, tmp_path / "out", settings=settings))
+
+
 def test_it_learns_what_the_pairs_say_and_says_how_well(base: str, tmp_path: Path) -> None:
     out = tmp_path / "proxy"
     *steps, report = fit(

@@ -1,10 +1,9 @@
 """`kleash reward` fits a reward model on preferences; `kleash score` scores texts with one."""
 
-from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +13,6 @@ from kleash.config import load
 from kleash.report.text import interval, number
 
 if TYPE_CHECKING:
-    from kleash.train.reward_fit import FitStep
     from kleash.train.reward_report import FitReport
 
 
@@ -36,8 +34,7 @@ def reward(
 
     config = load(RewardFitConfig, config_file, overrides or ())
     directory = vacant_directory(out, config_file.stem)
-    records = cast("Generator[FitStep | FitReport]", fit_reward_model(config, directory))
-    with closing(records), screen.progress() as steps:
+    with closing(fit_reward_model(config, directory)) as records, screen.progress() as steps:
         for record in records:
             if isinstance(record, FitReport):
                 _show_fit(screen, record)

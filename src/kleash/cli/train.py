@@ -1,9 +1,9 @@
 """`kleash train`: one run, from a configuration to a verified directory."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -45,9 +45,8 @@ def train(
     directory = vacant_directory(run, config_file.stem)
     interrupted = False
     try:
-        # A generator function: closing it ends the run as Ctrl-C inside it does.
-        records = cast(Generator[StepRecord], run_training(config, directory))
-        with closing(records), screen.progress() as steps:
+        # Closing it ends the run as Ctrl-C inside it does.
+        with closing(run_training(config, directory)) as records, screen.progress() as steps:
             watch(records, config, steps)
     except KeyboardInterrupt:
         interrupted = True

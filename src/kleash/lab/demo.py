@@ -5,18 +5,18 @@ labels, the policy is trained on the proxy, and the gold model, which training n
 """
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from queue import Empty
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from kleash.control import ControlConfig
-from kleash.errors import InputError, KleashError, ResourceError
+from kleash.errors import InputError
+from kleash.lab.processes import side_by_side
 from kleash.models.config import ModelConfig
 from kleash.models.embedded import resolve
 from kleash.models.hub import load_language_model
@@ -57,8 +57,10 @@ class DemoConfig(BaseModel):
     max_new_tokens: int = Field(default=24, gt=0)
     kl_target: float = Field(default=4.0, gt=0)
     """What the leashed arm is held to, nats per response."""
-    kl_coef: float = Field(default=0.15, gt=0)
-    """β of the fixed arm, and the leashed arm's start."""
+    kl_coef: float = Field(default=0.35, gt=0)
+    """β of the fixed arm, and the leashed arm's start.
+
+    The optimum for a Gaussian reward of standard deviation σ has KL = (σ/β)²/2: 4 nats at σ = 1."""
     learning_rate: float = Field(default=5e-4, gt=0)
     evaluations: int = Field(default=2, gt=0)
     """Fresh responses per prompt behind each row of the table."""
@@ -113,9 +115,6 @@ class DemoResult:
     kl_target: float
 
 
-PATIENCE = 5.0
-"""Seconds that an arm is given to end by itself when another has failed."""
-
 Observer = Callable[[DemoEvent], None]
 
 
@@ -156,16 +155,16 @@ def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
         raise InputError(
             f"{out} is not empty", expected="a new or empty directory", do="choose another --out"
         )
-    # One thread: the same numbers on every machine, and no spinning against whoever shares it.
-    torch.set_num_threads(1)
-    pairs = label_pairs(config, observer)
-    report = _fit_proxy(config, pairs, out / "proxy", observer)
-    arms = _train_arms(out, config, observer)
+    first = side_by_side({"proxy": partial(make_proxy, config, out / "proxy")}, observer)
+    reference, proxy_accuracy = first["proxy"]
+    arms = side_by_side(
+        {name: partial(run_arm, name, config, out) for name in ARM_DIRECTORIES}, observer
+    )
     return DemoResult(
-        arms=tuple(arms[name] for name in ARM_DIRECTORIES),
+        arms=tuple(arms.values()),
         prompts=tuple(load_prompts("tiny-reviews/prompts")[:ANSWERS]),
-        reference=_evaluate(BASE, "reference", config, out / "proxy", resolve(BASE)),
-        proxy_accuracy=report.held_out.accuracy,
+        reference=reference,
+        proxy_accuracy=proxy_accuracy,
         kl_target=config.kl_target,
     )
 
@@ -173,6 +172,19 @@ def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
 ARM_DIRECTORIES = {"no penalty": "no-penalty", "fixed β": "fixed-beta", "leashed": "leashed"}
 ANSWERS = 6
 """Prompts whose answers are shown side by side."""
+
+
+def make_proxy(config: DemoConfig, out: Path, observer: Observer) -> tuple[Arm, float | None]:
+    """Fits the proxy, and measures the untrained model with it.
+
+    Returns:
+        The reference as the table shows it, and the proxy's accuracy on held-out pairs.
+    """
+    # One thread: the same numbers on every machine, and no spinning against whoever shares it.
+    torch.set_num_threads(1)
+    report = _fit_proxy(config, label_pairs(config, observer), out, observer)
+    reference = _evaluate(BASE, "reference", config, out, resolve(BASE))
+    return reference, report.held_out.accuracy
 
 
 def label_pairs(config: DemoConfig, observer: Observer) -> list[Pair]:
@@ -197,7 +209,7 @@ def label_pairs(config: DemoConfig, observer: Observer) -> list[Pair]:
 
 def _fit_proxy(config: DemoConfig, pairs: list[Pair], out: Path, observer: Observer) -> FitReport:
     split = split_pairs(pairs, 0.1)
-    settings = RewardTrainConfig(epochs=config.fit_epochs, seed=config.seed)
+    settings = RewardTrainConfig(epochs=config.fit_epochs, seed=config.seed, normalize=True)
     report: FitReport | None = None
     for event in fit(BASE, split.train, out, eval_pairs=split.held_out, settings=settings):
         if isinstance(event, FitReport):
@@ -228,65 +240,13 @@ def _arm_config(config: DemoConfig, proxy: Path, control: ControlConfig) -> RunC
     )
 
 
-def _train_arms(out: Path, config: DemoConfig, observer: Observer) -> dict[str, Arm]:
-    """Each arm in a process of its own; their events come back through one queue."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = {
-        name: context.Process(target=_arm_process, args=(name, config, out, queue), daemon=True)
-        for name in ARM_DIRECTORIES
-    }
-    for worker in workers.values():
-        worker.start()
-    arms: dict[str, Arm] = {}
-    try:
-        for message in _messages(queue, workers, arms):
-            if isinstance(message, DemoEvent):
-                observer(message)
-            elif isinstance(message, Arm):
-                arms[message.name] = message
-            else:
-                raise message
-        for worker in workers.values():
-            worker.join()
-    except BaseException:
-        for worker in workers.values():
-            # An interrupted arm is saving what it has; one that goes on must be stopped.
-            worker.join(PATIENCE)
-            worker.terminate()
-        raise
-    return arms
-
-
-def _messages(queue: Any, workers: dict[str, Any], arms: dict[str, Arm]) -> Iterator[Any]:
-    """What the workers say, until each has delivered its arm."""
-    while len(arms) < len(workers):
-        try:
-            yield queue.get(timeout=1.0)
-        except Empty:
-            for name, worker in workers.items():
-                if name not in arms and worker.exitcode not in (None, 0):
-                    raise ResourceError(
-                        f"the arm {name!r} died",
-                        expected="its process to end by itself",
-                        got=f"exit code {worker.exitcode}",
-                        do="is there enough memory? the three arms need about 3 GiB together",
-                    ) from None
-
-
-def _arm_process(name: str, config: DemoConfig, out: Path, queue: Any) -> None:
-    """One arm from start to table row. Runs in its own process."""
-    try:
-        run = out / ARM_DIRECTORIES[name]
-        for record in train(arm_configs(config, out / "proxy")[name], run):
-            queue.put(_arm_event(name, record, config.steps))
-        queue.put(DemoEvent(phase="evaluate", step=0, steps=1, arm=name, figures={}))
-        queue.put(_evaluate(str(run / "final"), name, config, out / "proxy", str(run)))
-    except KleashError as error:
-        queue.put(error)
-    except KeyboardInterrupt:
-        # The run has recorded the interruption; the parent, which got it too, tells the user.
-        return
+def run_arm(name: str, config: DemoConfig, out: Path, observer: Observer) -> Arm:
+    """One arm from start to table row."""
+    run = out / ARM_DIRECTORIES[name]
+    for record in train(arm_configs(config, out / "proxy")[name], run):
+        observer(_arm_event(name, record, config.steps))
+    observer(DemoEvent(phase="evaluate", step=0, steps=1, arm=name, figures={}))
+    return _evaluate(str(run / "final"), name, config, out / "proxy", str(run))
 
 
 def _arm_event(name: str, record: StepRecord, steps: int) -> DemoEvent:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -124,6 +124,31 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     with _readable(name), _quietly():
         return AutoTokenizer.from_pretrained(_locate(name), trust_remote_code=False)
+
+
+@torch.no_grad()
+def rescale(reward: RewardModel, factor: float) -> None:
+    """Multiplies every score by `factor`, inside the last layer of the head.
+
+    Raises:
+        InputError: the model has no linear layer at its end.
+    """
+    trunk = f"{reward.model.base_model_prefix}."
+    heads = [
+        module
+        for name, module in reward.model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == reward.num_labels
+        and not name.startswith(trunk)
+    ]
+    if not heads:
+        raise InputError(
+            f"the scores of {reward.name!r} cannot be rescaled",
+            expected="a linear layer at its end",
+            got=type(reward.model).__name__,
+        )
+    for parameter in heads[-1].parameters():
+        parameter.mul_(factor)
 
 
 def save_reward_model(reward: RewardModel, directory: Path) -> None:

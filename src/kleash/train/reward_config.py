@@ -56,6 +56,8 @@ class RewardTrainConfig(BaseModel):
     """The gradient is scaled down to this norm."""
     center_coefficient: float = Field(default=0.01, ge=0.0, allow_inf_nan=False)
     """Weight of (r_chosen + r_rejected)², which keeps the scores around 0."""
+    normalize: bool = False
+    """Rescale the saved head so that the texts fitted on score with standard deviation 1."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens kept of each text, its end; None for the model's context."""
     seed: int = Field(default=0, ge=0)

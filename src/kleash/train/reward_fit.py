@@ -10,7 +10,7 @@ threads.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,8 @@ from kleash.models.reward_model import (
     forward,
     load_tokenizer,
     new_reward_model,
+    predict,
+    rescale,
     save_reward_model,
 )
 from kleash.train.preferences import Pair, PairSplit, load_pairs, split_pairs
@@ -63,7 +65,7 @@ class _Data(NamedTuple):
 
 def fit_reward_model(
     config: RewardFitConfig, out_dir: str | Path, *, device: str = "cpu"
-) -> Iterator[FitStep | FitReport]:
+) -> Generator[FitStep | FitReport]:
     """As `fit`, on the pairs that a configuration names.
 
     Raises:
@@ -90,7 +92,7 @@ def fit(
     settings: RewardTrainConfig | None = None,
     num_identical: int = 0,
     device: str = "cpu",
-) -> Iterator[FitStep | FitReport]:
+) -> Generator[FitStep | FitReport]:
     """Fits a reward model: yields a record per update and, once all is written, a report.
 
         *steps, report = fit("tiny-reviews/base", pairs, "runs/proxy")
@@ -186,7 +188,7 @@ def _fit(
     out_dir: Path,
     settings: RewardTrainConfig,
     num_identical: int,
-) -> Iterator[FitStep | FitReport]:
+) -> Generator[FitStep | FitReport]:
     """The fit itself; nothing is written before it has ended."""
     tokens = _tokens(reward, data.train, settings.max_length)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -205,6 +207,9 @@ def _fit(
         yield record
     last = curve[-(len(plan) // settings.epochs) :]
     sizes = [len(batch) for batch in plan[-len(last) :]]
+    held_out = measure_pairs(reward, data.held_out, max_length=settings.max_length)
+    scale = _unit_scale(reward, tokens) if settings.normalize else 1.0
+    rescale(reward, scale)
     report = FitReport(
         directory=str(out_dir),
         base=reward.name,
@@ -214,7 +219,8 @@ def _fit(
         num_truncated=tokens.num_truncated,
         train_loss=_weighted([record.loss for record in last], sizes),
         train_accuracy=_weighted([record.accuracy for record in last], sizes),
-        held_out=measure_pairs(reward, data.held_out, max_length=settings.max_length),
+        score_scale=scale,
+        held_out=held_out,
     )
     save_reward_model(reward, out_dir)
     write_report(report, settings.model_dump(), [asdict(record) for record in curve], out_dir)
@@ -260,6 +266,26 @@ def _update(
         grad_norm=norm,
         learning_rate=rate,
     )
+
+
+def _unit_scale(reward: RewardModel, tokens: _Data) -> float:
+    """The factor that gives the scores of the texts fitted on a standard deviation of 1.
+
+    Ziegler et al. 2019, §2.1, normalise so: β is then in the same coin whatever the fit. The mean is
+    left alone, as only differences of scores count.
+
+    Raises:
+        InputError: all texts score the same.
+    """
+    spread = float(predict(reward, tokens.chosen + tokens.rejected)[:, 0].double().std())
+    if not spread > 0:
+        raise InputError(
+            "the scores cannot be normalised",
+            expected="texts that score differently",
+            got=f"a standard deviation of {spread}",
+            do="give more pairs or updates, or leave train.normalize off",
+        )
+    return 1 / spread
 
 
 def _tokens(reward: RewardModel, pairs: Sequence[Pair], max_length: int | None) -> _Data:

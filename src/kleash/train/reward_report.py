@@ -70,7 +70,10 @@ class FitReport:
     """Mean loss over the last pass."""
     train_accuracy: float
     """Over the last pass, each pair before its own update."""
+    score_scale: float
+    """The saved model scores this many times what was fitted; σ(margin / scale) is the probability."""
     held_out: PairFigures
+    """Of the scores as fitted."""
 
 
 def measure_pairs(
@@ -166,6 +169,15 @@ def model_card(report: FitReport) -> str:
     }
     base = "".join(c for c in report.base if c.isprintable() and c != "`")
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    scaled = (
+        ""
+        if report.score_scale == 1
+        else f"""
+The saved scores are {report.score_scale:.4g} times those that were fitted and measured, so that the
+texts fitted on score with standard deviation 1. Divide a margin by that number before σ makes a
+probability of it.
+"""
+    )
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -178,7 +190,7 @@ A scalar head on `{base}`, fitted with kleash {__version__} to {report.num_pairs
 ({report.num_identical} more were left out: their two texts were the same) by the Bradley–Terry loss
 −log σ(r_chosen − r_rejected), {report.steps} updates. It scores a text, prompt and response
 together; higher is preferred. Only differences between scores mean anything.
-
+{scaled}
 | on pairs of prompts it was not fitted on | |
 |---|---|
 {table}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from kleash.train.loop import Setup, metrics_line, run_loop, seeded
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
 
-def train(config: RunConfig, run: Path) -> Iterator[StepRecord]:
+def train(config: RunConfig, run: Path) -> Generator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
     Nothing is written before configuration, models, prompts and reward are loaded and checked. After that every
