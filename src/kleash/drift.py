@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kleash.functional.divergences import reverse_kl
 from kleash.functional.intervals import clustered_mean
-from kleash.functional.kl import exact_kl
 from kleash.functional.logprobs import entropy, log_softmax, token_logprobs
 from kleash.functional.masking import masked_sum
 from kleash.records import Direction, KLReading, Unit
@@ -50,7 +50,7 @@ def token_drift(
     return TokenDrift(
         logprobs=token_logprobs(logprobs, tokens),
         ref_logprobs=token_logprobs(ref_logprobs, tokens),
-        kl=exact_kl(logprobs, ref_logprobs),
+        kl=reverse_kl(logprobs, ref_logprobs),
         entropy=entropy(logprobs),
     )
 

@@ -1,15 +1,101 @@
 """The KL and its estimators against enumeration and closed forms."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kleash.functional.kl import ESTIMATORS, exact_kl, k1, k2, k3
+from kleash.functional.kl import (
+    ESTIMATORS,
+    TAIL,
+    exact_kl,
+    importance_weights,
+    in_tail,
+    k1,
+    k2,
+    k3,
+    topk_kl,
+)
 
 distributions = st.lists(st.floats(-4, 4), min_size=5, max_size=5).map(
     lambda logits: torch.log_softmax(torch.tensor(logits, dtype=torch.double), -1)
 )
+
+
+@given(distributions, distributions)
+def test_the_temperature_divides_logits_on_both_sides(q: torch.Tensor, p: torch.Tensor) -> None:
+    """Pitfall 15: at T = 0.7 the divergence is that of the two sharpened distributions, renormalised."""
+    sharp = [torch.softmax(x / 0.7, -1) for x in (q, p)]
+    enumerated = float((sharp[0] * (sharp[0] / sharp[1]).log()).sum())
+    assert float(exact_kl(q, p, temperature=0.7)) == pytest.approx(enumerated, abs=1e-12)
+
+
+def test_exact_kl_is_one_number_per_row() -> None:
+    """Pitfall 25: a "full" KL taken of gathered log-probabilities has lost the token axis."""
+    logits, ref = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    found = exact_kl(logits, ref)
+    assert found.shape == (2, 3)
+    for b in range(2):
+        for t in range(3):
+            q, p = torch.softmax(logits[b, t], -1).tolist(), torch.softmax(ref[b, t], -1).tolist()
+            slow = sum(x * math.log(x / y) for x, y in zip(q, p, strict=True))
+            assert float(found[b, t]) == pytest.approx(slow, abs=1e-5)
+
+
+@given(distributions, distributions, st.integers(1, 5))
+def test_a_truncated_kl_never_says_too_much(q: torch.Tensor, p: torch.Tensor, k: int) -> None:
+    bound, exact = float(topk_kl(q, p, k)), float(exact_kl(q, p))
+    assert 0 <= bound <= exact + 1e-12
+    if k >= 4:  # a bucket of one token, or of none, hides nothing
+        assert bound == pytest.approx(exact, abs=1e-12)
+
+
+def test_a_tail_sampled_without_the_one_has_the_wrong_gradient() -> None:
+    """P = (.8, .2), Q = (.5, .5), head {A}: 1.386294 with q/sg(q)·sg(u + 1), 2.386 with u alone."""
+    p = torch.tensor(0.8, dtype=torch.double, requires_grad=True)
+    logprobs, ref = _binary(p)
+    rows, refs = logprobs.expand(2, 2), ref.expand(2, 2)
+    value = topk_kl(rows, refs, 1, tokens=torch.tensor([0, 1]))
+    (gradient,) = torch.autograd.grad((logprobs.exp().detach() * value).sum(), p)
+    assert float(gradient) == pytest.approx(1.386294, abs=1e-6)
+
+
+def test_importance_weights_by_level() -> None:
+    """Pitfall 50: a weight of a whole response is still one weight per token, [B, T]."""
+    log_ratio = torch.tensor([[2.0, 3.0, 5.0], [0.5, 4.0, 7.0]]).log()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    found = {
+        level: importance_weights(log_ratio, torch.zeros(2, 3), mask, level)
+        for level in ("token", "prefix", "sequence")
+    }
+    expected = {
+        "token": [[2, 3, 0], [0.5, 4, 7]],
+        "prefix": [[2, 6, 0], [0.5, 2, 14]],
+        "sequence": [[6, 6, 0], [14, 14, 14]],
+    }
+    for level, rows in expected.items():
+        torch.testing.assert_close(found[level], torch.tensor(rows, dtype=torch.float32))
+
+
+@given(distributions, distributions)
+def test_stale_data_pathwise(q: torch.Tensor, p: torch.Tensor) -> None:
+    """T5: ∇(ρ k3) = ∇(sg(ρ) k2) = ρ k1 ∇log q, sample by sample, if the gradient flows through ρ."""
+    logits = (q + 0.3 * torch.randn(5, dtype=torch.double)).requires_grad_()
+    for token in range(5):
+        logprob, old, ref = torch.log_softmax(logits, -1)[token], q[token], p[token]
+        rho = importance_weights(
+            logprob.view(1, 1), old.view(1, 1), torch.ones(1, 1, dtype=torch.bool), "token"
+        )[0, 0]
+        both = [rho * k3(logprob, ref), rho.detach() * k2(logprob, ref)]
+        one, other = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in both)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        detached = rho.detach() * k3(logprob, ref)
+        (wrong,) = torch.autograd.grad(detached, logits, retain_graph=True)
+        (score,) = torch.autograd.grad(logprob, logits)
+        u = float((logprob - ref).detach())
+        torch.testing.assert_close(wrong, rho.detach() * -math.expm1(-u) * score)
 
 
 @given(distributions, distributions)
@@ -72,13 +158,26 @@ def test_zero_probabilities() -> None:
     assert float(exact_kl(certain, certain)) == 0.0
 
 
-@pytest.mark.parametrize("drop", [30.0, 60.0])
-def test_k3_far_out_is_not_clamped(drop: float) -> None:
-    """Pitfalls 1-3 of the field: a clamp hides the drift exactly where it is greatest."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drop", [3.0, 10.0, 30.0])
+def test_k3_far_out_is_what_it_is_and_pushes_back(drop: float, dtype: torch.dtype) -> None:
+    """Pitfall 3: a clamp kills the gradient exactly where the drift is greatest."""
+    logprob = torch.tensor(-drop, dtype=dtype, requires_grad=True)
+    value = k3(logprob, torch.tensor(0.0, dtype=dtype))
+    assert float(value.detach()) == pytest.approx(math.expm1(drop) - drop, rel=1e-5)
+    assert not bool(in_tail(logprob, torch.tensor(0.0)))
+    if dtype is torch.float32:
+        (gradient,) = torch.autograd.grad(value, logprob)
+        assert float(gradient) == pytest.approx(1 - math.exp(drop), rel=1e-5)
+
+
+@pytest.mark.parametrize("drop", [41.0, 100.0, 1e4])
+def test_k3_in_its_tail_is_a_flagged_finite_line(drop: float) -> None:
+    """Pitfalls 1 and 2: exp of 100 overflows float32, and a clamp after it comes too late."""
     logprob = torch.tensor(-drop, requires_grad=True)
     value = k3(logprob, torch.tensor(0.0))
     (gradient,) = torch.autograd.grad(value, logprob)
-    assert float(value.detach()) == pytest.approx(
-        float(torch.tensor(drop).exp()) - drop - 1, rel=1e-5
-    )
-    assert float(gradient) < -1e12
+    slope = math.exp(TAIL)
+    assert float(value.detach()) == pytest.approx(slope * (1 + drop - TAIL) - 1 - drop, rel=1e-5)
+    assert float(gradient) == pytest.approx(1 - slope, rel=1e-5)
+    assert bool(in_tail(logprob, torch.tensor(0.0)))

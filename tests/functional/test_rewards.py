@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kleash.functional.kl import exact_kl
+from kleash.functional.divergences import reverse_kl
 from kleash.functional.rewards import kl_shaped_rewards
 
 VOCAB, LENGTH = 3, 3
@@ -50,7 +50,7 @@ def _true_gradient(logits: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
 def _penalty_gradient(logits: torch.Tensor, ref: torch.Tensor, *, local: bool) -> torch.Tensor:
     """Expected gradient of the loss that training descends, with β = 1 and no reward."""
     logits = logits.clone().requires_grad_()
-    per_state = exact_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref, -1))
+    per_state = reverse_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref, -1))
     loss = torch.zeros((), dtype=torch.double)
     for states, chosen, _ in _enumerate(logits, ref):
         kl = per_state[states].unsqueeze(0)

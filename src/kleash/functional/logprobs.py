@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def log_softmax(logits: Float[Tensor, "*N V"], temperature: float = 1.0) -> Float[Tensor, "*N V"]:
-    """log softmax(z / τ), in float32 whatever the logits come in.
+    """log softmax(z / τ), in float32 at least, whatever the logits come in.
 
     The temperature divides logits, never log-probabilities: dividing those and not renormalising is a
     different, unnormalised distribution.
@@ -15,7 +15,8 @@ def log_softmax(logits: Float[Tensor, "*N V"], temperature: float = 1.0) -> Floa
         >>> log_softmax(torch.tensor([0.0, 0.0])).exp()
         tensor([0.5000, 0.5000])
     """
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
 
 
 def token_logprobs(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kleash.drift import measure_drift, token_drift
-from kleash.functional.kl import exact_kl
+from kleash.functional.divergences import reverse_kl
 from kleash.functional.logprobs import log_softmax
 from kleash.records import KLReading, UpdateFacts
 from kleash.train.algorithms import Algorithm, Loss, Minibatch, Targets, mean_losses
@@ -139,7 +139,7 @@ def _kl_new_old(learner: Learner, experience: Experience, config: RunConfig) -> 
         new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
         old = metered.hidden[index, : new.shape[1]]
         block = torch.zeros(part.mask.shape, device=kl.device)
-        block[part.mask] = exact_kl(
+        block[part.mask] = reverse_kl(
             log_softmax(head(new[part.mask]), temperature),
             log_softmax(metered.head(old[part.mask]), temperature),
         )

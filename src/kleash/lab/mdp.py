@@ -1,0 +1,176 @@
+"""A small problem that can be enumerated: every prompt's answer is one of V^L sequences.
+
+On it the KL-regularised optimum, every KL, every estimator and every gradient are finite sums. What is proved here
+against them holds for the code that runs on language models, because it is the same code.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kleash.errors import InputError
+
+MAX_SEQUENCES = 2**20
+"""Beyond this, enumeration is no longer a matter of seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class MDP:
+    """Sequences of `length` tokens from a vocabulary of `vocab`, a reference and a reward for each.
+
+    A policy is a table of logits [S, V], one row for each of the S = (V^L − 1)/(V − 1) prefixes, ordered by depth and
+    then as base-V numbers; a reward is one float per sequence, sequences as base-V numbers.
+    """
+
+    vocab: int
+    length: int
+    ref_logits: Tensor
+    """[S, V]."""
+    rewards: Tensor
+    """[N]."""
+
+    @property
+    def num_sequences(self) -> int:
+        """N = V^L."""
+        return self.vocab**self.length
+
+    @property
+    def num_prefixes(self) -> int:
+        """S = 1 + V + … + V^{L−1}."""
+        return sum(self.vocab**depth for depth in range(self.length))
+
+    def tokens(self) -> Tensor:
+        """Every sequence, [N, L]."""
+        powers = self.vocab ** torch.arange(self.length - 1, -1, -1)
+        return torch.arange(self.num_sequences)[:, None] // powers % self.vocab
+
+    def states(self) -> Tensor:
+        """The prefix that each token of every sequence is drawn after, a row of the logits: [N, L]."""
+        depths = torch.arange(self.length)
+        first = torch.tensor([sum(self.vocab**i for i in range(d)) for d in range(self.length)])
+        prefix = torch.arange(self.num_sequences)[:, None] // self.vocab ** (self.length - depths)
+        return first + prefix
+
+    def logprobs(self, logits: Tensor) -> Tensor:
+        """log π(y_t|h_t) of every token of every sequence, [N, L]."""
+        return torch.log_softmax(logits, -1)[self.states(), self.tokens()]
+
+
+def golden() -> MDP:
+    """The reference problem of the acceptance tests: V = 8, L = 4, no random number in it.
+
+    Examples:
+        >>> mdp = golden()
+        >>> mdp.num_sequences, mdp.num_prefixes
+        (4096, 585)
+    """
+    vocab, length = 8, 4
+    states = torch.arange(585, dtype=torch.float64)[:, None]
+    symbols = torch.arange(vocab, dtype=torch.float64)
+    logits = 1.5 * torch.sin(12.9898 * (states + 1) + 78.233 * (symbols + 1))
+    shell = MDP(vocab, length, logits, torch.empty(0))
+    y, index = shell.tokens(), torch.arange(shell.num_sequences, dtype=torch.float64)
+    rewards = (
+        torch.sin(0.7 * (index + 1))
+        + 0.5 * torch.cos(1.3 * y.sum(-1).double())
+        + 0.25 * (y[:, 0] == y[:, 3])
+    )
+    return MDP(vocab, length, logits, rewards)
+
+
+def optimum(mdp: MDP, beta: float) -> Tensor:
+    """The policy that maximises E[R] − β·KL(π‖π_ref), by one soft Bellman backup.
+
+    V(h) = β log Σ_a π_ref(a|h) exp(Q(h, a)/β) and π*(a|h) = π_ref(a|h) exp((Q − V)/β): its law over sequences is
+    π_ref exp(R/β)/Z (Korbak et al. 2022, arXiv 2205.11275), and V at the root is J* = β log Z.
+
+    Returns:
+        [S, V] log-probabilities, which are logits.
+    """
+    reference = torch.log_softmax(mdp.ref_logits, -1)
+    values, rows = mdp.rewards.view(-1, mdp.vocab), []
+    for depth in range(mdp.length - 1, -1, -1):
+        first = sum(mdp.vocab**i for i in range(depth))
+        tilted = reference[first : first + mdp.vocab**depth] + values / beta
+        rows.append(torch.log_softmax(tilted, -1))
+        values = (beta * tilted.logsumexp(-1)).view(-1, mdp.vocab) if depth else values
+    return torch.cat(rows[::-1])
+
+
+def load_mdp(path: Path) -> MDP:
+    """Reads {"vocab", "length", "ref_logits", "rewards"}.
+
+    Raises:
+        InputError: the file is not that.
+    """
+    data = _read(path)
+    vocab, length = (_whole(data, path, name) for name in ("vocab", "length"))
+    if vocab < 2 or length < 1 or vocab**length > MAX_SEQUENCES:
+        raise InputError(
+            f"{path} is not a problem that can be enumerated",
+            expected=f"vocab ≥ 2, length ≥ 1, at most {MAX_SEQUENCES:,} sequences",
+            got=f"vocab {vocab}, length {length}",
+        )
+    prefixes = sum(vocab**depth for depth in range(length))
+    return MDP(
+        vocab,
+        length,
+        _table(data, path, "ref_logits", (prefixes, vocab)),
+        _table(data, path, "rewards", (vocab**length,)),
+    )
+
+
+def load_policy(path: Path, mdp: MDP) -> Tensor:
+    """Reads a table of logits in the shape of the problem's `ref_logits`, bare or as {"logits"}.
+
+    Raises:
+        InputError: the file is not that.
+    """
+    data = _read(path, bare=True)
+    return _table(data, path, "logits", (mdp.num_prefixes, mdp.vocab))
+
+
+def _read(path: Path, *, bare: bool = False) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot read {path}", expected="a JSON file", got=str(error)[:200]
+        ) from error
+    if bare and isinstance(data, list):
+        return {"logits": data}
+    if not isinstance(data, dict):
+        raise InputError(
+            f"{path} holds no problem", expected="a JSON object", got=type(data).__name__
+        )
+    return data
+
+
+def _whole(data: dict[str, Any], path: Path, name: str) -> int:
+    value = data.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value > MAX_SEQUENCES:
+        raise InputError(
+            f"{path}: {name} is wrong", expected="a whole number", got=repr(value)[:80]
+        )
+    return value
+
+
+def _table(data: dict[str, Any], path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
+    try:
+        table = torch.tensor(data.get(name), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        table = torch.full((1,), math.nan, dtype=torch.float64)
+    if table.shape != shape or not bool(table.isfinite().all()):
+        raise InputError(
+            f"{path}: {name} is wrong",
+            expected=f"finite numbers in the shape {' × '.join(map(str, shape))}",
+            got=f"numbers in the shape {tuple(table.shape)}"
+            if bool(table.isfinite().all())
+            else "something else",
+        )
+    return table
