@@ -1,0 +1,227 @@
+"""The fused meter: from hidden states and heads to log-probabilities, exact KL and entropy, a few tokens at a time.
+
+The logits of N tokens are the largest tensors of RLHF: at V = 151,936 and N = 2,048 one is 1.2 GB, and exact KL written
+plainly holds half a dozen. Here a chunk of rows is multiplied out, reduced while it is in the cache, and overwritten by
+the gradient of its own logits (`chunks`); no [N, V] tensor exists.
+
+Two ways in. `linear_kl` gives the four quantities per token, and makes the chunks again when the loss calls back for
+gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the loss of a token, makes the gradient while
+the chunk is there, and needs four: it is what training uses.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kleash.functional.chunks import (
+    Constants,
+    Gradients,
+    Policy,
+    TokenKL,
+    accumulate,
+    chunks,
+    wide,
+)
+
+TokenLoss = Callable[[TokenKL, slice], Tensor]
+"""(what was read at the tokens, which tokens they are) -> their losses, [C]."""
+
+
+def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together nowhere else
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    ref_hidden: Float[Tensor, "N R"],
+    ref_weight: Float[Tensor, "V R"],
+    tokens: Int[Tensor, " N"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    ref_bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> TokenKL:
+    """Log-probabilities, exact KL and entropy of every token, without its logits ever being held.
+
+    The logits are softcap·tanh((h Wᵀ + b)/softcap)/temperature, in float32 at least. Gradients flow to `hidden`,
+    `weight` and `bias` from any mix of logprobs, kl and entropy; the reference is constant.
+
+    Args:
+        hidden: last hidden states of the policy.
+        weight: its head.
+        ref_hidden: of the reference, which may have another width.
+        ref_weight: its head, over the same vocabulary.
+        tokens: the tokens that were sampled.
+        bias: of the policy's head.
+        ref_bias: of the reference's.
+        temperature: divides the logits of both.
+        softcap: bounds the logits of both, as in Gemma 2.
+
+    Returns:
+        [N] each, nats.
+
+    Raises:
+        ValueError: the shapes do not fit, or temperature or softcap are not positive.
+
+    Examples:
+        >>> weight, ref_weight = torch.tensor([[0.8], [0.2]]).log(), torch.tensor([[0.5], [0.5]]).log()
+        >>> one = torch.ones(1, 1)
+        >>> linear_kl(one, weight, one, ref_weight, torch.tensor([0])).kl
+        tensor([0.1927])
+    """
+    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
+    _check(Policy(hidden, weight, bias), given)
+    return TokenKL(*_LinearKL.apply(hidden, weight, bias, given))
+
+
+def linear_kl_loss(  # noqa: PLR0913 - as above
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    ref_hidden: Float[Tensor, "N R"],
+    ref_weight: Float[Tensor, "V R"],
+    tokens: Int[Tensor, " N"],
+    token_loss: TokenLoss,
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    ref_bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, ""], TokenKL]:
+    """Σ_n loss_n of a loss that is a sum over tokens, with its gradient made on the way: four products, not six.
+
+    `token_loss` is given what was read at some tokens and which they are, and returns the loss of each; the rest is as
+    in `linear_kl`. Returned are the loss, differentiable in `hidden`, `weight` and `bias`, and what was read, detached.
+
+    Examples:
+        >>> hidden, weight = torch.ones(1, 1), torch.tensor([[0.8], [0.2]]).log().requires_grad_()
+        >>> ref = torch.tensor([[0.5], [0.5]]).log()
+        >>> loss, _ = linear_kl_loss(hidden, weight, hidden, ref, torch.tensor([0]), lambda x, _: x.kl)
+        >>> loss.backward()
+        >>> weight.grad
+        tensor([[ 0.2218],
+                [-0.2218]])
+    """
+    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
+    _check(Policy(hidden, weight, bias), given)
+    loss, *read = _LinearKLLoss.apply(hidden, weight, bias, given, token_loss)
+    return loss, TokenKL(*read)
+
+
+class _LinearKL(torch.autograd.Function):
+    """Readings per token; the backward pass makes each chunk again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Constants
+    ) -> tuple[Tensor, ...]:
+        read = TokenKL.empty(given.tokens, wide(hidden.dtype))
+        for rows, chunk in chunks(Policy(hidden, weight, bias), given):
+            _store(read, rows, chunk.reduce())
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.given = given
+        ctx.mark_non_differentiable(read.ref_logprobs)
+        return tuple(read)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        of_logprobs, _, of_kl, of_entropy = grad_outputs
+        policy = Policy(*ctx.saved_tensors)
+        grads = _zeros(policy, ctx.needs_input_grad)
+        for rows, chunk in chunks(policy, ctx.given):
+            chunk.reduce()
+            of_product = chunk.differentiate(of_logprobs[rows], of_kl[rows], of_entropy[rows])
+            accumulate(grads, rows, of_product, policy)
+        return (*_cast(grads, policy), None)
+
+
+class _LinearKLLoss(torch.autograd.Function):
+    """The loss and its gradient in one pass; the backward pass only scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        given: Constants,
+        token_loss: TokenLoss,
+    ) -> tuple[Tensor, ...]:
+        policy = Policy(hidden, weight, bias)
+        read = TokenKL.empty(given.tokens, wide(hidden.dtype))
+        grads = _zeros(policy, ctx.needs_input_grad)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        for rows, chunk in chunks(policy, given):
+            _store(read, rows, chunk.reduce())
+            losses, upstream = _ask(token_loss, chunk.read, rows)
+            total += losses.double().sum()
+            if any(ctx.needs_input_grad):
+                accumulate(grads, rows, chunk.differentiate(*upstream), policy)
+        ctx.save_for_backward(*_cast(grads, policy))
+        ctx.mark_non_differentiable(*read)
+        return (total.to(read.kl.dtype), *read)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        grads = (None if grad is None else grad_outputs[0] * grad for grad in ctx.saved_tensors)
+        return (*grads, None, None)
+
+
+def _ask(
+    token_loss: TokenLoss, read: TokenKL, rows: slice
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The losses of some tokens, and their derivatives by logprobs, kl and entropy."""
+    with torch.enable_grad():
+        leaves = TokenKL(*(x.detach().clone() for x in read))
+        wanted = (leaves.logprobs, leaves.kl, leaves.entropy)
+        for leaf in wanted:
+            leaf.requires_grad_()
+        losses = token_loss(leaves, rows)
+        if not losses.requires_grad:
+            none = torch.zeros_like(losses)
+            return losses, (none, none, none)
+        a, b, c = torch.autograd.grad(losses.sum(), wanted, materialize_grads=True)
+    return losses.detach(), (a, b, c)
+
+
+def _zeros(policy: Policy, wanted: Sequence[bool]) -> Gradients:
+    """Room for the gradients that are asked for, in float32 at least."""
+    every = zip(policy, wanted[:3], strict=True)
+    return Gradients(
+        *(
+            torch.zeros_like(x, dtype=wide(x.dtype)) if x is not None and want else None
+            for x, want in every
+        )
+    )
+
+
+def _cast(grads: Gradients, policy: Policy) -> tuple[Tensor | None, ...]:
+    """Gradients in the types of what they belong to."""
+    return tuple(
+        None if grad is None or x is None else grad.to(x.dtype)
+        for grad, x in zip(grads, policy, strict=True)
+    )
+
+
+def _store(whole: TokenKL, rows: slice, part: TokenKL) -> None:
+    for target, values in zip(whole, part, strict=True):
+        target[rows] = values
+
+
+def _check(policy: Policy, given: Constants) -> None:
+    """Raises ValueError where shapes or settings make no sense."""
+    count, vocab = len(given.tokens), len(policy.weight)
+    expected = {
+        "hidden": (policy.hidden, (count, policy.weight.shape[1])),
+        "ref_hidden": (given.ref_hidden, (count, given.ref_weight.shape[1])),
+        "ref_weight": (given.ref_weight, (vocab, given.ref_weight.shape[1])),
+        "bias": (policy.bias, (vocab,)),
+        "ref_bias": (given.ref_bias, (vocab,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")
+    for name, value in (("temperature", given.temperature), ("softcap", given.softcap)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, not {value}")

@@ -1,0 +1,232 @@
+"""The fused meter against the plain formulas in float64: values, gradients, any upstream, any head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import Tensor
+
+from kleash.functional import chunks
+from kleash.functional.chunks import TokenKL
+from kleash.functional.kl import exact_kl
+from kleash.functional.linear_kl import linear_kl, linear_kl_loss
+from kleash.functional.logprobs import entropy, token_logprobs
+
+N, V, H, R = 13, 97, 8, 5
+
+
+def case(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    return {
+        "hidden": draw(N, H),
+        "weight": draw(V, H),
+        "ref_hidden": draw(N, R),
+        "ref_weight": draw(V, R),
+        "tokens": torch.randint(V, (N,), generator=g),
+        "bias": draw(V),
+        "ref_bias": draw(V),
+    }
+
+
+def plain(x: dict[str, Tensor], temperature: float = 1.0, softcap: float | None = None) -> TokenKL:
+    """The slow twin: every logit held, every formula as in the textbook."""
+
+    def logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        z = hidden @ weight.t() + bias
+        z = z if softcap is None else softcap * torch.tanh(z / softcap)
+        return torch.log_softmax(z / temperature, -1)
+
+    q = logits(x["hidden"], x["weight"], x["bias"])
+    p = logits(x["ref_hidden"], x["ref_weight"], x["ref_bias"])
+    own, theirs = (token_logprobs(rows, x["tokens"]) for rows in (q, p))
+    return TokenKL(own, theirs, (q.exp() * (q - p)).sum(-1), entropy(q))
+
+
+def fused(x: dict[str, Tensor], **options: Any) -> TokenKL:
+    main = [x[k] for k in ("hidden", "weight", "ref_hidden", "ref_weight", "tokens")]
+    return linear_kl(*main, bias=x["bias"], ref_bias=x["ref_bias"], **options)
+
+
+@pytest.fixture(params=["one chunk", "many chunks"], autouse=True)
+def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers must not depend on how the rows are cut."""
+    if request.param == "many chunks":
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", 5 * V * 8)
+        monkeypatch.setattr(chunks, "BLOCK_BYTES", 2 * V * 8)
+        monkeypatch.setattr(chunks, "TILE", 10)
+
+
+OPTIONS = [{}, {"temperature": 0.7}, {"softcap": 2.5}, {"temperature": 1.3, "softcap": 4.0}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_values(options: dict[str, float]) -> None:
+    x = case()
+    for found, expected in zip(fused(x, **options), plain(x, **options), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("mix", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.3, -2, 1.7)])
+def test_gradients_of_any_mix(options: dict[str, float], mix: tuple[float, float, float]) -> None:
+    names, grads = ("hidden", "weight", "bias"), []
+    upstream = torch.randn(3, N, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    for compute in (fused, plain):
+        x = case()
+        for name in names:
+            x[name].requires_grad_()
+        read = compute(x, **options)
+        parts = zip(mix, upstream, (read.logprobs, read.kl, read.entropy), strict=True)
+        torch.stack([(weight * u * y).sum() for weight, u, y in parts]).sum().backward()
+        grads.append([x[name].grad for name in names])
+    for found, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def clipped(read: TokenKL, rows: slice) -> Tensor:
+    """A loss as training has it: a clipped ratio, a price on the KL, a bonus for entropy."""
+    old = torch.linspace(-6, -3, N, dtype=torch.float64)[rows]
+    advantages = torch.linspace(-1, 1, N, dtype=torch.float64)[rows]
+    ratio = (read.logprobs - old).exp()
+    policy = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    return policy + 0.3 * read.kl - 0.01 * read.entropy
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_loss_made_on_the_way_is_the_loss_made_after(options: dict[str, float]) -> None:
+    names, found = ("hidden", "weight", "bias"), []
+    for way in ("after", "on the way"):
+        x = case()
+        for name in names:
+            x[name].requires_grad_()
+        if way == "after":
+            loss = clipped(plain(x, **options), slice(None)).sum()
+        else:
+            loss, read = linear_kl_loss(
+                x["hidden"],
+                x["weight"],
+                x["ref_hidden"],
+                x["ref_weight"],
+                x["tokens"],
+                clipped,
+                bias=x["bias"],
+                ref_bias=x["ref_bias"],
+                temperature=options.get("temperature", 1.0),
+                softcap=options.get("softcap"),
+            )
+            assert not read.kl.requires_grad
+        (2.5 * loss).backward()
+        found.append([loss.detach(), *(x[name].grad for name in names)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_only_what_is_asked_for_is_differentiated() -> None:
+    x = case()
+    x["hidden"].requires_grad_()
+    read = fused(x)
+    assert not read.ref_logprobs.requires_grad
+    read.kl.sum().backward()
+    assert x["weight"].grad is None
+    with torch.no_grad():
+        assert not fused(x).kl.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
+    """The numbers are those of the rounded inputs in float64, not of rounded logits; gradients keep the type."""
+    x = case(dtype)
+    wide = {k: v if k == "tokens" else v.double() for k, v in x.items()}
+    for name in ("hidden", "weight"):
+        x[name].requires_grad_()
+        wide[name].requires_grad_()
+    found, expected = fused(x), plain(wide)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=2e-5, atol=2e-5)
+    found.kl.sum().backward()
+    expected.kl.sum().backward()
+    for name in ("hidden", "weight"):
+        grad = x[name].grad
+        assert grad is not None
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), wide[name].grad, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("nats", [1e-6, 1e-4])
+def test_a_small_kl_keeps_three_digits_and_is_never_negative(nats: float) -> None:
+    g = torch.Generator().manual_seed(4)
+    hidden, weight = torch.randn(16, 32, generator=g), torch.randn(4096, 32, generator=g) / 4
+    other = weight + (2 * nats) ** 0.5 * torch.randn(4096, 32, generator=g) / 32**0.5
+    tokens = torch.randint(4096, (16,), generator=g)
+    found = linear_kl(hidden, weight, hidden, other, tokens).kl
+    truth = exact_kl(hidden.double() @ weight.double().t(), hidden.double() @ other.double().t())
+    assert bool((found >= 0).all())
+    assert float(((found - truth) / truth).abs().max()) < 1e-3
+    assert bool((linear_kl(hidden, weight, hidden, weight, tokens).kl == 0).all())
+
+
+def test_probabilities_of_zero_and_ratios_beyond_float32() -> None:
+    """Pitfall 7: a suppressed token has probability 0 on both sides, and a ratio of e^100 is still a number."""
+    bias, ref_bias = torch.zeros(4), torch.zeros(4)
+    bias[3] = ref_bias[3] = -torch.inf
+    bias[2] = -200.0
+    hidden = torch.ones(2, 1)
+    weight = torch.zeros(4, 1, requires_grad=True)
+    read = linear_kl(
+        hidden,
+        weight,
+        hidden,
+        torch.zeros(4, 1),
+        torch.tensor([0, 1]),
+        bias=bias,
+        ref_bias=ref_bias,
+    )
+    expected = torch.tensor([1.5, 1.5]).log()
+    torch.testing.assert_close(read.kl.detach(), expected)
+    torch.testing.assert_close(read.entropy.detach(), torch.tensor([2.0, 2.0]).log())
+    (read.kl + read.entropy + read.logprobs).sum().backward()
+    assert weight.grad is not None
+    assert bool(weight.grad.isfinite().all())
+
+
+def test_no_tokens_at_all() -> None:
+    empty = torch.zeros(0, 2, requires_grad=True)
+    weight = torch.zeros(3, 2, requires_grad=True)
+    read = linear_kl(empty, weight, empty, torch.zeros(3, 2), torch.zeros(0, dtype=torch.long))
+    read.kl.sum().backward()
+    assert read.kl.shape == (0,)
+    assert weight.grad is not None
+    assert not bool(weight.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda x: x.update(ref_weight=x["ref_weight"][:-1]), "ref_bias|ref_weight"),
+        (lambda x: x.update(ref_hidden=x["ref_hidden"][:-1]), "ref_hidden"),
+        (lambda x: x.update(hidden=x["hidden"][:, :-1]), "hidden"),
+        (lambda x: x.update(bias=x["bias"][:-1]), "bias"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    change: Callable[[dict[str, Tensor]], None], complaint: str
+) -> None:
+    """Pitfall 44: another vocabulary is another space."""
+    x = case()
+    change(x)
+    # The tests' own shape checker may see it first.
+    with pytest.raises((ValueError, TypeCheckError), match=complaint):
+        fused(x)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"softcap": 0.0}])
+def test_settings_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        fused(case(), **options)
