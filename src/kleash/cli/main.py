@@ -19,6 +19,7 @@ from kleash import __version__
 from kleash.cli.audit import report, verify
 from kleash.cli.console import Screen
 from kleash.cli.demo import demo
+from kleash.cli.lab import lab
 from kleash.cli.models import models
 from kleash.cli.reward import reward, score
 from kleash.cli.train import train
@@ -41,6 +42,7 @@ app.command(epilog="Example: kleash score tiny-reviews/gold texts.jsonl --json")
 app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)
 app.command(epilog="Example: kleash report runs/tiny_ppo runs/tiny_ppo-2 --out both.html")(report)
 app.add_typer(models, name="models")
+app.add_typer(lab, name="lab")
 
 
 def _version(wanted: bool) -> None:
