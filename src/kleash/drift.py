@@ -69,6 +69,8 @@ def measure_drift(
     The sum over a sampled response of the exact per-token KLs is an unbiased estimate of the sequence KL (the
     Rao-Blackwell form: Amini et al. 2025, arXiv 2504.10637), with a fraction of the sampled log-ratio's variance.
 
+    A KL is never negative, so neither is the lower end of its interval: cutting it there costs no coverage.
+
     Args:
         kl: [B, T], nats.
         mask: [B, T], True at the response's own tokens.
@@ -88,7 +90,7 @@ def measure_drift(
     interval = clustered_mean(totals, weights, clusters)
     return KLReading(
         value=interval.value,
-        low=interval.low,
+        low=None if interval.low is None else min(interval.value, max(interval.low, 0.0)),
         high=interval.high,
         n=len(totals),
         clusters=int(clusters.unique().numel()),

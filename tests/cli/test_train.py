@@ -57,6 +57,9 @@ def test_a_run_is_trained_verified_and_reported(
     assert said["verified"] is True
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
     assert said["metrics"]["kl_policy_ref_per_response"] >= 0
+    assert said["final_kl"]["value"] > said["metrics"]["kl_policy_ref_per_response"]
+    assert said["final_kl"]["direction"] == "policy_ref"
+    assert said["refused"] == 0
     assert said["head"] in (run / "ledger" / "head.json").read_text()
     assert (run / "report.html").is_file()
     assert (run / "final" / "model.safetensors").is_file()

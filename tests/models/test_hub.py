@@ -6,11 +6,54 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.embedded import list_models, resolve
-from kleash.models.hub import freeze, load_language_model, load_reference
+from kleash.models.hub import (
+    freeze,
+    load_language_model,
+    load_reference,
+    save_language_model,
+)
 from kleash.models.policy import Head, weights_digest
+
+
+def test_a_model_with_weights_missing_is_refused(tmp_path: Path) -> None:
+    """What the files don't hold would be drawn at random: an "exact" KL against noise."""
+    copy = tmp_path / "broken"
+    shutil.copytree(resolve("tiny-reviews/base"), copy)
+    weights = load_file(copy / "model.safetensors")
+    name = next(key for key in weights if key.endswith("down_proj.weight"))
+    del weights[name]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not complete") as caught:
+        load_language_model(str(copy))
+    assert name in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"\x00" * 100),
+        ("model.safetensors", b""),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}'),
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"[]"),
+    ],
+)
+def test_a_broken_file_is_bad_input(name: str, content: bytes, tmp_path: Path) -> None:
+    copy = tmp_path / "broken"
+    shutil.copytree(resolve("tiny-reviews/base"), copy)
+    (copy / name).write_bytes(content)
+    with pytest.raises(InputError, match="cannot load"):
+        load_language_model(str(copy))
+
+
+def test_saved_weights_can_be_read_by_whoever_reads_the_rest(tmp_path: Path) -> None:
+    save_language_model(load_language_model("tiny-reviews/base"), tmp_path / "out", "card")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
 
 
 def test_the_embedded_models_are_there_in_float32() -> None:

@@ -1,5 +1,6 @@
 """The loop: what a run is, whatever ends it."""
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from kleash.control import ControlConfig
-from kleash.errors import InputError, LimitError, RewardError
+from kleash.errors import ConfigError, InputError, LimitError, RewardError
 from kleash.guard import GuardConfig
+from kleash.ledger import Ledger, read
 from kleash.models.policy import weights_digest
+from kleash.records import KLReading
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
-from kleash.train.loop import seeded
+from kleash.train.loop import final_drift, seeded
 from kleash.train.run import prepare, train
 from kleash.train.update import propose_update
 
@@ -196,17 +199,105 @@ def test_ctrl_c_ends_cleanly_with_what_was_done_saved(tmp_path: Path) -> None:
 def test_closing_the_iterator_is_an_interruption_too(tmp_path: Path) -> None:
     steps = train(_config(), tmp_path / "run")
     next(iter(steps))
-    steps.close()  # pyright: ignore[reportAttributeAccessIssue]
+    steps.close()
     assert verify_run(tmp_path / "run").status == "interrupted"
 
 
-def test_a_hard_limit_halts_and_the_policy_is_as_it_was(tmp_path: Path) -> None:
-    with pytest.raises(LimitError):
+def saved_digest(run: Path) -> str:
+    return weights_digest(AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32))
+
+
+def test_a_hard_limit_halts_and_saves_the_last_policy_under_it(tmp_path: Path) -> None:
+    start = weights_digest(prepare(_config()).learner.policy.model)
+    with pytest.raises(LimitError, match="step 2") as caught:
         list(train(_config(guard=GuardConfig(max_kl=1e-3)), tmp_path / "run"))
+    assert "the policy before it is saved" in caught.value.got
     found = verify_run(tmp_path / "run")
     assert found.ok, found.problems
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["accepted"] for line in lines] == [1, 0]
+    assert saved_digest(tmp_path / "run") == start
+    assert "weights: 0.00 [0.00, 0.00]" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+def test_the_last_update_is_metered_too(tmp_path: Path) -> None:
+    """One step: its rollout is the reference's own, at 0 nats, and only what the update made can be over the limit."""
+    one = _config().train.model_copy(update={"steps": 1})
+    start = weights_digest(prepare(_config()).learner.policy.model)
+    with pytest.raises(LimitError, match="the end"):
+        list(train(_config(guard=GuardConfig(max_kl=1e-3), train=one), tmp_path / "run"))
+    assert saved_digest(tmp_path / "run") == start
+    found = verify_run(tmp_path / "run")
+    assert found.ok, found.problems
+    assert (found.status, found.steps) == ("failed", 1)
+
+
+def test_the_card_and_the_ledger_state_the_drift_of_what_is_saved(tmp_path: Path) -> None:
+    list(train(_config(), tmp_path / "run"))
+    kl = KLReading.from_json(list(read(tmp_path / "run" / "ledger"))[-1].body["kl"])
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert f"of these weights: {kl}" in card
+    setup = prepare(_config())
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final", dtype=torch.float32)
+    setup.learner.policy.model.load_state_dict(policy.state_dict())
+    assert final_drift(setup).value == pytest.approx(kl.value, rel=1e-6)
+    assert kl.value > 1e-3
+
+
+@pytest.mark.parametrize("where", ["kleash.train.loop.judge", "kleash.ledger.Ledger.append"])
+def test_an_update_that_nobody_judged_is_undone(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between an update and its verdict, or its entry: what is saved is the policy before."""
+    two = list(
+        train(_config(train=_config().train.model_copy(update={"steps": 1})), tmp_path / "a")
+    )
+    assert len(two) == 1
+    module, _, name = where.rpartition(".")
+    owner = Ledger if module.endswith("Ledger") else importlib.import_module(module)
+    real, calls = getattr(owner, name), {"left": 2 if owner is Ledger else 1}
+
+    def interrupted(*args: object) -> object:
+        is_update = owner is not Ledger or args[1] == "update"
+        if is_update and calls["left"] == (1 if owner is Ledger else 0):
+            raise KeyboardInterrupt
+        calls["left"] -= is_update
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(_config(), tmp_path / "b"))
+    assert saved_digest(tmp_path / "b") == saved_digest(tmp_path / "a")
+    found = verify_run(tmp_path / "b")
+    assert found.ok, found.problems
+    assert (found.status, found.steps) == ("interrupted", 1)
+
+
+def test_a_run_without_one_accepted_update_says_so(tmp_path: Path) -> None:
+    limits = GuardConfig(max_kl_new_old=1e-12)
+    start = weights_digest(prepare(_config()).learner.policy.model)
+    with pytest.raises(LimitError, match="refused every update"):
+        list(train(_config(guard=limits), tmp_path / "run"))
+    assert saved_digest(tmp_path / "run") == start
+    assert verify_run(tmp_path / "run").ok
+
+
+def test_a_sharp_policy_is_metered_and_trained(tmp_path: Path) -> None:
+    """Pitfalls 1 and 7: at T = 0.05 log-ratios of hundreds of nats are ordinary; nothing overflows."""
+    sharp = RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8, temperature=0.05)
+    records = list(train(_config(rollout=sharp), tmp_path / "run"))
+    assert [r.verdict.action for r in records] == ["accept"] * 3
+    assert all(r.kl.is_possible for r in records)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "wandb"])
+def test_a_tracker_that_is_not_there_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path
+) -> None:
+    config = _config(train=_config().train.model_copy(update={"trackers": (name,)}))
+    with pytest.raises(ConfigError, match=name):
+        list(train(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_directory_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -104,6 +104,12 @@ def _usage(screen: Screen, error: TyperException) -> int:
     return InputError.exit_code
 
 
+def _no_memory(error: Exception) -> bool:
+    """Whether torch or Python could not have the memory they asked for; torch has no one class for it."""
+    asked = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in asked)
+
+
 def _unexpected(error: Exception) -> KleashError:
     """What nobody foresaw: the system's refusal where it is one, else a bug. The traceback goes to a file."""
     with tempfile.NamedTemporaryFile(
@@ -111,6 +117,12 @@ def _unexpected(error: Exception) -> KleashError:
     ) as file:
         traceback.print_exception(error, file=file)
     got, where = f"{type(error).__name__}: {error}", f"the traceback is in {file.name}"
+    if _no_memory(error):
+        return ResourceError(
+            "there is not enough memory",
+            got=got[:300],
+            do="lower rollout.num_prompts, rollout.group_size or rollout.max_new_tokens",
+        )
     if isinstance(error, OSError):
         return ResourceError(
             "the system refused something", got=got, do=f"{where}; kleash --debug shows it here"

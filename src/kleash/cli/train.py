@@ -1,7 +1,7 @@
 """`kleash train`: one run, from a configuration to a verified directory."""
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +12,9 @@ from kleash.cli.console import Screen, Steps, fixed, kl_text
 from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
 from kleash.config import load
 from kleash.errors import KleashError
-from kleash.records import StepRecord
-from kleash.replay import Verification, verify_run
+from kleash.ledger import read
+from kleash.records import KLReading, StepRecord
+from kleash.replay import ENDINGS, Verification, verify_run
 from kleash.report import RunView, load_run, render_run, write_report
 from kleash.report.text import number
 
@@ -52,7 +53,9 @@ def train(
         interrupted = True
     except KleashError:
         if (directory / "ledger").is_dir():
-            write_run_report(directory)
+            # What ended the run is the news, whatever becomes of its report.
+            with suppress(KleashError, OSError):
+                write_run_report(directory)
             screen.note(f"what was done up to here is in {directory}")
         raise
     if not (directory / "ledger").is_dir():  # stopped while models were loading
@@ -101,6 +104,12 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
     screen.say("  reward  ", number(view.last("reward_mean")))
     screen.say("  KL      ", kl_text(kl, low, high, view.target), f"per {view.unit}")
     screen.say("  β       ", number(view.last("kl_coef")))
+    refused = view.series("accepted").count(0)
+    if refused:
+        screen.say(f"  refused  {refused} of {len(view.steps)} updates")
+    drift = final_drift(directory)
+    if drift is not None:
+        screen.say(f"  final/   KL {drift}: the drift of the weights that are saved")
     screen.check(passed=verification.ok, text=f"ledger verified, head {verification.head}")
     screen.say(f"model    {directory / 'final'}")
     screen.say(f"report   {report}")
@@ -111,10 +120,19 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
             "steps": verification.steps,
             "verified": verification.ok,
             "head": verification.head,
+            "final_kl": None if drift is None else drift.to_json(),
+            "refused": refused,
             "metrics": _last_metrics(view),
             "report": str(report),
         }
     )
+
+
+def final_drift(directory: Path) -> KLReading | None:
+    """What the ledger's ending says of the saved weights; None where that was not measured."""
+    *_, ending = read(directory / "ledger")
+    kl = ending.body.get("kl") if ending.type in ENDINGS else None
+    return None if kl is None else KLReading.from_json(kl)
 
 
 def _last_metrics(view: RunView) -> dict[str, Any]:

@@ -4,7 +4,6 @@ As in Gao et al. 2022 (arXiv 2210.10760): a gold model labels pairs with Bradley
 labels, the policy is trained on the proxy, and the gold model, which training never sees, says what it was worth.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -286,9 +285,3 @@ def _evaluate(policy: str, name: str, config: DemoConfig, proxy: Path, run: str)
         run=run,
         answers=experience.rollout.responses[: ANSWERS * every : every],
     )
-
-
-def write_summary(result: DemoResult, path: Path) -> None:
-    """The table as JSON, for whoever wants the figures without the report."""
-    rows = [arm.to_json() for arm in (result.reference, *result.arms)]
-    path.write_text(json.dumps({"arms": rows}, indent=2) + "\n", encoding="utf-8")

@@ -1,21 +1,17 @@
 """From a name to a loaded language model, and back to a plain Hugging Face directory. Nothing in a file is executed."""
 
 import copy
-import difflib
 import hashlib
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
 from kleash.errors import ConfigError, InputError
-from kleash.models.embedded import names, resolve
+from kleash.models.loading import locate, quietly, readable
 from kleash.models.policy import LanguageModel, check_head
-
-# The command line has a progress bar of its own.
-disable_progress_bar()
 
 
 def load_language_model(name: str, device: str = "cpu") -> LanguageModel:
@@ -28,14 +24,23 @@ def load_language_model(name: str, device: str = "cpu") -> LanguageModel:
     Raises:
         InputError: there is no such model, or it cannot be used.
     """
-    path = resolve(name)
-    try:
+    with readable(name, "language model"), quietly():
+        path = locate(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+            path,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise _no_model(name, error) from error
+    # transformers draws at random what the files do not hold: noise, where a reference is asked for.
+    if missing := sorted({*info["missing_keys"], *(str(x[0]) for x in info["mismatched_keys"])}):
+        raise InputError(
+            f"the weights of {name!r} are not complete",
+            expected=f"every weight of {type(model).__name__} in its files",
+            got=f"none that fits for {', '.join(missing[:3])}",
+        )
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"the tokenizer of {name} names no end-of-sequence token",
@@ -80,22 +85,13 @@ def vocabulary_digest(tokenizer: Any) -> str:
 def save_language_model(language_model: LanguageModel, directory: Path, card: str) -> None:
     """Writes a plain Hugging Face directory: safetensors, tokenizer, model card."""
     directory.mkdir(parents=True, exist_ok=True)
-    language_model.model.save_pretrained(directory, safe_serialization=True)
-    language_model.tokenizer.save_pretrained(directory)
+    with quietly():
+        language_model.model.save_pretrained(directory, safe_serialization=True)
+        language_model.tokenizer.save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):
+        # safetensors writes for the owner alone, whatever the umask says of the rest.
+        shutil.copymode(directory / "config.json", weights)
     (directory / "README.md").write_text(card, encoding="utf-8")
-
-
-def _no_model(name: str, error: Exception) -> InputError:
-    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        reason = "no such directory"
-    return InputError(
-        f"cannot load the language model {name!r}",
-        expected="an embedded model's name, a Hugging Face directory with safetensors, or a hub id",
-        got=reason[:300],
-        do=f"did you mean {near[0]!r}?" if near else f"embedded models: {', '.join(names())}",
-    )
 
 
 def _vocabulary_mismatch(policy: LanguageModel, reference: LanguageModel, got: str) -> ConfigError:

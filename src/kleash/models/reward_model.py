@@ -6,15 +6,12 @@ here is float32 with dropout off, pads on the right, and gives a text the same s
 batch it stands.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,13 +19,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from kleash.errors import InputError
-from kleash.models.embedded import names, resolve
-
-_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
-"""What transformers raises for files that are missing, broken or of another kind."""
+from kleash.models.loading import locate, quietly, readable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +115,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: there is none.
     """
-    with _readable(name), _quietly():
-        return AutoTokenizer.from_pretrained(_locate(name), trust_remote_code=False)
+    with readable(name, "text classifier"), quietly():
+        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
 
 
 @torch.no_grad()
@@ -152,10 +145,18 @@ def rescale(reward: RewardModel, factor: float) -> None:
 
 
 def save_reward_model(reward: RewardModel, directory: Path) -> None:
-    """Writes model (safetensors) and tokenizer as a plain Hugging Face directory."""
-    with _quietly():
-        reward.model.save_pretrained(directory)
-        reward.tokenizer.save_pretrained(directory)
+    """Writes model (safetensors) and tokenizer as a plain Hugging Face directory.
+
+    The tokenizer's `model_max_length` says how long a text the model reads: loaded again, it reads as much.
+    """
+    tokenizer = reward.tokenizer
+    declared, tokenizer.model_max_length = tokenizer.model_max_length, reward.max_length
+    try:
+        with quietly():
+            reward.model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+    finally:
+        tokenizer.model_max_length = declared
 
 
 def encode(reward: RewardModel, texts: Sequence[str], *, max_length: int | None = None) -> Encoded:
@@ -235,9 +236,9 @@ def _tokenise(
 def _load(name: str, device: str, overrides: dict[str, Any]) -> tuple[PreTrainedModel, set[str]]:
     """The classifier and the names of the weights that its files do not hold."""
     # transformers draws what the files do not hold from the global random state.
-    with _readable(name), _quietly(), torch.random.fork_rng(devices=[]):
+    with readable(name, "text classifier"), quietly(), torch.random.fork_rng(devices=[]):
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            _locate(name),
+            locate(name),
             **overrides,
             dtype=torch.float32,
             use_safetensors=True,
@@ -271,61 +272,3 @@ def _assemble(name: str, model: PreTrainedModel) -> RewardModel:
         pad_id=pad_id,
         max_length=min(int(context), int(tokenizer.model_max_length)),
     )
-
-
-def _locate(name: str) -> str:
-    """A local directory where there is one, else the name as a hub id.
-
-    Raises:
-        InputError: the name can only be a path, and nothing is there.
-    """
-    path = Path(resolve(name)).expanduser()
-    if path.is_dir():
-        return str(path)
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if is_path or path.is_file():
-        raise InputError(
-            f"there is no model directory {name!r}",
-            expected="a directory with config.json and safetensors",
-            got="a file" if path.is_file() else "nothing",
-            do=_suggestion(name),
-        )
-    return name
-
-
-def _suggestion(name: str) -> str:
-    """What to do about a name that leads nowhere."""
-    near = get_close_matches(name, names(), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"embedded models: {', '.join(names())}"
-
-
-@contextmanager
-def _readable(name: str) -> Generator[None]:
-    """Turns what transformers raises on bad files into one error that says what to do."""
-    try:
-        yield
-    except _LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"cannot load {name!r} as a text classifier",
-            expected="a directory or a hub id with config.json, safetensors and a tokenizer",
-            got=f"{type(error).__name__}: {reason[:200]}",
-            do=_suggestion(name),
-        ) from error
-
-
-@contextmanager
-def _quietly() -> Generator[None]:
-    """Keeps transformers' bars and reports off the terminal: what matters is raised as an error."""
-    level, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,15 +1,22 @@
 """The model card of a trained policy: above all, how far it has moved."""
 
-from kleash.records import StepRecord
+from kleash.records import KLReading, StepRecord
 from kleash.train.config import RunConfig
 
 
-def model_card(config: RunConfig, last: StepRecord | None, reference: str, status: str) -> str:
+def model_card(
+    config: RunConfig,
+    last: StepRecord | None,
+    drift: KLReading | None,
+    reference: str,
+    status: str,
+) -> str:
     """README.md of `final/`, as Markdown with the header that hubs read.
 
     Args:
         config: of the run.
         last: the last step's record; None when no step was made.
+        drift: KL(π‖π_ref) of the weights that are saved; None when it was not measured.
         reference: the reference's name.
         status: how the run ended, in the ledger's words.
     """
@@ -27,7 +34,7 @@ def model_card(config: RunConfig, last: StepRecord | None, reference: str, statu
             "## Drift from the reference",
             "",
             f"- reference: {reference}",
-            *_drift(config, last),
+            *_drift(config, last, drift),
             f"- measured at temperature {config.rollout.temperature}, on responses of at most "
             f"{config.rollout.max_new_tokens} tokens to prompts from {config.data.prompts}",
             "",
@@ -39,16 +46,30 @@ def model_card(config: RunConfig, last: StepRecord | None, reference: str, statu
     )
 
 
-def _drift(config: RunConfig, last: StepRecord | None) -> list[str]:
-    if last is None:
-        return ["- KL(π‖π_ref): not measured, no step was made"]
-    held = (
-        f"held to {config.rl.kl_target:g} nats per {config.rl.kl_unit} by the adaptive controller"
-        if config.rl.controller == "adaptive"
-        else "not controlled (fixed β)"
-    )
+def _drift(config: RunConfig, last: StepRecord | None, drift: KLReading | None) -> list[str]:
     return [
-        f"- KL(π‖π_ref) of the policy that sampled step {last.step}, before that step's update: {last.kl} "
-        f"({last.kl.level:.0%} interval, {last.kl.n} responses to {last.kl.clusters} prompts, {last.kl.estimator})",
-        f"- β at that step: {last.kl_coef:.6g}; {held}",
+        f"- KL(π‖π_ref) of these weights: {_reading(drift)}",
+        *(
+            []
+            if last is None
+            else [
+                f"- of the policy that sampled step {last.step}, before that step's update: {_reading(last.kl)}",
+                f"- β at that step: {last.kl_coef:.6g}, {_held(config)}",
+            ]
+        ),
     ]
+
+
+def _held(config: RunConfig) -> str:
+    if config.rl.controller == "fixed":
+        return "fixed"
+    return f"set by the {config.rl.controller} controller for {config.rl.kl_target:g} nats per {config.rl.kl_unit}"
+
+
+def _reading(reading: KLReading | None) -> str:
+    if reading is None:
+        return "not measured"
+    return (
+        f"{reading} ({reading.level:.0%} interval, {reading.n} responses to {reading.clusters} prompts, "
+        f"{reading.estimator})"
+    )

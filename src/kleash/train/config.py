@@ -1,4 +1,4 @@
-"""The configuration of a training run: eight sections, each owned by the room that it turns."""
+"""The configuration of a training run: nine sections, each owned by the room that it turns."""
 
 from typing import Literal
 
@@ -87,10 +87,10 @@ class TrainConfig(BaseModel):
     """Of everything random. The same configuration and seed give the same metrics, bit for bit, on one machine."""
     device: str = "auto"
     """`auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1` …"""
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=4096)
     """CPU threads; None: as many as torch takes by itself."""
     micro_batch_size: int = Field(default=32, gt=0)
-    """Responses per forward pass where no gradient is needed; changes memory, not results."""
+    """Responses per forward pass where no gradient is needed: changes memory, and results in their last digits only."""
     sample_every: int = Field(default=10, gt=0)
     """Steps between the samples written to samples.jsonl; the last step always writes them."""
     num_samples: int = Field(default=8, gt=0)

@@ -1,41 +1,32 @@
 """Prompts: where they come from, and in which order they are asked."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.embedded import resolve
+from kleash.rewards.checks import shown
+from kleash.rewards.files import Row, read_jsonl, read_lines, text_field
+
+_EXPECTED = "a UTF-8 text file with one prompt a line, a .jsonl file, or tiny-reviews/prompts"
 
 
 def load_prompts(source: str) -> list[str]:
-    """Prompts from an embedded name, a text file (one a line, blank lines skipped) or JSONL (`prompt`).
+    """Prompts from an embedded name, a text file (one a line, blank lines skipped) or JSON lines (`prompt`).
 
     Raises:
         InputError: there is no such file, it holds no prompt, or a line is not what it should be.
     """
-    path = Path(resolve(source))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the prompts {source!r}",
-            expected="a UTF-8 text file with one prompt a line, a .jsonl file, or tiny-reviews/prompts",
-            got=str(error),
-            do="check data.prompts",
-        ) from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix == ".jsonl":
-        prompts = [_prompt_of(line, path, number) for number, line in numbered]
-    else:
-        prompts = [line.rstrip() for _, line in numbered]
+    path = resolve(source)
+    if path.endswith((".jsonl", ".jsonl.gz")):
+        return [_prompt_of(row) for row in read_jsonl(path)]
+    prompts = [line.rstrip() for _, line in read_lines(path, _EXPECTED)]
     if not prompts:
         raise InputError(
             f"no prompts in {source!r}",
             expected="at least one",
-            got="an empty file" if not lines else "blank lines only",
+            got="an empty file, or blank lines only",
             do="write one prompt a line",
         )
     return prompts
@@ -75,21 +66,14 @@ def _batches(prompts: list[str], size: int, generator: torch.Generator) -> Itera
             yield [prompts[i] for i in order[start : start + size]]
 
 
-def _prompt_of(line: str, path: Path, number: int) -> str:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise _bad_line(path, number, str(error)) from error
-    prompt = row.get("prompt") if isinstance(row, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise _bad_line(path, number, line[:80])
+def _prompt_of(row: Row) -> str:
+    expected = 'a JSON object such as {"prompt": "the film is"}'
+    prompt = text_field(row, "prompt", expected)
+    if not prompt.strip():
+        raise InputError(
+            f"{row.where}: the prompt is blank",
+            expected=expected,
+            got=shown(prompt),
+            do="mend or remove the line",
+        )
     return prompt
-
-
-def _bad_line(path: Path, number: int, got: str) -> InputError:
-    return InputError(
-        f"{path}, line {number}: not a prompt",
-        expected='a JSON object such as {"prompt": "the film is"}',
-        got=got,
-        do="mend or remove the line",
-    )

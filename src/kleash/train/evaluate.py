@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from kleash.drift import measure_drift
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading
 from kleash.rewards.scorers import Scorer
@@ -47,6 +48,24 @@ def collect(
     )
     return Experience(
         rollout=rollout, scores=scores, penalised=penalised, monitor=monitor, metered=metered
+    )
+
+
+def fresh_drift(
+    learner: Learner,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    generator: torch.Generator,
+    *,
+    micro_batch_size: int = 32,
+) -> KLReading:
+    """KL(π‖π_ref) per response of the policy as it is now, on responses drawn for this and not scored."""
+    rollout = sample(learner.policy, prompts, config, generator)
+    metered = meter(
+        learner, rollout, temperature=config.temperature, micro_batch_size=micro_batch_size
+    )
+    return measure_drift(
+        metered.kl, rollout.mask, rollout.prompt_index, reference=learner.reference.name
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,18 +13,20 @@ from kleash.control import Signals
 from kleash.errors import LimitError
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
-from kleash.records import KLReading, StepRecord, Verdict
+from kleash.records import KLReading, StepRecord
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
-from kleash.train.algorithms import ALGORITHMS
+from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig
 from kleash.train.data import prompt_batches
-from kleash.train.evaluate import collect, sample_lines
+from kleash.train.evaluate import collect, fresh_drift, sample_lines
 from kleash.train.experience import Experience
-from kleash.train.learner import Learner
-from kleash.train.metrics import step_metrics
-from kleash.train.update import propose_update
+from kleash.train.learner import Learner, Snapshot
+from kleash.train.metrics import Metrics, Settings, step_metrics
+from kleash.train.update import Proposal, propose_update
+
+ALGORITHM = ALGORITHMS["ppo"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,63 +43,84 @@ class Setup:
 def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     """Samples, scores, meters, proposes, judges, records and applies, `train.steps` times.
 
-    Each record is durable in the ledger before the update it describes is kept, and yielded after.
+    Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
+    the way to that, an update that was not accepted is undone.
 
     Raises:
-        LimitError: the guard halted the run; the record of the last step has been yielded.
+        LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
     config, learner = setup.config, setup.learner
-    algorithm, generator = ALGORITHMS["ppo"], seeded(config.train.seed, "training")
+    generator = seeded(config.train.seed, "training")
     batches = prompt_batches(setup.prompts, config.rollout.num_prompts, generator)
-    state = control.init(config.rl)
-    watch = _Samples(setup)
+    state, ending, watch = control.init(config.rl), _Ending(setup), _Samples(setup)
     for step, prompts in zip(range(1, config.train.steps + 1), batches, strict=False):
         started = time.perf_counter()
         experience = _collect(setup, prompts, generator)
         collected = time.perf_counter()
-        kl = experience.reading("response", learner.reference.name)
-        kl_token = experience.reading("token", learner.reference.name)
-        seen = kl if config.rl.kl_unit == "response" else kl_token
         rate = _set_learning_rate(setup, step)
-        targets = algorithm.targets(experience, state.kl_coef, config.ppo)
-        proposal = propose_update(learner, algorithm, experience, targets, config, generator)
-        verdict = judge(config.guard, kl, proposal.facts)
-        after = control.update(state, seen, Signals(num_responses=seen.n))
-        settings = {
-            "kl_coef": state.kl_coef,
-            "kl_target": config.rl.kl_target,
-            "learning_rate": rate,
-        }
-        metrics = step_metrics(
-            step, experience, (kl, kl_token), targets, proposal, verdict, settings
-        )
-        entry = UpdateEntry(
-            step=step,
-            kl=kl,
-            kl_control=None if seen is kl else seen,
-            kl_coef=state.kl_coef,
-            facts=proposal.facts,
-            verdict=verdict,
-            control=after.to_json(),
-            rollout_sha256=experience.rollout.sha256(),
-            metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
-        )
-        ledger.append("update", entry.to_json())
-        if verdict.action != "accept":
-            learner.restore(proposal.snapshot)
-        state = after
+        targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo)
+        proposal = propose_update(learner, ALGORITHM, experience, targets, config, generator)
+        keep = False
+        try:
+            decision = _decide(setup, experience, targets, proposal, (step, state, rate))
+            ledger.append("update", decision.entry.to_json())
+            keep = decision.entry.verdict.action == "accept"
+        finally:
+            if not keep:
+                learner.restore(proposal.snapshot)
+        ending.note(decision.entry, proposal.snapshot)
         updated = time.perf_counter()
         yield StepRecord(
             step=step,
-            kl=kl,
-            kl_coef=settings["kl_coef"] or 0.0,
-            verdict=verdict,
-            metrics=metrics,
+            kl=decision.entry.kl,
+            kl_coef=state.kl_coef,
+            verdict=decision.entry.verdict,
+            metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
             samples=watch.draw(step) if watch.due(step) else (),
         )
-        if verdict.action == "halt":
-            raise _halted(step, verdict, kl)
+        state = decision.state
+        ending.halt_if_told(decision.entry)
+    ending.check()
+
+
+class _Decision(NamedTuple):
+    """What became of a proposal, as the ledger will have it."""
+
+    entry: UpdateEntry
+    metrics: Metrics
+    state: control.State
+    """Of the controller, for the next step."""
+
+
+def _decide(
+    setup: Setup,
+    experience: Experience,
+    targets: Targets,
+    proposal: Proposal,
+    at: tuple[int, control.State, float],
+) -> _Decision:
+    """The guard's verdict, the controller's next β, and the record of both; `at` is step, controller, learning rate."""
+    config, (step, state, rate) = setup.config, at
+    kl = experience.reading("response", setup.learner.reference.name)
+    kl_token = experience.reading("token", setup.learner.reference.name)
+    seen = kl if config.rl.kl_unit == "response" else kl_token
+    verdict = judge(config.guard, kl, proposal.facts)
+    after = control.update(state, seen, Signals(num_responses=seen.n))
+    settings = Settings(state.kl_coef, config.rl.kl_target, rate)
+    metrics = step_metrics(step, experience, (kl, kl_token), targets, proposal, verdict, settings)
+    entry = UpdateEntry(
+        step=step,
+        kl=kl,
+        kl_control=None if seen is kl else seen,
+        kl_coef=state.kl_coef,
+        facts=proposal.facts,
+        verdict=verdict,
+        control=after.to_json(),
+        rollout_sha256=experience.rollout.sha256(),
+        metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
+    )
+    return _Decision(entry, metrics, after)
 
 
 def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -> Experience:
@@ -113,12 +136,71 @@ def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -
     )
 
 
-def _halted(step: int, verdict: Verdict, kl: KLReading) -> LimitError:
-    return LimitError(
-        f"training halted at step {step}: {verdict.reasons[0]}",
-        expected="a KL under guard.max_kl",
-        got=str(kl),
-        do="raise rl.kl_coef or lower the learning rate; the policy is saved as it was",
+class _Ending:
+    """What a run may not end as: over `guard.max_kl`, or without having learnt anything."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.max_kl = setup.config.guard.max_kl
+        self.under: Snapshot | None = None
+        """The last policy that was metered under the limit and then changed."""
+        self.accepted = 0
+        self.refusals: list[str] = []
+
+    def note(self, entry: UpdateEntry, before: Snapshot) -> None:
+        """What became of an update, and the policy as it was before."""
+        if entry.verdict.action != "accept":
+            self.refusals.append(entry.verdict.reasons[0])
+            return
+        self.accepted += 1
+        if self.max_kl is not None:
+            self.under = before
+
+    def halt_if_told(self, entry: UpdateEntry) -> None:
+        """Raises LimitError where the guard's verdict is to halt."""
+        if entry.verdict.action == "halt":
+            raise self._breached(f"step {entry.step}: {entry.verdict.reasons[0]}", entry.kl)
+
+    def check(self) -> None:
+        """Meters what the last update made, as no step after it will.
+
+        Raises:
+            LimitError: it is over the limit, or no update was ever accepted.
+        """
+        if not self.accepted:
+            raise LimitError(
+                "the guard refused every update: nothing was learnt",
+                expected="updates that are finite numbers, within the limits",
+                got=f"{len(self.refusals)} refused, the last because {self.refusals[-1]}",
+                do="look at the reward's scale, rollout.temperature, optimizer.learning_rate and [guard]",
+            )
+        if self.max_kl is None:
+            return
+        kl = final_drift(self.setup)
+        if not kl.value <= self.max_kl:
+            reason = f"{kl.name} is {kl.value:.6g} nats, over the limit max_kl = {self.max_kl:.6g}"
+            raise self._breached(f"the end: {reason}", kl)
+
+    def _breached(self, where: str, kl: KLReading) -> LimitError:
+        """Goes back to the last policy under the limit, and says so."""
+        if self.under is not None:
+            self.setup.learner.restore(self.under)
+        saved = "the policy before it is saved" if self.under else "there is no policy before it"
+        return LimitError(
+            f"training halted at {where}",
+            expected="a KL under guard.max_kl",
+            got=f"{kl}; {saved}",
+            do="raise rl.kl_coef, lower rl.kl_target or optimizer.learning_rate, or raise guard.max_kl",
+        )
+
+
+def final_drift(setup: Setup) -> KLReading:
+    """KL(π‖π_ref) of the policy as it stands, on a batch of prompts: the same each time it is asked for."""
+    train, rollout = setup.config.train, setup.config.rollout
+    generator = seeded(train.seed, "final drift")
+    prompts = next(prompt_batches(setup.prompts, rollout.num_prompts, generator))
+    return fresh_drift(
+        setup.learner, prompts, rollout, generator, micro_batch_size=train.micro_batch_size
     )
 
 

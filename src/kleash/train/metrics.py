@@ -1,5 +1,7 @@
 """One line of metrics.jsonl: every figure of a step that repeats bit for bit."""
 
+from typing import NamedTuple
+
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
 from kleash.records import KLReading, Verdict
@@ -10,6 +12,14 @@ from kleash.train.update import Proposal
 Metrics = dict[str, float | int | None]
 
 
+class Settings(NamedTuple):
+    """What a step was made with."""
+
+    kl_coef: float
+    kl_target: float | None
+    learning_rate: float
+
+
 def step_metrics(
     step: int,
     experience: Experience,
@@ -17,7 +27,7 @@ def step_metrics(
     targets: Targets,
     proposal: Proposal,
     verdict: Verdict,
-    settings: dict[str, float | None],
+    settings: Settings,
 ) -> Metrics:
     """The figures of one step. None: not measured, never 0.
 
@@ -28,11 +38,9 @@ def step_metrics(
         targets: what the update aimed at.
         proposal: the update.
         verdict: what became of it.
-        settings: kl_coef, kl_target and learning_rate as used in this step.
+        settings: as used in this step.
     """
     kl, kl_token = readings
-    kl_coef = settings["kl_coef"]
-    assert kl_coef is not None
     reward = float(experience.scores.mean())
     count = len(experience.scores)
     return {
@@ -43,8 +51,8 @@ def step_metrics(
         **_interval(kl),
         **_interval(kl_token),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
-        **settings,
-        "objective": reward - kl_coef * kl.value,
+        **settings._asdict(),
+        "objective": reward - settings.kl_coef * kl.value,
         **_response_metrics(experience),
         **proposal.metrics,
         **_critic_metrics(experience, targets),

@@ -1,7 +1,8 @@
 """Preference pairs: which of two responses to a prompt was preferred.
 
 The format is TRL's: rows with `chosen`, `rejected` and, optionally, `prompt`; each a text, or each
-a list of `{"role", "content"}` messages. A conversation is written out by the tokenizer's chat
+a list of `{"role", "content"}` messages. Without `prompt`, that of two conversations is the messages
+both begin with; that of two texts is unknown. A conversation is written out by the tokenizer's chat
 template; without one, as
 
     User: How are you?
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from kleash.errors import InputError
 from kleash.rewards.checks import shown
@@ -29,7 +30,6 @@ _BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _EXPECTED = '"chosen" and "rejected" (and "prompt"): texts, or lists of {"role", "content"}'
 
 Messages = list[dict[str, str]]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ class Pair:
     """Two texts, one of them preferred; each holds the prompt and the response."""
 
     prompt: str
-    """What both begin with; a split keeps the pairs of one prompt on one side."""
+    """What both answer; a split keeps the pairs of one prompt on one side. Empty: the source does not say."""
     chosen_text: str
     rejected_text: str
 
@@ -87,7 +87,9 @@ def load_pairs(
 def split_pairs(pairs: Sequence[Pair], fraction: float) -> PairSplit:
     """Holds out the prompts whose SHA-256 is lowest: the same ones always, whatever their order.
 
-    A pair without a prompt counts as a prompt of its own.
+    Pairs without a prompt count as answers to one prompt where a chain of shared texts joins them, as the pairs made
+    of one ranking are: no text is fitted on in one pair and measured on in another. Nothing else about two texts says
+    that they answer the same prompt.
 
     Args:
         pairs: what to split.
@@ -100,7 +102,7 @@ def split_pairs(pairs: Sequence[Pair], fraction: float) -> PairSplit:
         >>> [pair.prompt for pair in train], [pair.prompt for pair in held_out]
         (['a', 'a', 'b'], ['c'])
     """
-    keys = [_digest(pair) for pair in pairs]
+    keys = _split_keys(pairs)
     ranked = sorted(set(keys))
     wanted = max(1, round(fraction * len(ranked))) if fraction > 0 else 0
     held = set(ranked[: min(wanted, len(ranked) - 1)])
@@ -108,10 +110,31 @@ def split_pairs(pairs: Sequence[Pair], fraction: float) -> PairSplit:
     return PairSplit(train, [pair for pair, key in zip(pairs, keys, strict=True) if key in held])
 
 
-def _digest(pair: Pair) -> bytes:
-    """What decides the side of a pair."""
-    key = pair.prompt or f"{pair.chosen_text}\0{pair.rejected_text}"
-    return hashlib.sha256(key.encode()).digest()
+def _split_keys(pairs: Sequence[Pair]) -> list[bytes]:
+    """What decides the side of each pair: its prompt's digest, or the lowest of the texts that are joined to it."""
+    joined = _joined_texts([pair for pair in pairs if not pair.prompt])
+    return [_digest(pair.prompt) if pair.prompt else joined[pair.chosen_text] for pair in pairs]
+
+
+def _joined_texts(pairs: Sequence[Pair]) -> dict[str, bytes]:
+    """For each text, the lowest digest among all texts that a chain of pairs joins it to."""
+    neighbours: dict[str, list[str]] = {}
+    for pair in pairs:
+        neighbours.setdefault(pair.chosen_text, []).append(pair.rejected_text)
+        neighbours.setdefault(pair.rejected_text, []).append(pair.chosen_text)
+    lowest: dict[str, bytes] = {}
+    for start in sorted(neighbours, key=_digest):
+        reached = [start]
+        while reached:
+            text = reached.pop()
+            if text not in lowest:
+                lowest[text] = _digest(start)
+                reached += neighbours[text]
+    return lowest
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _rows(source: str, split: str) -> Iterable[Row]:
@@ -156,17 +179,14 @@ def _pair(row: Row, tokenizer: Any) -> Pair:
         return _conversation_pair(row, tokenizer)
     chosen, rejected = (text_field(row, key, _EXPECTED) for key in ("chosen", "rejected"))
     if row.data.get("prompt") is None:
-        return Pair(
-            prompt="".join(_shared(chosen, rejected)),
-            chosen_text=chosen,
-            rejected_text=rejected,
-        )
+        # What two texts begin with is no prompt: it may be "I " or half of a word, or nothing.
+        return Pair(prompt="", chosen_text=chosen, rejected_text=rejected)
     prompt = text_field(row, "prompt", _EXPECTED)
     return Pair(prompt=prompt, chosen_text=prompt + chosen, rejected_text=prompt + rejected)
 
 
-def _shared(left: Sequence[_T], right: Sequence[_T]) -> list[_T]:
-    """The items that two sequences begin with."""
+def _shared_messages(left: Messages, right: Messages) -> Messages:
+    """The messages that two conversations begin with."""
     both = zip(left, right, strict=False)
     return [ours for ours, _ in takewhile(lambda item: item[0] == item[1], both)]
 
@@ -176,7 +196,7 @@ def _conversation_pair(row: Row, tokenizer: Any) -> Pair:
     chosen, rejected = (_messages(row, key) for key in ("chosen", "rejected"))
     if row.data.get("prompt") is None:
         # The last message is always the response, so never part of the prompt.
-        prompt = _shared(chosen[:-1], rejected[:-1])
+        prompt = _shared_messages(chosen[:-1], rejected[:-1])
     else:
         prompt = _messages(row, "prompt")
         chosen, rejected = prompt + chosen, prompt + rejected

@@ -11,7 +11,7 @@ threads.
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,6 +120,9 @@ def fit(
             do="name another directory, or remove this one",
         )
     reward = new_reward_model(base, seed=settings.seed, device=device)
+    if settings.max_length is not None:
+        # Of the model itself, so that it is saved: later it scores what was fitted and measured.
+        reward = replace(reward, max_length=min(settings.max_length, reward.max_length))
     split = PairSplit(list(pairs), list(eval_pairs))
     return _fit(reward, split, out_dir, settings, num_identical)
 
@@ -190,7 +193,7 @@ def _fit(
     num_identical: int,
 ) -> Generator[FitStep | FitReport]:
     """The fit itself; nothing is written before it has ended."""
-    tokens = _tokens(reward, data.train, settings.max_length)
+    tokens = _tokens(reward, data.train)
     generator = torch.Generator().manual_seed(settings.seed)
     plan = [
         batch
@@ -207,7 +210,7 @@ def _fit(
         yield record
     last = curve[-(len(plan) // settings.epochs) :]
     sizes = [len(batch) for batch in plan[-len(last) :]]
-    held_out = measure_pairs(reward, data.held_out, max_length=settings.max_length)
+    held_out = measure_pairs(reward, data.held_out)
     scale = _unit_scale(reward, tokens) if settings.normalize else 1.0
     rescale(reward, scale)
     report = FitReport(
@@ -288,10 +291,10 @@ def _unit_scale(reward: RewardModel, tokens: _Data) -> float:
     return 1 / spread
 
 
-def _tokens(reward: RewardModel, pairs: Sequence[Pair], max_length: int | None) -> _Data:
+def _tokens(reward: RewardModel, pairs: Sequence[Pair]) -> _Data:
     """Both texts of every pair as token ids; a pair is as long as the longer of them."""
-    chosen = encode(reward, [pair.chosen_text for pair in pairs], max_length=max_length)
-    rejected = encode(reward, [pair.rejected_text for pair in pairs], max_length=max_length)
+    chosen = encode(reward, [pair.chosen_text for pair in pairs])
+    rejected = encode(reward, [pair.rejected_text for pair in pairs])
     lengths = [max(len(c), len(r)) for c, r in zip(chosen.ids, rejected.ids, strict=True)]
     return _Data(chosen.ids, rejected.ids, lengths, chosen.num_truncated + rejected.num_truncated)
 

@@ -11,10 +11,12 @@ from typing import Any, BinaryIO
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
 
 from kleash import __version__
-from kleash.errors import ConfigError, InputError, KleashError, ResourceError
+from kleash.errors import ConfigError, InputError, KleashError, LimitError, ResourceError
 from kleash.ledger import Ledger, digest_run, encode, read
 from kleash.models.hub import save_language_model, vocabulary_digest
 from kleash.models.policy import weights_digest
@@ -25,7 +27,7 @@ from kleash.train.card import model_card
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import build_learner, resolve_device
-from kleash.train.loop import Setup, metrics_line, run_loop, seeded
+from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
@@ -62,6 +64,7 @@ def prepare(config: RunConfig) -> Setup:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _check_trackers(config.train.trackers)
     device = resolve_device(config.train.device)
     prompts = load_prompts(config.data.prompts)
     check_enough(prompts, config.rollout.num_prompts)
@@ -78,6 +81,20 @@ def prepare(config: RunConfig) -> Setup:
         for spec in (config.reward.model, *config.reward.monitor)
     )
     return Setup(config=config, learner=learner, prompts=prompts, reward=reward, monitors=monitors)
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    """That accelerate knows each and its package is there: an absent one would be left out without a word."""
+    ready = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in ready:
+            known = name in LOGGER_TYPE_TO_CLASS
+            raise ConfigError(
+                f"there is no tracker {name!r} here",
+                expected=", ".join(sorted(ready)) or "none: no tracker's package is installed",
+                got=f"{name}, which is not installed" if known else name,
+                do="install its package, or set train.trackers = []",
+            )
 
 
 def _check_vacant(run: Path) -> None:
@@ -154,10 +171,27 @@ class _RunDirectory:
         # Counted from the record: a step may have been entered there and not yielded.
         setup, steps = self.setup, sum(e.type == "update" for e in read(self.run / "ledger"))
         status, reason = _ending(error)
-        card = model_card(setup.config, self.last, setup.learner.reference.name, status)
-        save_language_model(setup.learner.policy, self.run / "final", card)
+        # Whoever interrupts wants an end, and what failed may fail again.
+        drift = final_drift(setup) if error is None or isinstance(error, LimitError) else None
+        card = model_card(setup.config, self.last, drift, setup.learner.reference.name, status)
+        failure = self._save(card)
+        if failure is not None:
+            status, reason = "run.failed", failure.what
         body: dict[str, Any] = {"steps": steps, "files": digest_run(self.run)}
+        body["kl"] = None if drift is None else drift.to_json()
         self.ledger.append(status, body if reason is None else {**body, "reason": reason})
+        if failure is not None:
+            raise failure
+
+    def _save(self, card: str) -> ResourceError | None:
+        """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
+        try:
+            save_language_model(self.setup.learner.policy, self.run / "final", card)
+        except (OSError, SafetensorError) as error:
+            failure = _disk_failed(self.run / "final", error)
+            failure.__cause__ = error
+            return failure
+        return None
 
 
 def _ending(error: BaseException | None) -> tuple[str, str | None]:
@@ -220,10 +254,10 @@ def _sha256_of(prompts: list[str]) -> str:
     return hashlib.sha256(encode(prompts)).hexdigest()
 
 
-def _disk_failed(run: Path, error: OSError) -> ResourceError:
+def _disk_failed(run: Path, error: Exception) -> ResourceError:
     return ResourceError(
         f"cannot write to {run}",
         expected="a writable directory with room",
-        got=error.strerror or str(error),
+        got=getattr(error, "strerror", None) or str(error),
         do="free some space, or choose another --run",
     )

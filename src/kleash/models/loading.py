@@ -1,0 +1,92 @@
+"""What every model loader shares: where a name leads, and what a file that can't be read is told to the user as."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from kleash.errors import InputError
+from kleash.models.embedded import names, resolve
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers raises for files that are missing, broken or of another kind."""
+
+
+def locate(name: str) -> str:
+    """A local directory where there is one, else the name as a hub id.
+
+    Raises:
+        InputError: the name can only be a path, and nothing is there.
+    """
+    path = Path(resolve(name)).expanduser()
+    if path.is_dir():
+        return str(path)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if is_path or path.is_file():
+        raise InputError(
+            f"there is no model directory {name!r}",
+            expected="a directory with config.json and safetensors",
+            got="a file" if path.is_file() else "nothing",
+            do=suggestion(name),
+        )
+    return name
+
+
+def suggestion(name: str) -> str:
+    """What to do about a name that leads nowhere."""
+    near = get_close_matches(name, names(), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"embedded models: {', '.join(names())}"
+
+
+@contextmanager
+def readable(name: str, kind: str) -> Generator[None]:
+    """Turns what transformers raises on bad files into one error that says what to do.
+
+    Args:
+        name: as the user gave it.
+        kind: what it should be, as in "language model".
+
+    Raises:
+        InputError: what is inside raised any of `LOADING_ERRORS`.
+    """
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"cannot load {name!r} as a {kind}",
+            expected="a directory or a hub id with config.json, safetensors and a tokenizer",
+            got=f"{type(error).__name__}: {reason[:200]}",
+            do=suggestion(name),
+        ) from error
+
+
+@contextmanager
+def quietly() -> Generator[None]:
+    """Keeps transformers' bars and reports off the terminal: what matters is raised as an error."""
+    level, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
