@@ -302,6 +302,50 @@ def test_a_changed_file_is_found(
     assert any(p.where.startswith(where) and what in p.what for p in found.problems)
 
 
+@pytest.mark.parametrize("ending", ["run.finished", "run.interrupted", "run.failed"])
+@pytest.mark.parametrize(
+    ("change", "where", "what"),
+    [
+        (edit_file("final/model.safetensors", b"weightz"), "final/model.safetensors", "changed"),
+        (lambda run: (run / "samples.jsonl").unlink(), "samples.jsonl", "not there"),
+        (edit_file("final/pytorch_model.bin", b"pickle"), "final/pytorch_model.bin", "was added"),
+    ],
+    ids=["changed", "removed", "added"],
+)
+def test_whatever_way_a_run_ended_its_files_are_checked(
+    tmp_path: Path, ending: str, change: Callable[[Path], object], where: str, what: str
+) -> None:
+    run = make_run(tmp_path / "run", Script(ending=ending))
+    assert "files" in verify_run(run).checks
+    change(run)
+
+    assert_problem(verify_run(run), where, what)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", {"rl": {}, "guard": {}}),
+        ("versions", {"kleash": "0.2.0"}),
+        ("versions", {**VERSIONS, "torch": "2.10.0"}),
+        ("digests", {"policy": "q" * 64}),
+        ("digests", None),
+    ],
+)
+@pytest.mark.parametrize("ending", ["run.finished", None])
+def test_config_json_says_what_the_run_was_started_with(
+    tmp_path: Path, ending: str | None, key: str, value: Any
+) -> None:
+    """Also in a run without an ending, where no digest of the file vouches for it."""
+    run = make_run(tmp_path / "run", Script(ending=ending))
+    started = json.loads((run / "config.json").read_bytes())
+    (run / "config.json").write_text(json.dumps({**started, key: value}))
+    found = verify_run(run)
+
+    assert_problem(found, "config.json", f"{key} is not what the ledger recorded at the start")
+    assert len([p for p in found.problems if "recorded at the start" in p.what]) == 1
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "final/../../outside", "\x00", ""])
 def test_a_recorded_path_never_leads_out_of_the_run(run: Path, name: str) -> None:
     (run.parent / "outside").write_bytes(b"")

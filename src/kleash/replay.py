@@ -13,6 +13,7 @@ from kleash.control import ControlConfig, Signals
 from kleash.errors import InputError, KleashError
 from kleash.guard import GuardConfig, judge
 from kleash.ledger import (
+    HEAD_FILE,
     LEDGER_FILE,
     Chain,
     Entry,
@@ -21,8 +22,10 @@ from kleash.ledger import (
     check_config,
     check_files,
     check_metrics,
+    refusal,
     verify_chain,
 )
+from kleash.records import KLReading, Unit
 
 Status = Literal["finished", "interrupted", "failed", "unfinished"]
 
@@ -82,7 +85,7 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
     if expected_head is not None and not re.fullmatch("[0-9a-f]{64}", expected_head):
         raise InputError("the expected head is not a hash", expected="64 hexadecimal digits")
     ledger, run = _locate(path)
-    chain = verify_chain(ledger)
+    chain = _chain_of(ledger, run)
     checks, problems, notes = ["chain", "head"], list(chain.problems), list(chain.notes)
     if expected_head is not None:
         checks.append("expected head")
@@ -147,19 +150,20 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
     try:
         config = entries[0].body["config"]
         limits = GuardConfig.model_validate(config["guard"])
-        state = control.init(ControlConfig.model_validate(config["rl"]))
+        rl = ControlConfig.model_validate(config["rl"])
     except (KeyError, TypeError, ValidationError):
         return [_problem(entries[0], "no usable configuration of controller and guard")]
     problems: list[Problem] = []
+    state = control.init(rl)
     for entry in entries:
         if entry.type == "update":
-            state, found = _replay_update(entry, state, limits)
+            state, found = _replay_update(entry, state, limits, rl.kl_unit)
             problems += found
     return problems
 
 
 def _replay_update(
-    entry: Entry, state: control.State, limits: GuardConfig
+    entry: Entry, state: control.State, limits: GuardConfig, unit: Unit
 ) -> tuple[control.State, list[Problem]]:
     try:
         update = UpdateEntry.from_json(entry.body)
@@ -168,7 +172,7 @@ def _replay_update(
         after = control.update(state, seen, Signals(num_responses=seen.n))
     except KleashError as error:
         return state, [_problem(entry, str(error))]
-    found: list[str] = []
+    found = _wrong_readings(update, unit)
     if update.kl_coef != state.kl_coef:
         found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {state.kl_coef!r}")
     if update.verdict.action != verdict.action:
@@ -180,6 +184,36 @@ def _replay_update(
         except InputError:
             found.append("the controller's state is not a state at all")
     return after, [_problem(entry, what) for what in found]
+
+
+def _wrong_readings(update: UpdateEntry, unit: Unit) -> list[str]:
+    """Readings other than the ones that the guard and a controller with a target of that unit are shown."""
+    found: list[str] = []
+    if update.kl.name != "kl_policy_ref_per_response":
+        found.append(f"kl is {update.kl.name}, where kl_policy_ref_per_response belongs")
+    seen = update.kl_control
+    if unit == "response":
+        if seen is not None:
+            found.append("kl_control is another reading, though the target is per response")
+    elif seen is None or seen.name != "kl_policy_ref_per_token":
+        found.append("kl_control is not kl_policy_ref_per_token, though the target is per token")
+    elif _taken_from(seen) != _taken_from(update.kl):
+        found.append("kl_control and kl are not readings of one rollout")
+    return found
+
+
+def _taken_from(reading: KLReading) -> tuple[Any, ...]:
+    """What two readings of one rollout have in common, whatever their unit."""
+    return reading.n, reading.clusters, reading.level, reading.estimator, reading.reference
+
+
+def _chain_of(ledger: Path, run: Path | None) -> Chain:
+    """The ledger as read, if its files are this run's own and not somewhere else."""
+    for name in (LEDGER_FILE, HEAD_FILE):
+        if what := refusal(run or ledger, ledger / name):
+            where = name if run is None else f"{ledger.name}/{name}"
+            return Chain(entries=(), problems=(Problem(where=where, what=what),))
+    return verify_chain(ledger)
 
 
 def _locate(path: Path) -> tuple[Path, Path | None]:

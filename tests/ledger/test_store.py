@@ -1,9 +1,12 @@
 """The writer: durable when `append` returns, alone, and whole whatever interrupts it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,70 @@ def test_what_append_returns_is_on_disk_and_acknowledged(tmp_path: Path) -> None
         assert (ledger.head.size, ledger.head.leaf) == (2, second.leaf)
         stored = json.loads((tmp_path / "ledger" / HEAD_FILE).read_bytes())
         assert stored == {"size": 2, "leaf": second.leaf}
+
+
+@dataclass(frozen=True)
+class Sync:
+    """What was handed to the disk, and what the ledger's directory showed at that moment."""
+
+    inode: int
+    size: int
+    head: bytes
+
+
+@pytest.fixture
+def syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sync]:
+    """Every sync of this process, in order; each is still made."""
+    seen: list[Sync] = []
+
+    def spy(real: Callable[[int], None]) -> Callable[[int], None]:
+        def synced(file: int) -> None:
+            real(file)
+            head = tmp_path / "ledger" / HEAD_FILE
+            status = os.fstat(file)
+            seen.append(
+                Sync(status.st_ino, status.st_size, head.read_bytes() if head.exists() else b"")
+            )
+
+        return synced
+
+    for name in ("fsync", "fdatasync"):
+        if hasattr(os, name):
+            monkeypatch.setattr(os, name, spy(getattr(os, name)))
+    return seen
+
+
+def test_a_new_ledger_is_on_disk_when_create_returns(tmp_path: Path, syncs: list[Sync]) -> None:
+    directory = tmp_path / "ledger"
+    with Ledger.create(directory):
+        made = (directory / HEAD_FILE).stat()
+        head = (directory / HEAD_FILE).read_bytes()
+
+        assert (made.st_ino, made.st_size) in [(sync.inode, sync.size) for sync in syncs]
+        assert (syncs[-1].inode, syncs[-1].head) == (directory.stat().st_ino, head)
+
+
+def test_an_entry_is_on_disk_before_it_is_acknowledged_and_both_when_append_returns(
+    tmp_path: Path, syncs: list[Sync]
+) -> None:
+    """The line, then the new head under another name, then the directory in which the head was replaced."""
+    directory = tmp_path / "ledger"
+    with Ledger.create(directory) as ledger:
+        for step in (1, 2):
+            syncs.clear()
+            old_head = (directory / HEAD_FILE).read_bytes()
+            ledger.append("update", {"step": step})
+            line, new_head = (directory / LEDGER_FILE).stat(), (directory / HEAD_FILE).stat()
+
+            assert syncs == [
+                Sync(line.st_ino, line.st_size, old_head),
+                Sync(new_head.st_ino, new_head.st_size, old_head),
+                Sync(
+                    directory.stat().st_ino,
+                    directory.stat().st_size,
+                    (directory / HEAD_FILE).read_bytes(),
+                ),
+            ]
 
 
 def test_an_empty_ledger_has_an_empty_head(tmp_path: Path) -> None:

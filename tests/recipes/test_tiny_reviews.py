@@ -1,7 +1,9 @@
 """The recipe keeps its hands off the held-out tenth, and the shipped assets hold what it says."""
 
+import gzip
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -147,6 +149,8 @@ def test_the_assets_are_small_and_plain() -> None:
 
 def test_the_figures_meet_the_goals() -> None:
     figures = json.loads((ASSETS / "figures.json").read_text(encoding="utf-8"))
+    assert figures["tuning"] is False
+    assert figures["sentences_measured"] == 1066
     assert figures["base"]["perplexity"] <= 130
     assert figures["gold"]["accuracy"] >= 0.76
 
@@ -172,3 +176,45 @@ def test_the_prompts_are_openings() -> None:
     for prompt in prompts:
         assert prompt == " ".join(prompt.lower().split())
         assert 2 <= len(prompt.split()) <= 6
+
+
+BUILD = """
+import sys; sys.path.insert(0, {recipe!r})
+import build
+from pathlib import Path
+build.SAMPLES, build.THREADS = 4, 1
+build.build(Path({data!r}), Path({out!r}), 0, tuning=False, keep_base=False)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_seed_builds_the_same_bytes(tmp_path: Path) -> None:
+    """The whole recipe, twice, on corpora of a few hundred sentences in the format of the real ones."""
+    rng, words = Random(0), [f"w{i}" for i in range(300)]
+
+    def line() -> str:
+        return " ".join(rng.choices(words, k=rng.randint(4, 12)))
+
+    sentences = [
+        {"id": f"rt-{label}-{i:04d}", "text": line(), "label": label}
+        for label in ("pos", "neg")
+        for i in range(100)
+    ]
+    reviews = [
+        {"id": f"cv{i:03d}_1", "text": "\n".join(line() for _ in range(5)), "label": label}
+        for i, label in enumerate(["pos", "neg"] * 10)
+    ]
+    for name, rows in (("review_sentences", sentences), ("reviews", reviews)):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    for out in ("a", "b"):
+        code = BUILD.format(recipe=str(RECIPE), data=str(tmp_path), out=str(tmp_path / out))
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    files = [
+        path.relative_to(tmp_path / "a")
+        for path in (tmp_path / "a").rglob("*")
+        if path.is_file() and path.name != "README.md" and path.name != "figures.json"
+    ]
+    assert any(path.name == "model.safetensors" for path in files)
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path

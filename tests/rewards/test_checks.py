@@ -54,6 +54,25 @@ def test_huge_integers_are_refused_not_crashed_on() -> None:
         checked("f", [10**400, 0, 0], RESPONSES)
 
 
+@pytest.mark.parametrize("score", [1e300, -1e39, 10**39, 3.4028236e38, np.float64(1e300)])
+def test_a_score_that_is_infinite_in_float32_is_refused(score: Any) -> None:
+    assert torch.tensor(float(score), dtype=torch.float32).isinf()
+    with pytest.raises(RewardError, match="response 1, 'second'") as error:
+        checked("f", [0.0, score, 0.0], RESPONSES)
+    assert "3.4e38" in error.value.expected
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_what_passes_is_what_float32_holds(score: float) -> None:
+    held = bool(torch.tensor(score, dtype=torch.float32).isfinite())
+    try:
+        assert checked("f", [score], ["r"]) == [score]
+        passed = True
+    except RewardError:
+        passed = False
+    assert passed == held
+
+
 @given(st.text())
 def test_shown_text_is_short_and_printable(text: str) -> None:
     assert shown(text).isprintable()

@@ -64,6 +64,21 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         list(read_jsonl(tmp_path / "cut.jsonl.gz"))
 
 
+@pytest.mark.parametrize("name", ["nul\0.jsonl", "lone\ud800.jsonl", "x" * 300 + ".jsonl", "."])
+def test_a_path_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot read") as error:
+        list(read_jsonl(tmp_path / name))
+    assert str(error.value).isprintable()
+
+
+def test_a_damaged_gzip_file_says_so(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress(json.dumps({"text": "a"}).encode() * 99, mtime=0))
+    data[12:20] = b"\xff" * 8
+    (tmp_path / "bad.jsonl.gz").write_bytes(data)
+    with pytest.raises(InputError, match="cannot read"):
+        list(read_jsonl(tmp_path / "bad.jsonl.gz"))
+
+
 def test_gzip_bom_and_separators_inside_strings(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl.gz"
     path.write_bytes(gzip.compress('\ufeff{"text": "a\u2028b"}\r\n'.encode()))

@@ -212,6 +212,29 @@ def test_a_function_that_raises_is_a_reward_error(exception: BaseException) -> N
     assert str(error.value).isprintable()
 
 
+def test_what_a_function_prints_stays_off_stdout(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "chatty.py").write_text(
+        "print('importing')\n"
+        "def listed(prompts, responses):\n    print('listing')\n    return [0.0] * len(responses)\n"
+        "def drawn(prompts, responses):\n    for r in responses:\n        print('drawing')\n        yield 1.0\n"
+    )
+    assert load_scorer("chatty:listed").score(["p"], ["r"]) == [0.0]
+    assert load_scorer("chatty:drawn").score(["p"], ["r"]) == [1.0]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.split() == ["importing", "listing", "drawing"]
+
+
+def test_a_generator_that_raises_is_a_reward_error() -> None:
+    def broken(prompts: list[str], responses: list[str]) -> Iterator[float]:
+        yield 1 / 0
+
+    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+        function_scorer("mine:broken", broken).score(["p"], ["r"])
+
+
 def test_a_function_cannot_change_what_it_scores() -> None:
     def greedy(prompts: list[str], responses: list[str]) -> list[float]:
         scores = [float(len(r)) for r in responses]

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import chdtri
 
 from kleash.errors import InputError
 from kleash.functional.logprobs import log_softmax, token_logprobs
@@ -81,6 +84,40 @@ def test_the_same_seed_gives_the_same_rollout(base: LanguageModel) -> None:
     assert _sample(base).sha256() != _sample(base, seed=1).sha256()
 
 
+def test_every_response_knows_the_prompt_that_it_answers(base: LanguageModel) -> None:
+    """The clusters of every interval: a group is one prompt's, and its tokens are that prompt's."""
+    rollout = _sample(base, group_size=3)
+    assert rollout.prompt_index.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    part = rollout.rows(torch.tensor([10, 2, 4]))
+    assert part.prompt_index.tolist() == [3, 0, 1]
+    for some in (rollout, part):
+        assert some.prompts == tuple(PROMPTS[i] for i in some.prompt_index)
+        for prompt, ids, keep in zip(some.prompts, some.prompt_ids, some.prompt_mask, strict=True):
+            assert ids[keep].tolist() == base.tokenizer(prompt)["input_ids"]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_at_the_temperature_that_is_set(
+    base: LanguageModel, temperature: float
+) -> None:
+    """χ² of 2,000 first tokens against softmax(z/τ): each that is expected ten times, and all others as one."""
+    config = RolloutConfig(
+        num_prompts=1, group_size=2000, max_new_tokens=1, temperature=temperature
+    )
+    rollout = sample(base, PROMPTS[:1], config, torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        ids = torch.tensor([base.tokenizer(PROMPTS[0])["input_ids"]])
+        logits = base.model(input_ids=ids).logits[0, -1].double()
+    expected = 2000 * torch.softmax(logits / temperature, -1)
+    counts = rollout.response_ids[:, 0].bincount(minlength=len(logits)).double()
+    often = expected > 10
+    assert int(often.sum()) > 4
+    error = [*(counts - expected)[often], (counts - expected)[~often].sum()]
+    spread = [*expected[often], expected[~often].sum()]
+    chi2 = sum(float(e**2 / s) for e, s in zip(error, spread, strict=True))
+    assert chi2 < chdtri(len(error) - 1, 0.001)
+
+
 def test_rows_cut_padding_and_nothing_else(base: LanguageModel) -> None:
     rollout = _sample(base)
     index = torch.tensor([5, 1])
@@ -109,6 +146,28 @@ def test_draws_follow_the_distribution() -> None:
 def test_the_end_of_the_unit_interval_draws_the_last_possible_token() -> None:
     logprobs = torch.tensor([[0.5, 0.5, 0.0]]).log()
     assert draw(logprobs, torch.tensor([1.0 - 1e-16], dtype=torch.double)).tolist() == [1]
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any),
+    st.integers(0, 24),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_token_of_probability_0_is_never_drawn(
+    weights: list[int], boundary: int, uniform: float
+) -> None:
+    """Not even where u falls on the boundary between two tokens, or is 0 exactly."""
+    logprobs = (torch.tensor(weights) / sum(weights)).log().expand(3, -1)
+    edge = min(boundary, sum(weights) - 1) / sum(weights)
+    drawn = draw(logprobs, torch.tensor([0.0, edge, uniform], dtype=torch.double))
+    assert all(weights[token] > 0 for token in drawn)
+
+
+def test_a_boundary_belongs_to_the_token_that_begins_there() -> None:
+    logprobs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).log().expand(4, -1)
+    below = 0.5 - 2**-53
+    uniform = torch.tensor([0.0, below, 0.5, 1 - 2**-53], dtype=torch.double)
+    assert draw(logprobs, uniform).tolist() == [1, 1, 3, 3]
 
 
 def test_a_prompt_longer_than_the_context_is_refused(base: LanguageModel) -> None:

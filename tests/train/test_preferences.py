@@ -66,10 +66,15 @@ def test_every_source_gives_the_same_pairs(tmp_path: Path, form: str) -> None:
         assert load_pairs(path) == LoadedPairs(PAIRS, 1)
 
 
-def test_without_a_prompt_it_is_what_both_texts_begin_with(tmp_path: Path) -> None:
-    path = write(tmp_path / "p.jsonl", [{"chosen": "Q: a? Yes", "rejected": "Q: a? No"}])
-    (pair,) = load_pairs(path).pairs
-    assert pair == Pair(prompt="Q: a? ", chosen_text="Q: a? Yes", rejected_text="Q: a? No")
+def test_what_two_texts_begin_with_is_not_taken_for_their_prompt(tmp_path: Path) -> None:
+    rows = [
+        {"chosen": "the cast is fine", "rejected": "the plot is not"},
+        {"chosen": "the end", "rejected": "the beginning"},
+    ]
+    pairs = load_pairs(write(tmp_path / "p.jsonl", rows)).pairs
+    assert [pair.prompt for pair in pairs] == ["", ""]
+    train, held_out = split_pairs(pairs, 0.5)
+    assert len(train) == len(held_out) == 1
 
 
 @pytest.mark.parametrize("explicit", [True, False])
@@ -146,6 +151,10 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         load_pairs(strange)
 
 
+def texts(pairs: list[Pair]) -> set[str]:
+    return {text for pair in pairs for text in (pair.chosen_text, pair.rejected_text)}
+
+
 prompts = st.lists(st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g"]), max_size=30)
 
 
@@ -158,9 +167,37 @@ def test_no_prompt_is_on_both_sides_and_no_pair_is_lost(names: list[str], share:
     train, held_out = split_pairs(pairs, share)
     assert sorted(map(str, train + held_out)) == sorted(map(str, pairs))
     assert not {p.prompt for p in train if p.prompt} & {p.prompt for p in held_out}
+    assert not texts(train) & texts(held_out)
     assert train or not pairs
     again = split_pairs(pairs[::-1], share)
     assert again == (train[::-1], held_out[::-1])
+
+
+links = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30)
+
+
+@given(links, st.floats(0, 0.99))
+def test_without_prompts_no_text_is_on_both_sides(
+    edges: list[tuple[int, int]], share: float
+) -> None:
+    pairs = [Pair(prompt="", chosen_text=f"{c}", rejected_text=f"{r}") for c, r in edges]
+    train, held_out = split_pairs(pairs, share)
+    assert sorted(map(str, train + held_out)) == sorted(map(str, pairs))
+    assert not texts(train) & texts(held_out)
+    assert train or not pairs
+    assert split_pairs(pairs[::-1], share) == (train[::-1], held_out[::-1])
+
+
+def test_without_prompts_a_ranking_is_one_prompt_and_strangers_are_two() -> None:
+    """Ten rankings of four texts, each as a chain of three pairs, that all begin alike."""
+    pairs = [
+        Pair(prompt="", chosen_text=f"the {i} {j}", rejected_text=f"the {i} {j + 1}")
+        for i in range(10)
+        for j in range(3)
+    ]
+    train, held_out = split_pairs(pairs, 0.2)
+    assert (len(train), len(held_out)) == (24, 6)
+    assert len({pair.chosen_text.split()[1] for pair in held_out}) == 2
 
 
 def test_the_split_takes_its_share_of_the_prompts() -> None:

@@ -26,6 +26,7 @@ from kleash.train.preferences import Pair
 from kleash.train.reward_config import RewardFitConfig, RewardTrainConfig
 from kleash.train.reward_fit import (
     FitStep,
+    _optimizer,
     batches,
     fit,
     fit_reward_model,
@@ -240,6 +241,22 @@ def test_batches_save_most_of_the_padding() -> None:
     plan = batches(lengths, 16, torch.Generator().manual_seed(0))
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in plan)
     assert padded < 1.1 * sum(lengths)
+
+
+def test_matrices_decay_and_norms_and_biases_do_not(base: str) -> None:
+    """One step on a gradient of 0 is decay alone: W ← (1 − lr · decay) W."""
+    model = new_reward_model(base, seed=0).model
+    model.bias = torch.nn.Parameter(torch.tensor([2.0, -3.0]))
+    settings = RewardTrainConfig(lr=0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    _optimizer(model, settings).step()
+    norms = {name for name in before if "norm" in name}
+    assert len(norms) == 3
+    for name, parameter in model.named_parameters():
+        kept = 1.0 if name in norms | {"bias"} else 0.95
+        torch.testing.assert_close(parameter.detach(), kept * before[name], msg=name)
 
 
 def test_nothing_is_overwritten_and_nothing_is_fitted_on_nothing(base: str, tmp_path: Path) -> None:

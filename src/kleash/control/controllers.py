@@ -1,8 +1,8 @@
 """The controllers of β: frozen states and pure functions, so that every β can be replayed.
 
-    state = control.init(config) state = control.update(state, reading,
-    Signals(num_responses=reading.n))     # once a rollout state.kl_coef
-    # β of the next update
+    state = control.init(config)
+    state = control.update(state, reading, Signals(num_responses=reading.n))  # once a rollout
+    state.kl_coef                                                             # β of the next update
 
 A new controller is a state record, an `init`, an `update` and a line in `CONTROLLERS`.
 """

@@ -54,12 +54,12 @@ class DemoConfig(BaseModel):
     num_prompts: int = Field(default=24, gt=0)
     group_size: int = Field(default=2, gt=0)
     max_new_tokens: int = Field(default=24, gt=0)
-    kl_target: float = Field(default=4.0, gt=0)
+    kl_target: float = Field(default=10.0, gt=0)
     """What the leashed arm is held to, nats per response."""
-    kl_coef: float = Field(default=0.35, gt=0)
+    kl_coef: float = Field(default=0.2, gt=0)
     """β of the fixed arm, and the leashed arm's start.
 
-    The optimum for a Gaussian reward of standard deviation σ has KL = (σ/β)²/2: 4 nats at σ = 1."""
+    The optimum for a Gaussian reward of standard deviation σ has KL = (σ/β)²/2: 12.5 nats at σ = 1."""
     learning_rate: float = Field(default=5e-4, gt=0)
     evaluations: int = Field(default=2, gt=0)
     """Fresh responses per prompt behind each row of the table."""

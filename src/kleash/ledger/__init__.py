@@ -20,6 +20,7 @@ from kleash.ledger.evidence import (
     digest_run,
     sha256_file,
 )
+from kleash.ledger.paths import refusal
 from kleash.ledger.store import Ledger
 from kleash.ledger.update import UpdateEntry
 
@@ -39,6 +40,7 @@ __all__ = [
     "encode",
     "hash_line",
     "read",
+    "refusal",
     "sha256_file",
     "verify_chain",
 ]

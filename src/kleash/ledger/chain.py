@@ -6,6 +6,7 @@ from typing import Any
 
 from kleash.errors import InputError, TamperError
 from kleash.ledger.entry import MAX_LINE, ZERO_LEAF, Entry, encode, parse_entry, parse_object
+from kleash.ledger.paths import open_regular
 
 LEDGER_FILE = "ledger.jsonl"
 HEAD_FILE = "head.json"
@@ -73,7 +74,7 @@ def verify_chain(directory: Path) -> Chain:
     entries: list[Entry] = []
     torn = 0
     try:
-        with path.open("rb") as lines:
+        with open_regular(path) as lines:
             while line := lines.readline(MAX_LINE + 2):
                 if not line.endswith(b"\n") and len(line) <= MAX_LINE:
                     torn = len(line)
@@ -143,7 +144,7 @@ def _held_against_heads(
 def _head_bytes(directory: Path) -> bytes:
     """The content of head.json; nothing where there is none, which no head parses from."""
     try:
-        with (directory / HEAD_FILE).open("rb") as file:
+        with open_regular(directory / HEAD_FILE) as file:
             return file.read(MAX_LINE)
     except OSError:
         return b""

@@ -9,6 +9,7 @@ from typing import Any
 
 from kleash.ledger.chain import Problem
 from kleash.ledger.entry import MAX_LINE, encode
+from kleash.ledger.paths import LEADS_OUT, leads_out, open_regular, refusal
 from kleash.ledger.update import UpdateEntry
 
 CONFIG_FILE = "config.json"
@@ -19,7 +20,7 @@ FINAL_DIRECTORY = "final"
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -30,8 +31,11 @@ def digest_run(run: Path) -> dict[str, str]:
 
 def check_config(run: Path, started: Mapping[str, Any]) -> list[Problem]:
     """config.json says what `run.started` says."""
+    if what := refusal(run, run / CONFIG_FILE):
+        return [Problem(where=CONFIG_FILE, what=what)]
     try:
-        data = json.loads((run / CONFIG_FILE).read_bytes())
+        with open_regular(run / CONFIG_FILE) as file:
+            data = json.load(file)
         differing = [
             key
             for key in ("config", "versions", "digests")
@@ -48,17 +52,19 @@ def check_config(run: Path, started: Mapping[str, Any]) -> list[Problem]:
 def check_metrics(
     run: Path, updates: Sequence[UpdateEntry], *, may_lack_last: bool
 ) -> list[Problem]:
-    """metrics.jsonl has one line an update, each with the digest that the update recorded.
+    """metrics.jsonl has one line an update, each with the digest and the figures that the update recorded.
 
     Args:
         run: the run's directory.
         updates: the ledger's updates, in order.
         may_lack_last: the run stopped short, so its last update may not have reached the file.
     """
+    if what := refusal(run, run / METRICS_FILE):
+        return [Problem(where=METRICS_FILE, what=what)]
     problems: list[Problem] = []
     lines = 0
     try:
-        with (run / METRICS_FILE).open("rb") as file:
+        with open_regular(run / METRICS_FILE) as file:
             while line := file.readline(MAX_LINE):
                 lines += 1
                 what = _compare_metrics(line, updates[lines - 1]) if lines <= len(updates) else ""
@@ -80,6 +86,9 @@ def check_files(run: Path, files: Mapping[str, Any]) -> list[Problem]:
         for name, digest in files.items()
         if (what := _compare_file(run, name, digest))
     ]
+    # Not to be searched for what was added then: it may be the whole disk.
+    if leads_out(run, run / FINAL_DIRECTORY):
+        return [*problems, Problem(where=FINAL_DIRECTORY, what=LEADS_OUT)]
     added = sorted(set(_lasting_files(run)) - set(files))
     problems += [
         Problem(where=ascii(name).strip("'"), what="not in the record: it was added after the run")
@@ -101,12 +110,27 @@ def _compare_metrics(line: bytes, update: UpdateEntry) -> str:
         return f"not the line that step {update.step} recorded"
     try:
         metrics = json.loads(line)
-        shown = (metrics["step"], metrics["kl_coef"])
+        needed = {key: metrics[key] for key in ("step", "kl_coef")}
+        recorded = _figures(update)
+        shown = needed | {key: metrics[key] for key in recorded if key in metrics}
+        differing = [key for key in shown if encode(shown[key]) != encode(recorded[key])]
     except (ValueError, RecursionError, KeyError, TypeError):
         return "not an object with step and kl_coef"
-    if shown != (update.step, update.kl_coef):
-        return "step or kl_coef is not what the ledger says was used"
+    if differing:
+        return f"{', '.join(differing)}: not what the ledger says was used or measured"
     return ""
+
+
+def _figures(update: UpdateEntry) -> dict[str, Any]:
+    """The figures of an update that its line of metrics.jsonl shows too, by their names there."""
+    figures: dict[str, Any] = {"step": update.step, "kl_coef": update.kl_coef}
+    for reading in (update.kl, update.kl_control):
+        if reading is not None:
+            figures[reading.name] = reading.value
+            figures |= {f"{reading.name}_low": reading.low, f"{reading.name}_high": reading.high}
+    moved = update.facts.kl_new_old
+    figures["kl_new_old_per_token"] = None if moved is None else moved.value
+    return figures
 
 
 def _compare_file(run: Path, name: str, digest: Any) -> str:

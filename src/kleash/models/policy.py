@@ -1,7 +1,7 @@
 """A causal language model as the loop sees it: hidden states at the response's positions, and a head.
 
-The last matrix product, hidden states to vocabulary, is kept apart from the rest of the model: it is by far the largest
-thing computed, and so it is done in chunks, only at tokens that count, and once for policy and reference together.
+The last matrix product, hidden states to vocabulary, is kept apart from the rest of the model: its result is by far the
+largest thing there is, and so it is made a few responses at a time, and only at tokens that count.
 """
 
 import hashlib

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+import struct
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -21,7 +22,8 @@ def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
         responses: what it scored, [B].
 
     Raises:
-        RewardError: too many or too few, or one that is not a finite number.
+        RewardError: too many or too few, or one that is not a finite number in float32, which
+            training computes in.
 
     Examples:
         >>> checked("mine:length", [3, 0.5], ["a b c", "d"])
@@ -43,7 +45,7 @@ def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
         if not _is_finite(value):
             raise RewardError(
                 f"the reward {name!r} gave no usable score",
-                expected="a finite number for every response",
+                expected="a finite number for every response, within ±3.4e38 as float32 is",
                 got=f"{shown(value)} for response {i}, {shown(responses[i])}",
                 do="return a number for this response too",
             )
@@ -66,11 +68,14 @@ def shown(value: Any) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a value is a number that a float can hold."""
+    """Whether a value is a number that is still finite as a float32."""
     try:
-        return isinstance(value, Real) and math.isfinite(value)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            return False
+        struct.pack("<f", float(value))  # overflows where the rounding to float32 would be infinite
     except OverflowError:
         return False
+    return True
 
 
 def _as_list(scores: Any) -> list[Any] | None:

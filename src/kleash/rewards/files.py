@@ -1,7 +1,8 @@
-"""Files of JSON lines, and the scores of the texts in one."""
+"""Text files and files of JSON lines, read one way everywhere, and the scores of the texts in one."""
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,23 +55,42 @@ def read_jsonl(path: str | Path) -> Iterator[Row]:
     Raises:
         InputError: the file cannot be read, holds nothing, or a line is not a JSON object.
     """
-    path, empty = Path(path), True
+    empty = True
+    for where, line in read_lines(path, "a file of JSON lines in UTF-8"):
+        empty = False
+        yield _row(where, line)
+    if empty:
+        raise InputError(f"{str(path)!r} is empty", expected="one JSON object a line", got="none")
+
+
+def read_lines(path: str | Path, expected: str) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not blank, plain or gzip by its name, each after where it stands.
+
+    A line ends where an editor ends it: the line separators that Unicode has beside these are text, in a JSON string
+    as in a prompt. A byte order mark is no part of the first line.
+
+    Args:
+        path: the file, in UTF-8.
+        expected: what it should be, for the message.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = Path(path)
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    empty = False
-                    yield _row(f"{path}, line {number}", line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+                    yield f"{path}, line {number}", line
+    # ValueError: a path that no file can have, or bytes that are no UTF-8.
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"cannot read {str(path)!r}",
-            expected="a file of JSON lines in UTF-8",
+            expected=expected,
             got=f"{type(error).__name__}: {error}",
             do="check the path and the encoding",
         ) from error
-    if empty:
-        raise InputError(f"{str(path)!r} is empty", expected="one JSON object a line", got="none")
 
 
 def text_field(row: Row, key: str, expected: str) -> str:

@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -81,6 +81,8 @@ def load_scorer(
 def function_scorer(name: str, function: ScoreFunction) -> Scorer:
     """A scorer from a Python function; what it raises or returns wrongly becomes a `RewardError`.
 
+    What it prints goes to stderr: stdout belongs to the command's own result.
+
     Args:
         name: for messages and metrics.
         function: (prompts, responses) -> one number per response.
@@ -93,7 +95,10 @@ def function_scorer(name: str, function: ScoreFunction) -> Scorer:
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         try:
-            scores = function(list(prompts), list(responses))
+            with redirect_stdout(sys.stderr):
+                scores = function(list(prompts), list(responses))
+                if isinstance(scores, Iterator):  # a generator runs the function only now
+                    scores = list(scores)
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
@@ -193,7 +198,7 @@ def _import_function(spec: str, module_name: str, function_name: str) -> ScoreFu
         ConfigError: the module cannot be imported or holds no such function.
     """
     try:
-        with _current_directory_first():
+        with _current_directory_first(), redirect_stdout(sys.stderr):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(

@@ -5,6 +5,7 @@ whether they are finished or not, so that dropping rows changes no sample.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +68,41 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     )
 
 
+def decode_responses(
+    tokenizer: Any, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> list[str]:
+    """The texts of responses as they stand behind their prompts, so that prompt + response is the whole text.
+
+    A decoder may treat the beginning of a text in its own way: that of SentencePiece tokenizers drops the space that
+    the first token carries. So the whole is decoded, and what the prompt alone decodes to is cut off. Where the whole
+    does not begin with that (a response that starts inside a character, for one), the response is decoded alone.
+
+    Args:
+        tokenizer: of the policy.
+        prompts: P rows of token ids.
+        responses: P·G rows of token ids, the group of the first prompt first.
+    """
+    repeats = len(responses) // len(prompts)
+    behind = [prompt for prompt in prompts for _ in range(repeats)]
+    starts = [text for text in _decode(tokenizer, prompts) for _ in range(repeats)]
+    pairs = zip(behind, responses, strict=True)
+    wholes = _decode(tokenizer, [[*prompt, *response] for prompt, response in pairs])
+    texts = [whole.removeprefix(start) for whole, start in zip(wholes, starts, strict=True)]
+    apart = [i for i, whole in enumerate(wholes) if not whole.startswith(starts[i])]
+    for i, text in zip(apart, _decode(tokenizer, [responses[i] for i in apart]), strict=True):
+        texts[i] = text
+    return texts
+
+
+def _decode(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Token ids as text, special tokens left out."""
+    if not rows:
+        return []
+    return tokenizer.batch_decode(
+        rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
 @torch.no_grad()
 def sample(
     policy: LanguageModel,
@@ -87,14 +123,14 @@ def sample(
     prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))
     decoding = _Decoding(policy, ids, mask, config, generator)
     response_ids, response_mask, logprobs, finished = decoding.run()
-    texts = policy.tokenizer.batch_decode(
-        [row[keep] for row, keep in zip(response_ids, response_mask, strict=True)],
-        skip_special_tokens=True,
-        clean_up_tokenization_spaces=False,
+    responses = decode_responses(
+        policy.tokenizer,
+        [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)],
+        [row[keep].tolist() for row, keep in zip(response_ids, response_mask, strict=True)],
     )
     return Rollout(
         prompts=tuple(p for p in prompts for _ in range(repeats)),
-        responses=tuple(texts),
+        responses=tuple(responses),
         prompt_index=torch.arange(len(prompts), device=ids.device).repeat_interleave(repeats),
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,

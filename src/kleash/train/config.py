@@ -57,7 +57,7 @@ class OptimizerConfig(BaseModel):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "linear"] = "constant"
-    """`linear` falls to 0 at the last step."""
+    """`linear` falls to 0 just after the last step."""
     beta1: FiniteFloat = Field(default=0.9, ge=0, lt=1)
     beta2: FiniteFloat = Field(default=0.95, ge=0, lt=1)
     weight_decay: FiniteFloat = Field(default=0.0, ge=0)

@@ -1,0 +1,39 @@
+"""The configuration of a run where it computes something."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kleash.train.config import OptimizerConfig
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_steps", "rates"),
+    [
+        ("constant", 0, {1: 1.0, 5: 1.0, 10: 1.0}),
+        ("linear", 0, {1: 1.0, 2: 0.9, 6: 0.5, 10: 0.1}),
+        ("constant", 4, {1: 0.25, 3: 0.75, 4: 1.0, 10: 1.0}),
+        ("linear", 4, {1: 0.25, 3: 0.75 * 0.8, 4: 0.7, 10: 0.1}),
+    ],
+)
+def test_the_learning_rate_by_hand(
+    schedule: str, warmup_steps: int, rates: dict[int, float]
+) -> None:
+    config = OptimizerConfig.model_validate(
+        {"learning_rate": 2.0, "schedule": schedule, "warmup_steps": warmup_steps}
+    )
+    assert {step: config.rate_at(step, 10) / 2.0 for step in rates} == pytest.approx(rates)
+
+
+@given(st.integers(1, 60), st.integers(0, 60))
+def test_a_linear_schedule_falls_by_equal_steps_and_every_step_moves(
+    num_steps: int, warmup_steps: int
+) -> None:
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=warmup_steps, schedule="linear")
+    rates = [config.rate_at(step, num_steps) for step in range(1, num_steps + 1)]
+    assert 0.0 < min(rates) <= max(rates) <= 0.5
+    after = rates[max(0, warmup_steps - 1) :]
+    falls = [a - b for a, b in pairwise(after)]
+    assert falls == pytest.approx([0.5 / num_steps] * len(falls))

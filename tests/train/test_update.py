@@ -1,0 +1,219 @@
+"""A proposed update: what reaches the loss, what is measured of it, and the way back."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kleash.models.config import ModelConfig
+from kleash.models.policy import weights_digest
+from kleash.records import Verdict
+from kleash.rewards.scorers import Scorer
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
+from kleash.train.algorithms import ALGORITHMS, Algorithm, Loss, Minibatch, Targets
+from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig
+from kleash.train.evaluate import collect
+from kleash.train.experience import Experience
+from kleash.train.learner import Learner, build_learner
+from kleash.train.metrics import Settings, step_metrics
+from kleash.train.update import Proposal, propose_update
+
+PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
+PPO = ALGORITHMS["ppo"]
+CONFIG = RunConfig(
+    rollout=RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8, temperature=0.7),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+)
+LENGTH = Scorer(name="length", score=lambda _, responses: [float(len(text)) for text in responses])
+
+
+@pytest.fixture(scope="module")
+def _built() -> Learner:
+    """A learner whose policy has already left its reference, so that no two of its figures agree by chance."""
+    learner = build_learner(ModelConfig(), CONFIG.optimizer, "cpu")
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in learner.trained:
+            scale = 0.1 * float(weight.std()) if weight.any() else 0.05
+            weight.add_(scale * torch.randn(weight.shape, generator=draw))
+    return learner
+
+
+@pytest.fixture
+def learner(_built: Learner) -> Iterator[Learner]:
+    """The same learner at its start, whatever the test before did to it."""
+    learner = replace(_built, optimizer=torch.optim.AdamW(_built.trained, lr=1e-3))
+    before = learner.snapshot()
+    yield learner
+    learner.restore(before)
+
+
+@pytest.fixture
+def experience(learner: Learner) -> Experience:
+    return collect(learner, PROMPTS, CONFIG.rollout, (LENGTH, []), _generator())
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
+
+
+def _propose(learner: Learner, experience: Experience) -> tuple[Targets, Proposal]:
+    targets = PPO.targets(experience, 0.1, CONFIG.ppo)
+    return targets, propose_update(learner, PPO, experience, targets, CONFIG, _generator())
+
+
+class _Reader:
+    """An algorithm that keeps what it is given and moves nothing."""
+
+    def __init__(self) -> None:
+        self.batches: list[Minibatch] = []
+
+    def loss(self, batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
+        self.batches.append(batch)
+        nothing = 0.0 * (batch.logprobs + batch.values + batch.kl).sum()
+        return Loss(nothing, nothing.detach(), nothing.detach(), nothing.detach())
+
+
+def test_every_token_reaches_the_loss_with_its_own_figures(
+    learner: Learner, experience: Experience
+) -> None:
+    """Before anything has moved, what is computed anew is what was metered: same states, temperature and meter."""
+    metered, mask = experience.metered, experience.rollout.mask
+    place = torch.arange(mask.numel()).reshape(mask.shape).float()
+    reader = _Reader()
+    algorithm = Algorithm(PPO.targets, reader.loss)
+    targets = Targets(advantages=place, returns=-place, kl_loss_coef=0.1)
+    propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
+
+    assert len(reader.batches) == CONFIG.ppo.num_epochs * CONFIG.ppo.num_minibatches
+    seen: list[int] = []
+    for batch in reader.batches:
+        at = batch.advantages.long()
+        seen += at.tolist()
+        assert torch.equal(batch.returns, -batch.advantages)
+        for given, whole in (
+            (batch.old_logprobs, metered.logprobs),
+            (batch.old_values, metered.values),
+        ):
+            assert torch.equal(given, whole.flatten()[at])
+        for anew, whole in (
+            (batch.logprobs, metered.logprobs),
+            (batch.values, metered.values),
+            (batch.kl, metered.kl),
+        ):
+            torch.testing.assert_close(anew, whole.flatten()[at], rtol=1e-3, atol=1e-3)
+            assert anew.requires_grad
+    real = place[mask].long().tolist()
+    assert sorted(seen) == sorted(real * CONFIG.ppo.num_epochs)
+    # Figures that agree by chance would prove nothing.
+    others = (metered.ref_logprobs, metered.values, metered.kl)
+    for other in others:
+        assert float((metered.logprobs - other)[mask].abs().mean()) > 0.1
+    assert float(metered.values[mask].std()) > 0.01
+
+
+def _whole_distributions(learner: Learner, rollout: Rollout) -> list[Tensor]:
+    """The slow twin: one response at a time, unpadded, transformers' own logits; [T, V] in double."""
+    found: list[Tensor] = []
+    for i, keep in enumerate(rollout.mask):
+        prompt = rollout.prompt_ids[i][rollout.prompt_mask[i]]
+        ids = torch.cat([prompt, rollout.response_ids[i][keep]]).unsqueeze(0)
+        with torch.no_grad():
+            logits = learner.policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        found.append(torch.log_softmax(logits.double() / CONFIG.rollout.temperature, -1))
+    return found
+
+
+def _kl(first: list[Tensor], second: list[Tensor]) -> float:
+    """KL(first‖second), mean over all tokens."""
+    terms = [(p.exp() * (p - q)).sum(-1) for p, q in zip(first, second, strict=True)]
+    return float(torch.cat(terms).mean())
+
+
+def test_how_far_the_policy_moved_is_measured_from_the_new_to_the_old(
+    learner: Learner, experience: Experience
+) -> None:
+    old = _whole_distributions(learner, experience.rollout)
+    _, proposal = _propose(learner, experience)
+    new = _whole_distributions(learner, experience.rollout)
+
+    reading = proposal.facts.kl_new_old
+    assert reading is not None
+    assert (reading.direction, reading.unit, reading.estimator) == ("new_old", "token", "exact")
+    assert reading.value == pytest.approx(_kl(new, old), rel=1e-3)
+    assert _kl(old, new) != pytest.approx(_kl(new, old), rel=2e-2)
+
+
+def _optimizer_bits(learner: Learner) -> list[Tensor]:
+    state = learner.optimizer.state_dict()["state"]
+    return [state[i][name].clone() for i in sorted(state) for name in sorted(state[i])]
+
+
+@pytest.mark.parametrize("when", [1, 2, 4])
+def test_an_interruption_on_the_way_undoes_what_was_done(
+    learner: Learner, experience: Experience, when: int
+) -> None:
+    """Ctrl-C in the first, the second and the last of four minibatches, after an update that was kept."""
+    targets, _ = _propose(learner, experience)
+    before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
+    moments = _optimizer_bits(learner)
+    assert moments
+    moved: list[bool] = []
+
+    def interrupted(batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
+        moved.append(weights_digest(learner.policy.model) != before[0])
+        if len(moved) == when:
+            raise KeyboardInterrupt
+        return PPO.loss(batch, kl_loss_coef, config)
+
+    algorithm = Algorithm(PPO.targets, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
+    assert moved == [step > 0 for step in range(when)]
+    assert (weights_digest(learner.policy.model), weights_digest(learner.value_head)) == before
+    after = _optimizer_bits(learner)
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+
+
+def test_what_is_not_finite_ends_the_update_before_it_is_made(
+    learner: Learner, experience: Experience
+) -> None:
+    before = weights_digest(learner.policy.model)
+    calls: list[Loss] = []
+
+    def endless(batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
+        loss = PPO.loss(batch, kl_loss_coef, config)
+        calls.append(loss._replace(total=loss.total * torch.inf))
+        return calls[-1]
+
+    targets = PPO.targets(experience, 0.1, CONFIG.ppo)
+    algorithm = Algorithm(PPO.targets, endless)
+    proposal = propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
+    assert len(calls) == 1
+    assert not proposal.facts.finite
+    assert proposal.facts.kl_new_old is None
+    assert weights_digest(learner.policy.model) == before
+
+
+def test_the_line_of_a_step_says_what_is_maximised(
+    learner: Learner, experience: Experience
+) -> None:
+    """objective = E[R] − β KL(π‖π_ref), of the raw scores."""
+    targets, proposal = _propose(learner, experience)
+    readings = experience.reading("response", "base"), experience.reading("token", "base")
+    settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
+    line = step_metrics(
+        1, experience, readings, targets, proposal, Verdict(action="accept"), settings
+    )
+    mask = experience.rollout.mask
+    kl = float(experience.metered.kl.double()[mask].sum()) / len(mask)
+    reward = float(experience.scores.mean())
+    assert kl > 0.1
+    assert line["reward_mean"] == pytest.approx(reward)
+    assert line["kl_policy_ref_per_response"] == pytest.approx(kl, rel=1e-6)
+    assert line["objective"] == pytest.approx(reward - 0.3 * kl, rel=1e-6)
+    assert proposal.facts.kl_new_old is not None
+    assert line["kl_new_old_per_token"] == proposal.facts.kl_new_old.value
