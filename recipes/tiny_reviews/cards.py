@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from language_model import SHARPNESS
+
 SOURCES = """\
 ## Data
 
@@ -18,8 +20,8 @@ training sentence that equals a held-out one up to spacing and punctuation.
 
 ## How it was made
 
-`recipes/tiny_reviews/build.py` in the kleash repository made it in one command, from random
-weights, with seed {seed}. The weights are stored in float16 and load in float32; the figures are
+`recipes/tiny_reviews/build.py` in the kleash repository made it, from random weights, with seed
+{seed}. The weights are stored in float16 and load in float32; the figures are
 those of the stored weights on the {sentences_measured:,} held-out single sentences.
 """
 
@@ -47,6 +49,9 @@ Ten samples at temperature 1, unselected:
 {samples}
 
 {sources}
+The last norm is multiplied by {sharpness}: what is sampled at temperature 1 is what the trained
+model gave at {softness:g}. It invents fewer words so, and its perplexity is higher.
+
 ## Limits
 
 It knows nothing but reviews of films before 2005, invents words and names, and says offensive
@@ -85,6 +90,8 @@ a beginning of a sentence has a graded score too.
 {sources}
 The trunk starts from `tiny-reviews/base`. The human labels of single sentences are joined by soft
 labels for the sentences of whole reviews, from an n-gram classifier trained on the same texts.
+Sentences that were shuffled, patched together or sent into loops were learnt with a low score, so
+that it knows nonsense for what it is; whole sentences score a little high in return.
 
 ## Limits
 
@@ -97,7 +104,8 @@ tokenised by spaces; 128 tokens at most. Not for use on people.
 def write_cards(directory: Path, figures: dict) -> None:
     """Writes README.md beside each model."""
     sources = SOURCES.format(**figures)
+    sharpened = {"sharpness": SHARPNESS, "softness": 1 / SHARPNESS}
     samples = "\n".join(f"> {text}\n>" for text in figures["base_samples"]).removesuffix("\n>")
     for name, card in (("base", BASE), ("gold", GOLD)):
-        text = card.format(**figures, sources=sources, samples=samples)
+        text = card.format(**figures, **sharpened, sources=sources, samples=samples)
         (directory / name / "README.md").write_text(text, encoding="utf-8")
