@@ -19,7 +19,7 @@ from kleash.functional.logprobs import entropy as entropy_of
 
 CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 1 * 2**20
 """Of the rows that are reduced together: what stays in a cache between one pass and the next."""
 TILE = 8192
 """Rows of a half-precision head that are widened together on a processor."""
