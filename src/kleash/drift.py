@@ -67,7 +67,7 @@ def measure_drift(
     """A reading of exact KLs per token, with an interval clustered by prompt.
 
     The sum over a sampled response of the exact per-token KLs is an unbiased estimate of the sequence KL (the
-    Rao-Blackwell form: Amini et al. 2025, arXiv 2504.10637), with a fraction of the sampled log-ratio's variance.
+    Rao-Blackwell form: Amini et al. 2025, arXiv 2504.10637), as a rule with a fraction of the log-ratio's variance.
 
     A KL is never negative, so neither is the lower end of its interval: cutting it there costs no coverage.
 

@@ -79,6 +79,16 @@ def test_near_zero_float32_keeps_its_digits(name: str, size: float) -> None:
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_no_number_stays_none(name: str, side: int) -> None:
+    """A broken model must not read as a small KL: NaN in, NaN out, from either side, in one entry or in all."""
+    for broken in ([math.nan] * 3, [math.nan, -1.0, -1.0]):
+        rows = [torch.tensor([0.2, 0.3, 0.5]).log(), torch.tensor([0.2, 0.3, 0.5]).log()]
+        rows[side] = torch.tensor(broken)
+        assert math.isnan(float(DIVERGENCES[name](*rows)))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_far_apart_and_at_the_edges(name: str) -> None:
     """Pitfall 7: −inf is a probability of 0 and adds its limit; −inf − (−inf) is never formed."""
     sure, even = torch.tensor([1.0, 0.0, 0.0]).log(), torch.tensor([0.5, 0.5, 0.0]).log()

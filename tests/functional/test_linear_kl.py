@@ -196,6 +196,27 @@ def test_probabilities_of_zero_and_ratios_beyond_float32() -> None:
     assert bool(weight.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("side", ["hidden", "ref_hidden"])
+def test_a_broken_row_reads_nan_and_leaves_the_others_alone(side: str) -> None:
+    x, whole = case(), fused(case())
+    x[side][3, 0] = torch.nan
+    read = fused(x)
+    assert bool(read.kl[3].isnan())
+    rest = torch.arange(N) != 3
+    for found, expected in zip(read, whole, strict=True):
+        torch.testing.assert_close(found[rest], expected[rest], rtol=1e-12, atol=1e-12)
+
+
+def test_autocast_does_not_take_the_digits() -> None:
+    x, whole = case(torch.float32), fused(case(torch.float32))
+    for tensor in (x["hidden"], x["weight"]):
+        tensor.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        read = fused(x)
+    for found, expected in zip(read, whole, strict=True):
+        assert torch.equal(found.detach(), expected)
+
+
 def test_no_tokens_at_all() -> None:
     empty = torch.zeros(0, 2, requires_grad=True)
     weight = torch.zeros(3, 2, requires_grad=True)

@@ -19,7 +19,7 @@ from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS
-from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
+from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
 from kleash.train.loop import final_drift, seeded
 from kleash.train.run import prepare, train
@@ -288,6 +288,18 @@ def test_a_sharp_policy_is_metered_and_trained(tmp_path: Path) -> None:
     records = list(train(_config(rollout=sharp), tmp_path / "run"))
     assert [r.verdict.action for r in records] == ["accept"] * 3
     assert all(r.kl.is_possible for r in records)
+
+
+def test_an_update_that_breaks_the_model_is_refused(tmp_path: Path) -> None:
+    """Finite weights can still give logits that are not: the update's own KL is no number then."""
+    config = _config(
+        optimizer=OptimizerConfig(learning_rate=1e15),
+        ppo=PPOConfig(num_epochs=1, num_minibatches=1),
+        train=_config().train.model_copy(update={"steps": 1}),
+    )
+    with pytest.raises(LimitError, match="refused every update"):
+        list(train(config, tmp_path / "run"))
+    assert saved_digest(tmp_path / "run") == weights_digest(prepare(config).learner.policy.model)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "wandb"])

@@ -22,6 +22,8 @@ MEANING = {
     "files": "the files are the ones the run left",
 }
 
+PROBLEMS_SHOWN = 10
+
 
 def verify(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a ledger.")],
@@ -38,8 +40,10 @@ def verify(
     found = verify_run(path, head)
     for name in found.checks if found.ok else ():
         screen.check(passed=True, text=MEANING.get(name, name))
-    for problem in found.problems:
+    for problem in found.problems[:PROBLEMS_SHOWN]:
         screen.check(passed=False, text=str(problem))
+    if len(found.problems) > PROBLEMS_SHOWN:
+        screen.say(f"  and {len(found.problems) - PROBLEMS_SHOWN} more; --json has them all")
     for note in found.notes:
         screen.say(f"  {note}")
     state = "verified" if found.ok else "NOT what was written"

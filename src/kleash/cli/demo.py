@@ -65,6 +65,7 @@ def demo(
             "arms": rows,
             "reference": result.reference.to_json(),
             "kl_target": result.kl_target,
+            "proxy_accuracy": result.proxy_accuracy,
             "verified": all(verification.ok for verification in verifications),
             "report": str(report),
         }
@@ -108,7 +109,10 @@ def _write_demo_report(
 def _show_result(screen: Screen, result: "DemoResult") -> None:
     every = (result.reference, *result.arms)
     screen.table(COLUMNS, [_row(arm) for arm in every])
-    screen.say(f"The leash: {number(result.kl_target)} nats/response. Gold never saw training.")
+    screen.say(
+        f"The leash: {number(result.kl_target)} nats/response. Gold drew the noisy labels; no policy was trained on it."
+    )
+    screen.say(f"The proxy ranks {_share(result.proxy_accuracy)} of held-out pairs as they do.")
     width = max(len(arm.name) for arm in every)
     for index, prompt in enumerate(result.prompts[:PROMPTS_SHOWN]):
         screen.say("")
@@ -116,6 +120,10 @@ def _show_result(screen: Screen, result: "DemoResult") -> None:
         for arm in every:
             name = Text(f"  {arm.name:<{width}} ", style="dim")
             screen.say(name, line(arm.answers[index]))
+
+
+def _share(accuracy: float | None) -> str:
+    return "an unmeasured share" if accuracy is None else f"{accuracy:.0%}"
 
 
 def _row(arm: "Arm") -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from kleash.cli.console import Screen, Steps, fixed, kl_text
+from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text
 from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
 from kleash.config import load
 from kleash.errors import KleashError
@@ -104,6 +104,8 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
     screen.say("  reward  ", number(view.last("reward_mean")))
     screen.say("  KL      ", kl_text(kl, low, high, view.target), f"per {view.unit}")
     screen.say("  β       ", number(view.last("kl_coef")))
+    if (held := _held(view)) is not None:
+        screen.say(held)
     refused = view.series("accepted").count(0)
     if refused:
         screen.say(f"  refused  {refused} of {len(view.steps)} updates")
@@ -126,6 +128,20 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
             "report": str(report),
         }
     )
+
+
+def _held(view: RunView) -> Text | None:
+    """Whether the leash held: the mean KL over the last third of the steps, against its target."""
+    read = view.series(f"kl_policy_ref_per_{view.unit}")
+    last = [kl for kl in read[-(len(read) // 3) :] if kl is not None]
+    if view.target is None or not last:
+        return None
+    mean = sum(last) / len(last)
+    text = f"  leash    {fixed(mean)} on average over the last third, for {view.target:g}"
+    if abs(mean / view.target - 1) <= LEASH:
+        return Text(f"{text}: held", style="green")
+    hint = "rl.kl_horizon (smaller is faster), rl.kl_coef, optimizer.learning_rate"
+    return Text(f"{text}: not held; see {hint}", style="yellow")
 
 
 def final_drift(directory: Path) -> KLReading | None:

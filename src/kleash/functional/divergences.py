@@ -3,7 +3,7 @@
 Each is a sum of terms p·f(q/p) with f convex, f(1) = f′(1) = 0: every term is ≥ 0 and of second order in the
 log-ratio, so that nothing cancels when policy and reference nearly agree, which is where a leash holds them. The usual
 forms have lost all digits there in float32. Rows are log-probabilities, normalised, q of the policy and p of the
-reference; d = log q − log p. A token of probability 0 on either side adds the limit of its term.
+reference; d = log q − log p. A token of probability 0 on either side adds the limit of its term; NaN stays NaN.
 """
 
 import math
@@ -31,9 +31,9 @@ def reverse_kl(
         >>> reverse_kl(torch.tensor([0.8, 0.2]).log(), torch.tensor([0.5, 0.5]).log())
         tensor(0.1927)
     """
-    supported = logprobs > -torch.inf
+    supported = logprobs != -torch.inf
     log_ratio = torch.where(supported, logprobs - ref_logprobs, 0.0)
-    near = log_ratio > -_LARGE
+    near = ~(log_ratio <= -_LARGE)
     small = torch.where(near, log_ratio, 0.0)
     probs, ref_probs = logprobs.exp(), ref_logprobs.exp()
     # Far out q may underflow while p/q overflows; their product is p.
@@ -70,9 +70,9 @@ def jensen_shannon(
 
 def _kl_from_mixture(logprobs: Tensor, other: Tensor) -> Tensor:
     """KL(q‖½(q + p)): log(m/q) is log1p(expm1(−d)/2) where d is moderate, and log(m) − log(q) far out."""
-    supported = logprobs > -torch.inf
+    supported = logprobs != -torch.inf
     log_ratio = torch.where(supported, logprobs - other, 0.0)
-    near = log_ratio > -_LARGE
+    near = ~(log_ratio <= -_LARGE)
     probs, mixed = logprobs.exp(), 0.5 * (logprobs.exp() + other.exp())
     x = torch.log1p(0.5 * torch.expm1(-torch.where(near, log_ratio, 0.0)))
     far = mixed - probs + probs * (torch.where(near, 0.0, log_ratio) + math.log(2))
@@ -119,7 +119,7 @@ def renyi(
 def _power_sum(logprobs: Tensor, ref_logprobs: Tensor, alpha: float) -> Tensor:
     """Σ q^α p^{1−α} − 1, as Σ q (expm1(a·d) + a·expm1(−d)) with a = α − 1: the added sum is 0."""
     order = alpha - 1
-    supported = logprobs > -torch.inf
+    supported = logprobs != -torch.inf
     log_ratio = torch.where(supported, logprobs - ref_logprobs, 0.0)
     probs, ref_probs = logprobs.exp(), ref_logprobs.exp()
     near = log_ratio.abs() < _LARGE

@@ -6,7 +6,7 @@ the gradient of its own logits (`chunks`); no [N, V] tensor exists.
 
 Two ways in. `linear_kl` gives the four quantities per token, and makes the chunks again when the loss calls back for
 gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the loss of a token, makes the gradient while
-the chunk is there, and needs four: it is what training uses.
+the chunk is there, and needs four.
 """
 
 import math
@@ -73,7 +73,9 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
     """
     given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
     _check(Policy(hidden, weight, bias), given)
-    return TokenKL(*_LinearKL.apply(hidden, weight, bias, given))
+    # Autocast would round what is reduced here, in silence.
+    with torch.autocast(hidden.device.type, enabled=False):
+        return TokenKL(*_LinearKL.apply(hidden, weight, bias, given))
 
 
 def linear_kl_loss(  # noqa: PLR0913 - as above
@@ -105,7 +107,8 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
     """
     given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
     _check(Policy(hidden, weight, bias), given)
-    loss, *read = _LinearKLLoss.apply(hidden, weight, bias, given, token_loss)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss, *read = _LinearKLLoss.apply(hidden, weight, bias, given, token_loss)
     return loss, TokenKL(*read)
 
 

@@ -41,7 +41,7 @@ def overoptimisation(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
     reading = (
         "Every run starts at the left, where it still is the reference model, and moves right as "
         "it drifts away. The dashed line is the proxy reward, which training sees; the solid line "
-        "is the gold reward, which it never sees. Where the two part, the policy pleases the proxy "
+        "is the gold reward, which no policy is trained on. Where the two part, the policy pleases the proxy "
         f"without getting better. Dots are single steps, lines their mean over {TREND} "
         "neighbouring steps."
     )
