@@ -84,7 +84,7 @@ def sampled(case: Case) -> None:
     """The same machine without the KL: both log-probabilities of the sampled tokens, and the policy's gradient."""
     hidden, weight = case.hidden.detach(), case.weight.detach()
     policy = Policy(hidden, weight, None)
-    given = Constants(case.ref_hidden, case.ref_weight, None, case.tokens, 1.0, None)
+    given = Constants(case.ref_hidden, case.ref_weight, None, case.tokens, 1.0, None, None)
     grads = Policy(torch.zeros_like(hidden), torch.zeros_like(weight), None)
     for rows, chunk in chunks(policy, given):
         accumulate(grads, rows, _sampled(chunk, -case.advantages[rows]), policy)

@@ -70,6 +70,8 @@ class Constants(NamedTuple):
     """[N]."""
     temperature: float
     softcap: float | None
+    """Of the policy's logits."""
+    ref_softcap: float | None
 
 
 class Gradients(NamedTuple):
@@ -95,8 +97,8 @@ class Chunk:
         """Reads the four quantities; leaves log q and d in the buffers."""
         for rows in blocks(len(self.own), len(self.scratch)):
             z, r, tokens = self.own[rows], self.theirs[rows], self.tokens[rows]
-            _bound(z, self.given)
-            _bound(r, self.given)
+            _bound(z, self.given.softcap, self.given.temperature)
+            _bound(r, self.given.ref_softcap, self.given.temperature)
             self.lse[rows] = z.logsumexp(-1, keepdim=True)
             z -= self.lse[rows]
             r -= r.logsumexp(-1, keepdim=True)
@@ -192,12 +194,12 @@ def _reduce_far(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]
     return kl, entropy
 
 
-def _bound(product: Tensor, given: Constants) -> None:
+def _bound(product: Tensor, softcap: float | None, temperature: float) -> None:
     """From a head's output to logits, in place."""
-    if given.softcap is not None:
-        product.div_(given.softcap).tanh_().mul_(given.softcap)
-    if given.temperature != 1:
-        product.div_(given.temperature)
+    if softcap is not None:
+        product.div_(softcap).tanh_().mul_(softcap)
+    if temperature != 1:
+        product.div_(temperature)
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:

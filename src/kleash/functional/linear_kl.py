@@ -11,7 +11,7 @@ the chunk is there, and needs four.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -42,6 +42,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
     ref_bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    ref_softcap: float | Literal["same"] | None = "same",
 ) -> TokenKL:
     """Log-probabilities, exact KL and entropy of every token, without its logits ever being held.
 
@@ -58,6 +59,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
         ref_bias: of the reference's.
         temperature: divides the logits of both.
         softcap: bounds the logits of both, as in Gemma 2.
+        ref_softcap: of the reference, where it has another, or none.
 
     Returns:
         [N] each, nats.
@@ -71,7 +73,8 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
         >>> linear_kl(one, weight, one, ref_weight, torch.tensor([0])).kl
         tensor([0.1927])
     """
-    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
+    theirs = softcap if ref_softcap == "same" else ref_softcap
+    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap, theirs)
     _check(Policy(hidden, weight, bias), given)
     # Autocast would round what is reduced here, in silence.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -90,6 +93,7 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
     ref_bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
+    ref_softcap: float | Literal["same"] | None = "same",
 ) -> tuple[Float[Tensor, ""], TokenKL]:
     """Σ_n loss_n of a loss that is a sum over tokens, with its gradient made on the way: four products, not six.
 
@@ -105,7 +109,8 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
         tensor([[ 0.2218],
                 [-0.2218]])
     """
-    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap)
+    theirs = softcap if ref_softcap == "same" else ref_softcap
+    given = Constants(ref_hidden, ref_weight, ref_bias, tokens, temperature, softcap, theirs)
     _check(Policy(hidden, weight, bias), given)
     with torch.autocast(hidden.device.type, enabled=False):
         loss, *read = _LinearKLLoss.apply(hidden, weight, bias, given, token_loss)
@@ -225,6 +230,11 @@ def _check(policy: Policy, given: Constants) -> None:
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")
-    for name, value in (("temperature", given.temperature), ("softcap", given.softcap)):
+    settings = {
+        "temperature": given.temperature,
+        "softcap": given.softcap,
+        "ref_softcap": given.ref_softcap,
+    }
+    for name, value in settings.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be a positive number, not {value}")
