@@ -35,7 +35,9 @@ def figure() -> go.Figure:
             name=label,
         )
     fig.update_xaxes(type="log", title="KL(π‖π_ref), nats per response", dtick=1)
-    fig.update_yaxes(type="log", title="standard deviation of one response / KL", dtick=1, range=[-1, 3])
+    fig.update_yaxes(
+        type="log", title="standard deviation of one response / KL", dtick=1, range=[-1, 3]
+    )
     fig.update_layout(
         template="plotly_white",
         width=900,
@@ -48,4 +50,6 @@ def figure() -> go.Figure:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(figure().to_html(config={"displayModeBar": False}), encoding="utf-8")
+    Path(sys.argv[1]).write_text(
+        figure().to_html(config={"displayModeBar": False}), encoding="utf-8"
+    )
