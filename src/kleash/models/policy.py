@@ -14,8 +14,6 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers import DynamicCache
 
 from kleash.errors import InputError
-from kleash.functional.chunks import TokenKL
-from kleash.functional.linear_kl import linear_kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +30,6 @@ class Head:
         """Logits [N, V] of hidden states [N, H], in float32."""
         logits = F.linear(hidden, self.weight, self.bias).float() * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def read(
-        self, hidden: Tensor, ref: "Head", ref_hidden: Tensor, tokens: Tensor, temperature: float
-    ) -> TokenKL:
-        """Log-probabilities, exact KL from `ref` and entropy at some tokens, [N] each; no logits are held.
-
-        Args:
-            hidden: [N, H] of this head's model.
-            ref: the other model's head, over the same vocabulary.
-            ref_hidden: [N, R] of that model.
-            tokens: [N], the tokens that were sampled.
-            temperature: divides the logits of both.
-        """
-        return linear_kl(
-            hidden * self.scale if self.scale != 1 else hidden,
-            self.weight,
-            ref_hidden * ref.scale if ref.scale != 1 else ref_hidden,
-            ref.weight,
-            tokens,
-            bias=self._scaled_bias(),
-            ref_bias=ref._scaled_bias(),
-            temperature=temperature,
-            softcap=self.softcap,
-            ref_softcap=ref.softcap,
-        )
-
-    def _scaled_bias(self) -> Tensor | None:
-        return None if self.bias is None else self.bias * self.scale
 
     def frozen(self) -> "Head":
         """A copy that later updates of the model don't reach."""

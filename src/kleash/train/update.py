@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kleash.drift import measure_drift
+from kleash.drift import measure_drift, token_drift
+from kleash.functional.divergences import reverse_kl
+from kleash.functional.logprobs import log_softmax
 from kleash.records import KLReading, UpdateFacts
 from kleash.train.algorithms import Algorithm, Loss, Minibatch, Targets, mean_losses
 from kleash.train.config import RunConfig
@@ -80,17 +82,16 @@ def _forward(
     def old(tensor: Tensor) -> Tensor:
         return tensor[rows, : part.mask.shape[1]][part.mask]
 
-    read = learner.policy.head.read(
-        hidden,
-        learner.reference.head,
-        old(metered.ref_hidden),
+    drift = token_drift(
+        learner.policy.head(hidden),
+        learner.reference.head(old(metered.ref_hidden)),
         part.response_ids[part.mask],
         temperature,
     )
     return Minibatch(
-        logprobs=read.logprobs,
+        logprobs=drift.logprobs,
         values=learner.value_head(hidden),
-        kl=read.kl,
+        kl=drift.kl,
         old_logprobs=old(metered.logprobs),
         old_values=old(metered.values),
         advantages=old(targets.advantages),
@@ -138,13 +139,10 @@ def _kl_new_old(learner: Learner, experience: Experience, config: RunConfig) -> 
         new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
         old = metered.hidden[index, : new.shape[1]]
         block = torch.zeros(part.mask.shape, device=kl.device)
-        block[part.mask] = head.read(
-            new[part.mask],
-            metered.head,
-            old[part.mask],
-            part.response_ids[part.mask],
-            temperature,
-        ).kl
+        block[part.mask] = reverse_kl(
+            log_softmax(head(new[part.mask]), temperature),
+            log_softmax(metered.head(old[part.mask]), temperature),
+        )
         kl[index, : block.shape[1]] = block
     return measure_drift(
         kl,
