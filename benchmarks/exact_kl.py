@@ -22,7 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kleash.functional.chunks import Chunk, Constants, Policy, TokenKL, accumulate, blocks, chunks
+from kleash.functional.chunks import (
+    Chunk,
+    Constants,
+    Gradients,
+    Policy,
+    TokenKL,
+    accumulate,
+    blocks,
+    chunks,
+)
 from kleash.functional.linear_kl import linear_kl, linear_kl_loss
 
 BETA = 0.1
@@ -85,7 +94,7 @@ def sampled(case: Case) -> None:
     hidden, weight = case.hidden.detach(), case.weight.detach()
     policy = Policy(hidden, weight, None)
     given = Constants(case.ref_hidden, case.ref_weight, None, case.tokens, 1.0, None, None)
-    grads = Policy(torch.zeros_like(hidden), torch.zeros_like(weight), None)
+    grads = Gradients(torch.zeros_like(hidden), torch.zeros_like(weight), None)
     for rows, chunk in chunks(policy, given):
         accumulate(grads, rows, _sampled(chunk, -case.advantages[rows]), policy)
     case.hidden.grad, case.weight.grad = grads.hidden, grads.weight

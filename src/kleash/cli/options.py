@@ -21,6 +21,7 @@ Overrides = Annotated[
 _TRAIN_EXTRA = {
     "accelerate",
     "datasets",
+    "huggingface_hub",
     "jaxtyping",
     "numpy",
     "safetensors",

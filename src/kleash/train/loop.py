@@ -62,7 +62,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         proposal = propose_update(learner, ALGORITHM, experience, targets, config, generator)
         keep = False
         try:
-            decision = _decide(setup, experience, targets, proposal, (step, state, rate))
+            decision = _decide(setup, step, experience, targets, proposal, state, rate)
             ledger.append("update", decision.entry.to_json())
             keep = decision.entry.verdict.action == "accept"
         finally:
@@ -95,19 +95,21 @@ class _Decision(NamedTuple):
 
 def _decide(
     setup: Setup,
+    step: int,
     experience: Experience,
     targets: Targets,
     proposal: Proposal,
-    at: tuple[int, control.State, float],
+    state: control.State,
+    learning_rate: float,
 ) -> _Decision:
-    """The guard's verdict, the controller's next β, and the record of both; `at` is step, controller, learning rate."""
-    config, (step, state, rate) = setup.config, at
+    """The guard's verdict, the controller's next β, and the record of both."""
+    config = setup.config
     kl = experience.reading("response", setup.learner.reference.name)
     kl_token = experience.reading("token", setup.learner.reference.name)
     seen = kl if config.rl.kl_unit == "response" else kl_token
     verdict = judge(config.guard, kl, proposal.facts)
     after = control.update(state, seen, Signals(num_responses=seen.n))
-    settings = Settings(state.kl_coef, config.rl.kl_target, rate)
+    settings = Settings(state.kl_coef, config.rl.kl_target, learning_rate)
     metrics = step_metrics(step, experience, (kl, kl_token), targets, proposal, verdict, settings)
     entry = UpdateEntry(
         step=step,
