@@ -3,56 +3,12 @@
 What it reads is never clamped, never sampled where it can be exact, and always measured, whatever β is.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from kleash.functional.divergences import reverse_kl
 from kleash.functional.intervals import clustered_mean
-from kleash.functional.logprobs import entropy, log_softmax, token_logprobs
 from kleash.functional.masking import masked_sum
 from kleash.records import Direction, KLReading, Unit
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDrift:
-    """What the meter reads at each token, [N] each, in nats."""
-
-    logprobs: Tensor
-    """log π(y_t|h_t)."""
-    ref_logprobs: Tensor
-    """log π_ref(y_t|h_t)."""
-    kl: Tensor
-    """Exact KL(π(·|h_t) ‖ π_ref(·|h_t)), full vocabulary."""
-    entropy: Tensor
-    """H(π(·|h_t))."""
-
-
-def token_drift(
-    logits: Tensor, ref_logits: Tensor, tokens: Tensor, temperature: float = 1.0
-) -> TokenDrift:
-    """The drift at every token, from both models' logits at one temperature.
-
-    Args:
-        logits: [N, V] of the policy.
-        ref_logits: [N, V] of the reference.
-        tokens: [N], the tokens that were sampled.
-        temperature: divides both.
-
-    Examples:
-        >>> logits = torch.tensor([[0.8, 0.2]]).log()
-        >>> token_drift(logits, torch.tensor([[0.5, 0.5]]).log(), torch.tensor([0])).kl
-        tensor([0.1927])
-    """
-    logprobs = log_softmax(logits, temperature)
-    ref_logprobs = log_softmax(ref_logits, temperature)
-    return TokenDrift(
-        logprobs=token_logprobs(logprobs, tokens),
-        ref_logprobs=token_logprobs(ref_logprobs, tokens),
-        kl=reverse_kl(logprobs, ref_logprobs),
-        entropy=entropy(logprobs),
-    )
 
 
 def measure_drift(

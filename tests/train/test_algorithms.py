@@ -6,21 +6,27 @@ probability says, and a mean over them is an expectation, exactly.
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from kleash.functional.chunks import TokenKL
 from kleash.functional.kl import exact_kl
+from kleash.functional.penalties import GRADIENTS, Penalty
 from kleash.lab.mdp import MDP
 from kleash.models.policy import Head
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import ALGORITHMS, Loss, Minibatch, Targets, mean_losses, ppo_loss
+from kleash.train.algorithms import ALGORITHMS, Minibatch, Targets
 from kleash.train.config import PPOConfig
 from kleash.train.experience import Experience, Metered
 
 KL_COEF = 0.7
 EOS = 2
+PPO = ALGORITHMS["ppo"]
+EXACT = Penalty("exact", "exact")
+WHOLE = [p for p, gradient in GRADIENTS.items() if gradient == ("reverse", "sequence")]
 PLAIN = PPOConfig(gamma=1.0, gae_lambda=1.0, whiten_advantages=False, whiten_rewards=False)
 """No discount and no bootstrapping: the advantage is the whole return, less a baseline."""
 
@@ -85,26 +91,29 @@ class Problem:
             ),
         )
 
-    def ascent(self, config: PPOConfig) -> tuple[Tensor, Targets]:
+    def ascent(self, config: PPOConfig, penalty: Penalty = EXACT) -> tuple[Tensor, Targets]:
         """−∇ of the loss of the whole rollout in one minibatch, per response, and what it aimed at."""
-        algorithm, experience = ALGORITHMS["ppo"], self.experience()
-        targets = algorithm.targets(experience, KL_COEF, config)
+        experience = self.experience()
+        targets = PPO.targets(experience, KL_COEF, config, penalty)
         logits = self.logits.clone().requires_grad_()
         keep = self.mask[self.rows]
-        values = experience.metered.values[keep]
-        batch = Minibatch(
+        recorded = experience.metered
+        read = TokenKL(
             logprobs=self.mdp.logprobs(logits)[self.rows][keep],
-            values=values,
+            ref_logprobs=recorded.ref_logprobs[keep],
             kl=exact_kl(logits, self.ref_logits)[self.mdp.states()][self.rows][keep],
-            old_logprobs=experience.metered.logprobs[keep],
-            old_values=values,
+            entropy=recorded.entropy[keep],
+        )
+        batch = Minibatch(
+            old_logprobs=recorded.logprobs[keep],
+            ref_logprobs=recorded.ref_logprobs[keep],
+            old_values=recorded.values[keep],
             advantages=targets.advantages[keep],
             returns=targets.returns[keep],
         )
-        loss = algorithm.loss(batch, targets.kl_loss_coef, config)
-        (gradient,) = torch.autograd.grad(loss.total, logits)
-        # The loss is a mean per token, the objective one per response.
-        return -gradient * keep.sum() / len(self.rows), targets
+        total = PPO.token_terms(read, batch, targets, config).total.sum()
+        (gradient,) = torch.autograd.grad(total, logits)
+        return -gradient / len(self.rows), targets
 
 
 @pytest.fixture
@@ -126,76 +135,113 @@ def test_the_rows_are_the_law(problem: Problem) -> None:
     assert set(lengths.tolist()) == {1, 2, 3}
 
 
+@pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
 @pytest.mark.parametrize("baseline", [False, True], ids=["no critic", "any critic"])
-def test_the_loss_descends_the_objective_exactly(problem: Problem, baseline: bool) -> None:
-    """−∇ loss = ∇ ( E[R] − β KL(π‖π_ref) ): both halves of the penalty, their signs and their weights."""
+def test_the_loss_descends_the_objective_exactly(
+    problem: Problem, baseline: bool, penalty: Penalty
+) -> None:
+    """−∇ loss = ∇ ( E[R] − β KL(π‖π_ref) ), pitfall 43: wherever the penalty stands, all of it, sign and weight."""
     if not baseline:
         problem.values.zero_()
-    ascent, targets = problem.ascent(PLAIN)
+    ascent, targets = problem.ascent(PLAIN, penalty)
     truth = _gradient_of_the_objective(problem)
     assert float(truth.abs().max()) > 0.1
     torch.testing.assert_close(ascent, truth, rtol=0, atol=1e-12)
-    assert targets.kl_loss_coef == KL_COEF
+    assert targets.kl_coef_effective == KL_COEF
 
 
+@pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
 @pytest.mark.parametrize("whiten_rewards", [False, True])
 @pytest.mark.parametrize("whiten_advantages", [False, True])
 def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
-    problem: Problem, whiten_advantages: bool, whiten_rewards: bool
+    problem: Problem, whiten_advantages: bool, whiten_rewards: bool, penalty: Penalty
 ) -> None:
+    """Pitfall 41."""
     whitened = {"whiten_advantages": whiten_advantages, "whiten_rewards": whiten_rewards}
-    ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened))
+    ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened), penalty)
     truth = _gradient_of_the_objective(problem)
+    effective = targets.kl_coef_effective
+    # Centring the advantages adds a baseline that depends on no token: no direction of its own, on average.
     cosine = (ascent * truth).sum() / (ascent.norm() * truth.norm())
     assert float(cosine) > 1 - 1e-9
     # The one factor by which everything was divided is the one that β was divided by.
-    torch.testing.assert_close(ascent * (KL_COEF / targets.kl_loss_coef), truth, rtol=0, atol=1e-6)
-    assert (targets.kl_loss_coef == KL_COEF) == (not whiten_advantages and not whiten_rewards)
+    torch.testing.assert_close(ascent * (KL_COEF / effective), truth, rtol=0, atol=1e-6)
+    assert (effective == KL_COEF) == (not whiten_advantages and not whiten_rewards)
 
 
-def _minibatch(**changed: Tensor) -> Minibatch:
-    """Two tokens at which the policy has not moved: A of 1 and −3, G − V of 2 and 4, KL_t of 0.1 and 0.3."""
+def test_the_effective_coefficient_follows_the_scale_of_the_rewards(problem: Problem) -> None:
+    """Pitfall 41: ten times the reward and ten times β are the same update, and beside unit advantages the same β."""
+    config = PLAIN.model_copy(update={"whiten_advantages": True})
+    problem.values.zero_()
+    once = problem.ascent(config)[1].kl_coef_effective
+    experience = problem.experience()
+    scaled = replace(experience, penalised=10 * experience.penalised)
+    ten = PPO.targets(scaled, 10 * KL_COEF, config, EXACT).kl_coef_effective
+    assert ten == pytest.approx(once, rel=1e-12)
+    assert PPO.targets(scaled, KL_COEF, config, EXACT).kl_coef_effective < 0.5 * once
+
+
+def _read(**changed: Tensor) -> TokenKL:
+    """Two tokens at which the policy has not moved; KL_t of 0.1 and 0.3."""
     still = torch.tensor([-1.0, -2.0])
-    batch = Minibatch(
-        logprobs=still,
-        values=torch.zeros(2),
-        kl=torch.tensor([0.1, 0.3]),
+    read = TokenKL(still, still - 0.5, torch.tensor([0.1, 0.3]), torch.ones(2))
+    return read._replace(**changed)
+
+
+def _minibatch() -> Minibatch:
+    """A of 1 and −3, G − V of 2 and 4."""
+    still = torch.tensor([-1.0, -2.0])
+    return Minibatch(
         old_logprobs=still,
+        ref_logprobs=still - 0.5,
         old_values=torch.zeros(2),
         advantages=torch.tensor([1.0, -3.0]),
         returns=torch.tensor([2.0, 4.0]),
     )
-    return batch._replace(**changed)
 
 
-def test_the_loss_is_the_sum_of_its_three_parts() -> None:
-    loss = ppo_loss(_minibatch(), 0.5, PPOConfig(value_coef=0.25))
-    assert float(loss.policy) == pytest.approx(1.0)
-    assert float(loss.value) == pytest.approx(0.5 * (4 + 16) / 2)
-    assert float(loss.total) == pytest.approx(1.0 + 0.25 * 5.0 + 0.5 * 0.2)
+def _targets(kl_coef: float, penalty: Penalty = EXACT) -> Targets:
+    return Targets(torch.zeros(1, 1), torch.zeros(1, 1), penalty, kl_coef)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "terms"),
+    [
+        (EXACT, [0.1, 0.3]),
+        (Penalty("loss", "exact"), [0.1, 0.3]),
+        (Penalty("loss", "k2"), [0.125, 0.125]),
+        (Penalty("forward", "k3"), [0.10653066, 0.10653066]),
+    ],
+)
+def test_the_penalty_in_the_loss_is_beta_times_its_term(
+    penalty: Penalty, terms: list[float]
+) -> None:
+    found = PPO.token_terms(_read(), _minibatch(), _targets(0.5, penalty), PPOConfig())
+    assert found.policy.tolist() == [-1.0, 3.0]
+    assert found.penalty is not None
+    torch.testing.assert_close(found.penalty, 0.5 * torch.tensor(terms))
+    torch.testing.assert_close(found.total, found.policy + found.penalty)
 
 
 def test_each_part_is_clipped_by_its_own_setting() -> None:
-    moved = _minibatch(
-        logprobs=torch.tensor([-1.0, -2.0]) + torch.tensor([1.5, 0.5]).log(),
-        values=torch.tensor([3.0, 5.0]),
-    )
-    loss = ppo_loss(moved, 0.0, PPOConfig(clip_eps=0.4, value_clip_eps=0.3))
+    moved = _read(logprobs=torch.tensor([-1.0, -2.0]) + torch.tensor([1.5, 0.5]).log())
+    config = PPOConfig(clip_eps=0.4, value_clip_eps=0.3)
+    terms = PPO.token_terms(moved, _minibatch(), _targets(0.0), config)
     # ρA: min(1.5, 1.4) and min(−1.5, −1.8). Values: max(1², 1.7²) and max(1², 3.7²).
-    assert float(loss.policy) == pytest.approx(-(1.4 - 1.8) / 2)
-    assert float(loss.value) == pytest.approx(0.5 * (1.7**2 + 3.7**2) / 2)
-    assert float(loss.clip_fraction) == 1.0
+    torch.testing.assert_close(terms.policy, torch.tensor([-1.4, 1.8]))
+    assert terms.clipped.tolist() == [True, True]
+    value = PPO.value_loss(torch.tensor([3.0, 5.0]), _minibatch(), config)
+    assert float(value) == pytest.approx(0.5 * (1.7**2 + 3.7**2) / 2)
 
 
-def test_without_a_penalty_an_infinite_kl_is_not_in_the_loss() -> None:
-    """0 · inf is NaN."""
-    batch = _minibatch(kl=torch.tensor([torch.inf, 0.1]))
-    assert bool(ppo_loss(batch, 0.0, PPOConfig()).total.isfinite())
-    assert bool(ppo_loss(batch, 0.1, PPOConfig()).total.isinf())
-
-
-def test_the_reported_losses_are_means_over_minibatches() -> None:
-    parts = [torch.tensor(float(x)) for x in range(8)]
-    losses = [Loss(*parts[:4]), Loss(*parts[4:])]
-    assert mean_losses(losses) == {"policy_loss": 3.0, "value_loss": 4.0, "clip_fraction": 5.0}
-    assert set(mean_losses([]).values()) == {None}
+@pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+def test_without_a_penalty_a_broken_kl_is_not_in_the_loss(broken: float) -> None:
+    """Pitfall 4: 0 · inf is NaN."""
+    read = _read(kl=torch.tensor([broken, 0.1]))
+    assert bool(
+        PPO.token_terms(read, _minibatch(), _targets(0.0), PPOConfig()).total.isfinite().all()
+    )
+    total = PPO.token_terms(read, _minibatch(), _targets(0.1), PPOConfig()).total
+    assert total.isfinite().tolist() == [False, True]
+    in_reward = _targets(0.1, Penalty("reward", "k1"))
+    assert PPO.token_terms(read, _minibatch(), in_reward, PPOConfig()).penalty is None

@@ -123,7 +123,7 @@ def test_a_refused_update_leaves_no_trace() -> None:
     experience = collect(learner, setup.prompts[:4], config.rollout, (setup.reward, []), generator)
     algorithm = ALGORITHMS["ppo"]
     before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
-    targets = algorithm.targets(experience, 0.1, config.ppo)
+    targets = algorithm.targets(experience, 0.1, config.ppo, config.penalty.resolved)
     proposal = propose_update(learner, algorithm, experience, targets, config, generator)
     assert proposal.facts.finite
     assert proposal.facts.kl_new_old is not None
@@ -144,7 +144,7 @@ def test_the_reference_never_moves() -> None:
         setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), generator
     )
     algorithm = ALGORITHMS["ppo"]
-    targets = algorithm.targets(experience, 0.1, setup.config.ppo)
+    targets = algorithm.targets(experience, 0.1, setup.config.ppo, setup.config.penalty.resolved)
     propose_update(setup.learner, algorithm, experience, targets, setup.config, generator)
     assert weights_digest(setup.learner.reference.model) == before
 
@@ -167,12 +167,13 @@ def test_whitening_scales_both_parts_of_the_penalty_alike() -> None:
     experience = collect(
         setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), seeded(0, "t")
     )
+    penalty = setup.config.penalty.resolved
     plain = setup.config.ppo.model_copy(update={"whiten_advantages": False})
-    raw = ALGORITHMS["ppo"].targets(experience, 0.1, plain)
-    white = ALGORITHMS["ppo"].targets(experience, 0.1, setup.config.ppo)
+    raw = ALGORITHMS["ppo"].targets(experience, 0.1, plain, penalty)
+    white = ALGORITHMS["ppo"].targets(experience, 0.1, setup.config.ppo, penalty)
     sigma = float(raw.advantages[experience.rollout.mask].std())
-    assert raw.kl_loss_coef == 0.1
-    assert white.kl_loss_coef == pytest.approx(0.1 / sigma, rel=1e-5)
+    assert raw.kl_coef_effective == 0.1
+    assert white.kl_coef_effective == pytest.approx(0.1 / sigma, rel=1e-5)
 
 
 def test_a_reward_that_turns_nan_ends_the_run_with_its_record_whole(tmp_path: Path) -> None:

@@ -7,22 +7,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from kleash.functional.chunks import TokenKL
+from kleash.functional.penalties import Penalty
 from kleash.models.config import ModelConfig
 from kleash.models.policy import weights_digest
 from kleash.records import Verdict
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import ALGORITHMS, Algorithm, Loss, Minibatch, Targets
+from kleash.train.algorithms import ALGORITHMS, Algorithm, Minibatch, Targets, TokenTerms
 from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, build_learner
 from kleash.train.metrics import Settings, step_metrics
-from kleash.train.update import Proposal, propose_update
+from kleash.train.update import Loss, Proposal, mean_parts, propose_update
 
 PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
 PPO = ALGORITHMS["ppo"]
+EXACT = Penalty("exact", "exact")
 CONFIG = RunConfig(
     rollout=RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8, temperature=0.7),
     optimizer=OptimizerConfig(learning_rate=1e-3),
@@ -61,7 +64,7 @@ def _generator() -> torch.Generator:
 
 
 def _propose(learner: Learner, experience: Experience) -> tuple[Targets, Proposal]:
-    targets = PPO.targets(experience, 0.1, CONFIG.ppo)
+    targets = PPO.targets(experience, 0.1, CONFIG.ppo, EXACT)
     return targets, propose_update(learner, PPO, experience, targets, CONFIG, _generator())
 
 
@@ -69,12 +72,21 @@ class _Reader:
     """An algorithm that keeps what it is given and moves nothing."""
 
     def __init__(self) -> None:
-        self.batches: list[Minibatch] = []
+        self.seen: list[tuple[TokenKL, Minibatch]] = []
+        self.values: list[Tensor] = []
 
-    def loss(self, batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
-        self.batches.append(batch)
-        nothing = 0.0 * (batch.logprobs + batch.values + batch.kl).sum()
-        return Loss(nothing, nothing.detach(), nothing.detach(), nothing.detach())
+    def token_terms(
+        self, read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig
+    ) -> TokenTerms:
+        if read.logprobs.requires_grad:  # while the loss is made, and not when it is reported
+            self.seen.append((TokenKL(*(x.detach() for x in read)), batch))
+        nothing = 0.0 * (read.logprobs + read.kl + read.entropy)
+        return TokenTerms(nothing, None, torch.zeros_like(nothing))
+
+    def value_loss(self, values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+        assert values.requires_grad
+        self.values.append(values.detach())
+        return 0.0 * values.sum()
 
 
 def test_every_token_reaches_the_loss_with_its_own_figures(
@@ -84,28 +96,28 @@ def test_every_token_reaches_the_loss_with_its_own_figures(
     metered, mask = experience.metered, experience.rollout.mask
     place = torch.arange(mask.numel()).reshape(mask.shape).float()
     reader = _Reader()
-    algorithm = Algorithm(PPO.targets, reader.loss)
-    targets = Targets(advantages=place, returns=-place, kl_loss_coef=0.1)
+    algorithm = Algorithm(PPO.targets, reader.token_terms, reader.value_loss)
+    targets = Targets(place, -place, EXACT, 0.1)
     propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
 
-    assert len(reader.batches) == CONFIG.ppo.num_epochs * CONFIG.ppo.num_minibatches
+    assert len(reader.seen) == CONFIG.ppo.num_epochs * CONFIG.ppo.num_minibatches
     seen: list[int] = []
-    for batch in reader.batches:
+    for (read, batch), values in zip(reader.seen, reader.values, strict=True):
         at = batch.advantages.long()
         seen += at.tolist()
         assert torch.equal(batch.returns, -batch.advantages)
         for given, whole in (
             (batch.old_logprobs, metered.logprobs),
+            (batch.ref_logprobs, metered.ref_logprobs),
             (batch.old_values, metered.values),
         ):
             assert torch.equal(given, whole.flatten()[at])
         for anew, whole in (
-            (batch.logprobs, metered.logprobs),
-            (batch.values, metered.values),
-            (batch.kl, metered.kl),
+            (read.logprobs, metered.logprobs),
+            (values, metered.values),
+            (read.kl, metered.kl),
         ):
             torch.testing.assert_close(anew, whole.flatten()[at], rtol=1e-3, atol=1e-3)
-            assert anew.requires_grad
     real = place[mask].long().tolist()
     assert sorted(seen) == sorted(real * CONFIG.ppo.num_epochs)
     # Figures that agree by chance would prove nothing.
@@ -163,13 +175,13 @@ def test_an_interruption_on_the_way_undoes_what_was_done(
     assert moments
     moved: list[bool] = []
 
-    def interrupted(batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
+    def interrupted(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
         moved.append(weights_digest(learner.policy.model) != before[0])
         if len(moved) == when:
             raise KeyboardInterrupt
-        return PPO.loss(batch, kl_loss_coef, config)
+        return PPO.value_loss(values, batch, config)
 
-    algorithm = Algorithm(PPO.targets, interrupted)
+    algorithm = PPO._replace(value_loss=interrupted)
     with pytest.raises(KeyboardInterrupt):
         propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
     assert moved == [step > 0 for step in range(when)]
@@ -182,15 +194,14 @@ def test_what_is_not_finite_ends_the_update_before_it_is_made(
     learner: Learner, experience: Experience
 ) -> None:
     before = weights_digest(learner.policy.model)
-    calls: list[Loss] = []
+    calls: list[Tensor] = []
 
-    def endless(batch: Minibatch, kl_loss_coef: float, config: PPOConfig) -> Loss:
-        loss = PPO.loss(batch, kl_loss_coef, config)
-        calls.append(loss._replace(total=loss.total * torch.inf))
+    def endless(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+        calls.append(PPO.value_loss(values, batch, config) * torch.inf)
         return calls[-1]
 
-    targets = PPO.targets(experience, 0.1, CONFIG.ppo)
-    algorithm = Algorithm(PPO.targets, endless)
+    targets = PPO.targets(experience, 0.1, CONFIG.ppo, EXACT)
+    algorithm = PPO._replace(value_loss=endless)
     proposal = propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
     assert len(calls) == 1
     assert not proposal.facts.finite
@@ -217,3 +228,16 @@ def test_the_line_of_a_step_says_what_is_maximised(
     assert line["objective"] == pytest.approx(reward - 0.3 * kl, rel=1e-6)
     assert proposal.facts.kl_new_old is not None
     assert line["kl_new_old_per_token"] == proposal.facts.kl_new_old.value
+
+
+def test_the_reported_losses_are_means_over_minibatches() -> None:
+    names = ("policy_loss", "value_loss", "clip_fraction")
+    nothing = torch.zeros(())
+    losses = [Loss(nothing, dict(zip(names, x, strict=True))) for x in ((0, 1, 2), (4, 5, 6))]
+    assert mean_parts(losses) == {
+        "policy_loss": 2.0,
+        "value_loss": 3.0,
+        "kl_loss": None,
+        "clip_fraction": 4.0,
+    }
+    assert set(mean_parts([]).values()) == {None}

@@ -1,7 +1,7 @@
-"""The losses of PPO over the tokens of a minibatch, each a mean over tokens."""
+"""The losses of PPO over the tokens of a minibatch."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -11,23 +11,22 @@ def clipped_policy_loss(
     advantages: Float[Tensor, " N"],
     *,
     clip_eps: float = 0.2,
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """PPO's clipped objective, as a loss: −mean min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = exp(logprobs − old_logprobs).
+) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+    """PPO's clipped objective per token, as a loss: −min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = exp(logprobs − old_logprobs).
 
     Schulman et al. 2017, arXiv 1707.06347.
 
     Returns:
-        The loss, and the fraction of tokens at which the clip was the active branch.
+        The losses, and where the clip was the active branch.
 
     Examples:
-        >>> loss, clipped = clipped_policy_loss(torch.tensor([0.5, 0.0]), torch.zeros(2), torch.tensor([1.0, -1.0]))
-        >>> loss, clipped
-        (tensor(-0.1000), tensor(0.5000))
+        >>> clipped_policy_loss(torch.tensor([0.5, 0.0]), torch.zeros(2), torch.tensor([1.0, -1.0]))
+        (tensor([-1.2000,  1.0000]), tensor([ True, False]))
     """
     ratio = torch.exp(logprobs - old_logprobs)
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_eps, 1.0 + clip_eps) * advantages
-    return -torch.minimum(unclipped, clipped).mean(), (clipped < unclipped).float().mean()
+    return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 
 def clipped_value_loss(

@@ -6,7 +6,7 @@ largest thing there is, and so it is made a few responses at a time, and only at
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,16 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers import DynamicCache
 
 from kleash.errors import InputError
+from kleash.functional.chunks import TokenKL
+from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
+
+
+class _Options(TypedDict):
+    bias: Tensor | None
+    ref_bias: Tensor | None
+    temperature: float
+    softcap: float | None
+    ref_softcap: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,61 @@ class Head:
         """Logits [N, V] of hidden states [N, H], in float32."""
         logits = F.linear(hidden, self.weight, self.bias).float() * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def read(
+        self, hidden: Tensor, ref: "Head", ref_hidden: Tensor, tokens: Tensor, temperature: float
+    ) -> TokenKL:
+        """Log-probabilities, exact KL from `ref` and entropy at some tokens, [N] each; no logits are held.
+
+        Args:
+            hidden: [N, H] of this head's model.
+            ref: the other model's head, over the same vocabulary.
+            ref_hidden: [N, R] of that model.
+            tokens: [N], the tokens that were sampled.
+            temperature: divides the logits of both.
+        """
+        given = self._given(hidden, ref, ref_hidden, tokens)
+        return linear_kl(*given, **self._options(ref, temperature))
+
+    def read_loss(
+        self,
+        hidden: Tensor,
+        ref: "Head",
+        ref_hidden: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        token_loss: TokenLoss,
+    ) -> tuple[Tensor, TokenKL]:
+        """The same in one pass with the gradient of a loss over tokens: Σ token_loss(what was read, which tokens).
+
+        Returns:
+            The loss, and what was read, detached.
+        """
+        given = self._given(hidden, ref, ref_hidden, tokens)
+        return linear_kl_loss(*given, token_loss, **self._options(ref, temperature))
+
+    def _given(
+        self, hidden: Tensor, ref: "Head", ref_hidden: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return (
+            hidden * self.scale if self.scale != 1 else hidden,
+            self.weight,
+            ref_hidden * ref.scale if ref.scale != 1 else ref_hidden,
+            ref.weight,
+            tokens,
+        )
+
+    def _options(self, ref: "Head", temperature: float) -> "_Options":
+        return {
+            "bias": self._scaled_bias(),
+            "ref_bias": ref._scaled_bias(),
+            "temperature": temperature,
+            "softcap": self.softcap,
+            "ref_softcap": ref.softcap,
+        }
+
+    def _scaled_bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias * self.scale
 
     def frozen(self) -> "Head":
         """A copy that later updates of the model don't reach."""

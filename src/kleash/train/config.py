@@ -1,10 +1,18 @@
-"""The configuration of a training run: nine sections, each owned by the room that it turns."""
+"""The configuration of a training run: ten sections, each owned by the room that it turns."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from kleash.control import ControlConfig
+from kleash.functional.penalties import (
+    DEFAULT_ESTIMATORS,
+    EstimatorName,
+    Penalty,
+    Placement,
+    Weight,
+    check_penalty,
+)
 from kleash.guard import GuardConfig
 from kleash.models.config import ModelConfig
 from kleash.rewards.config import RewardConfig
@@ -45,6 +53,38 @@ class PPOConfig(BaseModel):
     """Divide the shaped rewards by their standard deviation (their mean stays)."""
     whiten_advantages: bool = True
     """Centre and scale the advantages; the KL term in the loss is scaled alike, so that β means the same."""
+
+
+class PenaltyConfig(BaseModel):
+    """The `[penalty]` section: where the KL penalty acts, by which estimate. What is wrong is refused, with the reason.
+
+    Examples:
+        >>> PenaltyConfig().resolved
+        Penalty(placement='exact', estimator='exact', weight='none')
+    """
+
+    model_config = _FROZEN
+
+    placement: Placement = "exact"
+    """`exact`: the gradient of the sequence KL, its local term in the loss and what follows in the reward; `reward`,
+    the same with the local term estimated there; `loss`: the local term alone; `forward`: k3's, of KL(π_ref‖π)."""
+    estimator: EstimatorName | None = None
+    """`exact` over the whole vocabulary, or `k1`, `k2`, `k3` of the token drawn; None: the placement's own."""
+    weight: Weight = "none"
+    """What multiplies an estimate in the loss: `ratio` (π/π_old with its gradient), `detached` (as a number),
+    `score` (1 with its gradient)."""
+
+    @property
+    def resolved(self) -> Penalty:
+        """The penalty meant."""
+        return Penalty(
+            self.placement, self.estimator or DEFAULT_ESTIMATORS[self.placement], self.weight
+        )
+
+    @model_validator(mode="after")
+    def _descends_what_it_says(self) -> Self:
+        check_penalty(self.resolved)
+        return self
 
 
 class OptimizerConfig(BaseModel):
@@ -115,6 +155,7 @@ class RunConfig(BaseModel):
     reward: RewardConfig = RewardConfig()
     rl: ControlConfig = ControlConfig(controller="fixed")
     ppo: PPOConfig = PPOConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
     train: TrainConfig = TrainConfig()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kleash.drift import measure_drift, token_drift
+from kleash.drift import measure_drift
 from kleash.models.policy import Head
 from kleash.records import KLReading, Unit
 from kleash.rewards.scorers import Scorer
@@ -75,15 +75,15 @@ def meter(
             for side in (learner.policy, learner.reference)
         )
         hidden[index, : own.shape[1]], ref_hidden[index, : own.shape[1]] = own, theirs
-        drift = token_drift(
-            head(own[part.mask]),
-            ref_head(theirs[part.mask]),
+        read = head.read(
+            own[part.mask],
+            ref_head,
+            theirs[part.mask],
             part.response_ids[part.mask],
             temperature,
         )
-        found = (drift.logprobs, drift.ref_logprobs, drift.kl, drift.entropy)
         values = learner.value_head(own[part.mask])
-        for name, tensor in zip(flat, (*found, values), strict=True):
+        for name, tensor in zip(flat, (*read, values), strict=True):
             block = torch.zeros(part.mask.shape, device=hidden.device)
             block[part.mask] = tensor
             flat[name][index, : block.shape[1]] = block

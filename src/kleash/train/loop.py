@@ -58,7 +58,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         experience = _collect(setup, prompts, generator)
         collected = time.perf_counter()
         rate = _set_learning_rate(setup, step)
-        targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo)
+        targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo, config.penalty.resolved)
         proposal = propose_update(learner, ALGORITHM, experience, targets, config, generator)
         keep = False
         try:

@@ -51,6 +51,7 @@ def step_metrics(
         **_interval(kl),
         **_interval(kl_token),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
+        "kl_coef_effective": targets.kl_coef_effective,
         **settings._asdict(),
         "objective": reward - settings.kl_coef * kl.value,
         **_response_metrics(experience),

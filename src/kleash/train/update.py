@@ -2,18 +2,26 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kleash.drift import measure_drift, token_drift
-from kleash.functional.divergences import reverse_kl
-from kleash.functional.logprobs import log_softmax
+from kleash.drift import measure_drift
+from kleash.functional.chunks import TokenKL
 from kleash.records import KLReading, UpdateFacts
-from kleash.train.algorithms import Algorithm, Loss, Minibatch, Targets, mean_losses
+from kleash.train.algorithms import Algorithm, Minibatch, Targets
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
+
+
+class Loss(NamedTuple):
+    """A minibatch's loss with its way back, and its parts as numbers."""
+
+    total: Tensor
+    parts: dict[str, float]
+    """`policy_loss`, `value_loss`, `clip_fraction`; `kl_loss` where the penalty is in the loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +50,7 @@ def propose_update(
     norms: list[float] = []
     try:
         for rows in _minibatches(experience, config, generator):
-            loss = algorithm.loss(
-                _forward(learner, experience, targets, rows, config.rollout.temperature),
-                targets.kl_loss_coef,
-                config.ppo,
-            )
+            loss = minibatch_loss(learner, algorithm, experience, targets, rows, config)
             losses.append(loss)
             norms.append(_descend(learner, loss.total, config.optimizer.max_grad_norm))
             if not (math.isfinite(norms[-1]) and bool(loss.total.isfinite())):
@@ -55,7 +59,7 @@ def propose_update(
     except BaseException:
         learner.restore(snapshot)
         raise
-    return Proposal(snapshot=snapshot, facts=facts, metrics=mean_losses(losses))
+    return Proposal(snapshot=snapshot, facts=facts, metrics=mean_parts(losses))
 
 
 def _minibatches(
@@ -72,31 +76,58 @@ def _minibatches(
     ]
 
 
-def _forward(
-    learner: Learner, experience: Experience, targets: Targets, rows: Tensor, temperature: float
-) -> Minibatch:
-    """One minibatch through policy, value head and meter, with gradients; only real tokens reach the head."""
+def minibatch_loss(
+    learner: Learner,
+    algorithm: Algorithm,
+    experience: Experience,
+    targets: Targets,
+    rows: Tensor,
+    config: RunConfig,
+) -> Loss:
+    """The loss of some responses, a mean over their tokens; only real tokens reach the head."""
     part, metered = experience.rollout.rows(rows), experience.metered
     hidden = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)[part.mask]
 
-    def old(tensor: Tensor) -> Tensor:
+    def recorded(tensor: Tensor) -> Tensor:
         return tensor[rows, : part.mask.shape[1]][part.mask]
 
-    drift = token_drift(
-        learner.policy.head(hidden),
-        learner.reference.head(old(metered.ref_hidden)),
+    batch = Minibatch(
+        old_logprobs=recorded(metered.logprobs),
+        ref_logprobs=recorded(metered.ref_logprobs),
+        old_values=recorded(metered.values),
+        advantages=recorded(targets.advantages),
+        returns=recorded(targets.returns),
+    )
+
+    def token_loss(read: TokenKL, tokens: slice) -> Tensor:
+        terms = algorithm.token_terms(read, batch.part(tokens), targets, config.ppo)
+        return terms.total / len(hidden)
+
+    loss, read = learner.policy.head.read_loss(
+        hidden,
+        learner.reference.head,
+        recorded(metered.ref_hidden),
         part.response_ids[part.mask],
-        temperature,
+        config.rollout.temperature,
+        token_loss,
     )
-    return Minibatch(
-        logprobs=drift.logprobs,
-        values=learner.value_head(hidden),
-        kl=drift.kl,
-        old_logprobs=old(metered.logprobs),
-        old_values=old(metered.values),
-        advantages=old(targets.advantages),
-        returns=old(targets.returns),
-    )
+    value = algorithm.value_loss(learner.value_head(hidden), batch, config.ppo)
+    terms = algorithm.token_terms(read, batch, targets, config.ppo)
+    parts = {
+        "policy_loss": float(terms.policy.mean()),
+        "value_loss": float(value.detach()),
+        "clip_fraction": float(terms.clipped.float().mean()),
+    }
+    if terms.penalty is not None:
+        parts["kl_loss"] = float(terms.penalty.mean())
+    return Loss(loss + config.ppo.value_coef * value, parts)
+
+
+def mean_parts(losses: list[Loss]) -> dict[str, float | None]:
+    """Means over an update's minibatches, as metrics; None where there is none."""
+    names = ("policy_loss", "value_loss", "kl_loss", "clip_fraction")
+    found = {name: [x.parts[name] for x in losses if name in x.parts] for name in names}
+    return {name: sum(each) / len(each) if each else None for name, each in found.items()}
 
 
 def _descend(learner: Learner, loss: Tensor, max_grad_norm: float) -> float:
@@ -139,10 +170,13 @@ def _kl_new_old(learner: Learner, experience: Experience, config: RunConfig) -> 
         new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
         old = metered.hidden[index, : new.shape[1]]
         block = torch.zeros(part.mask.shape, device=kl.device)
-        block[part.mask] = reverse_kl(
-            log_softmax(head(new[part.mask]), temperature),
-            log_softmax(metered.head(old[part.mask]), temperature),
-        )
+        block[part.mask] = head.read(
+            new[part.mask],
+            metered.head,
+            old[part.mask],
+            part.response_ids[part.mask],
+            temperature,
+        ).kl
         kl[index, : block.shape[1]] = block
     return measure_drift(
         kl,
