@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Direction = Literal["policy_ref", "ref_policy", "new_old", "policy_origin"]
-"""Which two distributions, the one sampled from first: `policy_ref` is KL(π‖π_ref)."""
+Direction = Literal["policy_ref", "ref_policy", "new_old", "policy_origin", "sampler_policy"]
+"""Which two distributions, the one sampled from first: `policy_ref` is KL(π‖π_ref), `policy_origin` from the reference
+as the run began, `new_old` of one update, `sampler_policy` of the engine that sampled from the policy that learns."""
 
 Unit = Literal["response", "token"]
 """What the KL is per: nats per response (summed over its tokens) or nats per token."""
 
 Action = Literal["accept", "reject", "halt"]
+
+LARGEST_SHARE = 0.1
+"""Of all that a reading adds up, in one response: with more, its interval rests on that response."""
 
 ROUNDING = 1e-3
 """Nats that float arithmetic may take an exact KL below zero, summed over a long response."""
@@ -51,6 +55,19 @@ class KLReading:
     """`exact` (full vocabulary at every sampled prefix), `k1`, `k2`, `k3`."""
     reference: str
     """What the second distribution is: a model's name or digest, or `previous policy`."""
+    largest_share: float | None = None
+    """Of the sum behind the value, what one response holds at most; None where that was not recorded."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the interval can be believed: no single response holds more than a tenth, or thrice its due.
+
+        A heavy tail shows as one response that outweighs the rest; the tail's next one, not yet drawn, is then missing
+        from value and interval alike. Below rounding there is nothing to distrust.
+        """
+        if self.largest_share is None or self.value <= ROUNDING:
+            return True
+        return self.largest_share <= max(LARGEST_SHARE, 3 / self.n)
 
     @property
     def name(self) -> str:
@@ -78,12 +95,15 @@ class KLReading:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; non-finite floats as the strings "nan", "inf", "-inf", which JSON can carry."""
-        return {key: _encode(value) for key, value in asdict(self).items()}
+        fields = {key: _encode(value) for key, value in asdict(self).items()}
+        if self.largest_share is None:  # as in records that were written before it was measured
+            del fields["largest_share"]
+        return fields
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "KLReading":
         """The reading that `to_json` wrote."""
-        floats = ("value", "low", "high", "level")
+        floats = ("value", "low", "high", "level", "largest_share")
         fields: dict[str, Any] = {
             key: _decode(value) if key in floats else value for key, value in data.items()
         }
@@ -149,6 +169,8 @@ class StepRecord:
     """Wall time by phase; kept out of the metrics so that these repeat bit for bit."""
     samples: tuple[Mapping[str, Any], ...] = ()
     """Lines for samples.jsonl, when this step is one that draws them."""
+    breakdown: Mapping[str, Any] | None = None
+    """A line for drift.jsonl, at the same steps: the KL by position, prompt and token."""
 
 
 def _encode(value: Any) -> Any:

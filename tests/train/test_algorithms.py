@@ -83,6 +83,7 @@ class Problem:
                 logprobs=logprobs[rows],
                 ref_logprobs=ref_logprobs[rows],
                 kl=torch.where(mask, kl, 0.0)[rows],
+                origin_kl=torch.where(mask, kl, 0.0)[rows],
                 entropy=torch.zeros(count, 3),
                 values=torch.where(mask, self.values, 0.0)[rows],
                 hidden=nothing,

@@ -214,7 +214,7 @@ def test_the_line_of_a_step_says_what_is_maximised(
 ) -> None:
     """objective = E[R] − β KL(π‖π_ref), of the raw scores."""
     targets, proposal = _propose(learner, experience)
-    readings = experience.reading("response", "base"), experience.reading("token", "base")
+    readings = experience.readings(learner)
     settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
     line = step_metrics(
         1, experience, readings, targets, proposal, Verdict(action="accept"), settings

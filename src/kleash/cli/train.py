@@ -29,6 +29,12 @@ def train(
         Path | None,
         typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
     ] = None,
+    skip_self_test: Annotated[
+        bool,
+        typer.Option(
+            "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy against a reward, on a measured leash.
@@ -47,8 +53,9 @@ def train(
     interrupted = False
     try:
         # Closing it ends the run as Ctrl-C inside it does.
-        with closing(run_training(config, directory)) as records, screen.progress() as steps:
-            watch(records, config, steps)
+        training = run_training(config, directory, skip_self_test=skip_self_test)
+        with closing(training) as records, screen.progress() as steps:
+            watch(_noting_self_test(records, directory, screen), config, steps)
     except KeyboardInterrupt:
         interrupted = True
     except KleashError:
@@ -73,6 +80,25 @@ def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> N
         steps.show("training", record.step, config.train.steps, step_figures(record, config))
 
 
+def _noting_self_test(
+    records: Iterator[StepRecord], directory: Path, screen: Screen
+) -> Iterator[StepRecord]:
+    """The records, with a line about the self-test before the first: it is in the ledger by then."""
+    for record in records:
+        if record.step == 1:
+            screen.note(_self_test_line(directory))
+        yield record
+
+
+def _self_test_line(directory: Path) -> str:
+    tested = next(iter(read(directory / "ledger"))).body["self_test"]
+    if tested == "skipped":
+        return "self-test skipped, as asked; the ledger says so"
+    value = {check["name"]: check["value"] for check in tested["checks"]}
+    noise, start = (number(value[name]) for name in ("noise floor", "KL at step 0"))
+    return f"self-test passed, {len(value)} checks: noise floor {noise} and KL at step 0 {start} nats/token"
+
+
 def step_figures(record: StepRecord, config: "RunConfig") -> Text:
     """What a person watches: reward, KL against its target in the target's unit, β."""
     name = f"kl_policy_ref_per_{config.rl.kl_unit}"
@@ -82,6 +108,8 @@ def step_figures(record: StepRecord, config: "RunConfig") -> Text:
         kl_text(kl, low, high, config.rl.kl_target),
         f"  β {record.kl_coef:.3g}",
     )
+    if not record.kl.is_trusted:
+        figures.append(f"  one response holds {record.kl.largest_share:.0%} of it", style="yellow")
     if record.verdict.action != "accept":
         figures.append(f"  {record.verdict.action}", style="bold red")
     return figures
@@ -106,6 +134,9 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
     screen.say("  β       ", number(view.last("kl_coef")))
     if (held := _held(view)) is not None:
         screen.say(held)
+    if unsure := view.series("kl_policy_ref_per_response_trusted").count(0):
+        text = f"  interval at {unsure} of {len(view.steps)} steps one response held over a tenth of the KL"
+        screen.say(Text(f"{text}: don't rest on it; sample more responses", style="yellow"))
     refused = view.series("accepted").count(0)
     if refused:
         screen.say(f"  refused  {refused} of {len(view.steps)} updates")

@@ -15,6 +15,7 @@ from kleash.ledger.update import UpdateEntry
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+DRIFT_FILE = "drift.jsonl"
 FINAL_DIRECTORY = "final"
 
 
@@ -38,7 +39,7 @@ def check_config(run: Path, started: Mapping[str, Any]) -> list[Problem]:
             data = json.load(file)
         differing = [
             key
-            for key in ("config", "versions", "digests")
+            for key in ("config", "versions", "digests", "self_test")
             if encode(data.get(key)) != encode(started.get(key))
         ]
     except (OSError, ValueError, RecursionError, AttributeError):
@@ -98,7 +99,7 @@ def check_files(run: Path, files: Mapping[str, Any]) -> list[Problem]:
 
 
 def _lasting_files(run: Path) -> Iterator[str]:
-    top = [CONFIG_FILE, METRICS_FILE, SAMPLES_FILE]
+    top = [CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, DRIFT_FILE]
     yield from (name for name in top if (run / name).is_file())
     for path in sorted((run / FINAL_DIRECTORY).rglob("*")):
         if path.is_symlink() or not path.is_dir():

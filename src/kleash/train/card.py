@@ -1,5 +1,6 @@
 """The model card of a trained policy: above all, how far it has moved."""
 
+from kleash.functional.penalties import check_penalty
 from kleash.records import KLReading, StepRecord
 from kleash.train.config import RunConfig
 
@@ -54,10 +55,18 @@ def _drift(config: RunConfig, last: StepRecord | None, drift: KLReading | None) 
             if last is None
             else [
                 f"- of the policy that sampled step {last.step}, before that step's update: {_reading(last.kl)}",
-                f"- β at that step: {last.kl_coef:.6g}, {_held(config)}",
+                f"- β at that step: {last.kl_coef:.6g}, {_held(config)}; {_penalty(config)}",
             ]
         ),
     ]
+
+
+def _penalty(config: RunConfig) -> str:
+    penalty = config.penalty.resolved
+    gradient = check_penalty(penalty)
+    divergence = "KL(π‖π_ref)" if gradient.divergence == "reverse" else "KL(π_ref‖π)"
+    scope = "of the whole response" if gradient.scope == "sequence" else "of each token alone"
+    return f"the penalty ({penalty.placement}, {penalty.estimator}) descends {divergence} {scope}"
 
 
 def _held(config: RunConfig) -> str:

@@ -75,7 +75,9 @@ def summarise(experience: Experience, reference: str) -> Evaluation:
     return Evaluation(
         reward=float(experience.scores.mean()),
         monitor={name: float(scores.mean()) for name, scores in experience.monitor.items()},
-        kl=experience.reading("response", reference),
+        kl=measure_drift(
+            experience.metered.kl, rollout.mask, rollout.prompt_index, reference=reference
+        ),
         distinct_2=distinct_n(
             [
                 row[keep].tolist()

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kleash.drift import measure_drift
-from kleash.models.policy import Head
-from kleash.records import KLReading, Unit
+from kleash.drift import Tails, break_down, measure_drift, measure_mismatch, measure_tails
+from kleash.models.policy import Head, LanguageModel
+from kleash.records import KLReading
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
@@ -22,6 +23,8 @@ class Metered:
     ref_logprobs: Tensor
     kl: Tensor
     """Exact KL(π(·|h_t) ‖ π_ref(·|h_t)), nats."""
+    origin_kl: Tensor
+    """Exact KL from the reference as the run began; `kl` itself until the reference is refreshed."""
     entropy: Tensor
     values: Tensor
     hidden: Tensor
@@ -44,15 +47,61 @@ class Experience:
     monitor: dict[str, Tensor]
     metered: Metered
 
-    def reading(self, unit: Unit, reference: str) -> KLReading:
-        """KL(π‖π_ref) of the policy that sampled this rollout."""
-        return measure_drift(
-            self.metered.kl,
-            self.rollout.mask,
-            self.rollout.prompt_index,
-            reference=reference,
-            unit=unit,
+    @property
+    def log_ratio(self) -> Tensor:
+        """u_t = log π/π_ref of the tokens drawn, [B, T]."""
+        return self.metered.logprobs - self.metered.ref_logprobs
+
+    def readings(self, learner: Learner) -> "Readings":
+        """Every drift of the policy that sampled this rollout."""
+        metered, mask, clusters = self.metered, self.rollout.mask, self.rollout.prompt_index
+        reference, origin = learner.reference.name, learner.origin.name
+        return Readings(
+            response=measure_drift(metered.kl, mask, clusters, reference=reference),
+            token=measure_drift(metered.kl, mask, clusters, reference=reference, unit="token"),
+            origin=measure_drift(
+                metered.origin_kl, mask, clusters, reference=origin, direction="policy_origin"
+            ),
+            sampler=measure_mismatch(
+                self.rollout.sampled_logprobs,
+                metered.logprobs,
+                mask,
+                clusters,
+                policy=learner.policy.name,
+            ),
+            tails=measure_tails(metered.kl, self.log_ratio, mask),
         )
+
+    def breakdown(self, policy: LanguageModel) -> dict[str, list[dict[str, Any]]]:
+        """Where the KL comes from, with prompts and tokens as text."""
+        rollout = self.rollout
+        found = break_down(
+            self.metered.kl,
+            self.log_ratio,
+            rollout.response_ids,
+            rollout.mask,
+            rollout.prompt_index,
+            name=lambda token: policy.tokenizer.decode([token]),
+        )
+        text = dict(zip(rollout.prompt_index.tolist(), rollout.prompts, strict=True))
+        for prompt in found["by_prompt"]:
+            prompt["prompt"] = text[prompt["prompt"]]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readings:
+    """What the meter says of one rollout."""
+
+    response: KLReading
+    """KL(π‖π_ref) per response."""
+    token: KLReading
+    """The same per token."""
+    origin: KLReading
+    """KL from the reference as the run began, per response."""
+    sampler: KLReading
+    """KL(μ‖π) per token of the engine that sampled from the policy that learns."""
+    tails: Tails
 
 
 @torch.no_grad()
@@ -60,34 +109,33 @@ def meter(
     learner: Learner, rollout: Rollout, *, temperature: float, micro_batch_size: int
 ) -> Metered:
     """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time."""
-    shape = rollout.mask.shape
-    flat = {
-        name: torch.zeros(shape, device=rollout.mask.device)
-        for name in ("logprobs", "ref_logprobs", "kl", "entropy", "values")
-    }
-    hidden = torch.zeros((*shape, learner.policy.hidden_size), device=rollout.mask.device)
-    ref_hidden = torch.zeros((*shape, learner.reference.hidden_size), device=hidden.device)
-    head, ref_head = learner.policy.head.frozen(), learner.reference.head
+    shape, device = rollout.mask.shape, rollout.mask.device
+    names = ("logprobs", "ref_logprobs", "kl", "entropy", "values", "origin_kl")
+    flat = {name: torch.zeros(shape, device=device) for name in names}
+    hidden = torch.zeros((*shape, learner.policy.hidden_size), device=device)
+    ref_hidden = torch.zeros((*shape, learner.reference.hidden_size), device=device)
+    head = learner.policy.head.frozen()
     for index in torch.arange(shape[0]).split(micro_batch_size):
         part = rollout.rows(index)
-        own, theirs = (
-            side.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
-            for side in (learner.policy, learner.reference)
-        )
-        hidden[index, : own.shape[1]], ref_hidden[index, : own.shape[1]] = own, theirs
-        read = head.read(
-            own[part.mask],
-            ref_head,
-            theirs[part.mask],
-            part.response_ids[part.mask],
-            temperature,
-        )
-        values = learner.value_head(own[part.mask])
-        for name, tensor in zip(flat, (*read, values), strict=True):
-            block = torch.zeros(part.mask.shape, device=hidden.device)
-            block[part.mask] = tensor
-            flat[name][index, : block.shape[1]] = block
+        keep, length = part.mask, part.mask.shape[1]
+        own, theirs = (_hidden(model, part) for model in (learner.policy, learner.reference))
+        hidden[index, :length], ref_hidden[index, :length] = own, theirs
+        tokens = part.response_ids[keep]
+        read = head.read(own[keep], learner.reference.head, theirs[keep], tokens, temperature)
+        origin_kl = read.kl
+        if learner.origin is not learner.reference:
+            first = _hidden(learner.origin, part)[keep]
+            origin_kl = head.read(own[keep], learner.origin.head, first, tokens, temperature).kl
+        found = (*read, learner.value_head(own[keep]), origin_kl)
+        for name, tensor in zip(names, found, strict=True):
+            block = torch.zeros(keep.shape, device=device)
+            block[keep] = tensor
+            flat[name][index, :length] = block
     return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, **flat)
+
+
+def _hidden(model: LanguageModel, part: Rollout) -> Tensor:
+    return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
 
 
 def score(

@@ -20,6 +20,9 @@ class Learner:
 
     policy: LanguageModel
     reference: LanguageModel
+    """What the penalty holds the policy to."""
+    origin: LanguageModel
+    """The reference as the run began: the drift from it is measured whatever becomes of `reference`."""
     value_head: ValueHead
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
@@ -72,7 +75,7 @@ def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    return Learner(policy, reference, value_head, adam, trained)
+    return Learner(policy, reference, reference, value_head, adam, trained)
 
 
 def resolve_device(name: str) -> str:

@@ -78,6 +78,9 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
             samples=watch.draw(step) if watch.due(step) else (),
+            breakdown={"step": step, **experience.breakdown(learner.policy)}
+            if watch.due(step)
+            else None,
         )
         state = decision.state
         ending.halt_if_told(decision.entry)
@@ -104,13 +107,13 @@ def _decide(
 ) -> _Decision:
     """The guard's verdict, the controller's next β, and the record of both."""
     config = setup.config
-    kl = experience.reading("response", setup.learner.reference.name)
-    kl_token = experience.reading("token", setup.learner.reference.name)
-    seen = kl if config.rl.kl_unit == "response" else kl_token
+    readings = experience.readings(setup.learner)
+    kl = readings.response
+    seen = kl if config.rl.kl_unit == "response" else readings.token
     verdict = judge(config.guard, kl, proposal.facts)
     after = control.update(state, seen, Signals(num_responses=seen.n))
     settings = Settings(state.kl_coef, config.rl.kl_target, learning_rate)
-    metrics = step_metrics(step, experience, (kl, kl_token), targets, proposal, verdict, settings)
+    metrics = step_metrics(step, experience, readings, targets, proposal, verdict, settings)
     entry = UpdateEntry(
         step=step,
         kl=kl,

@@ -6,7 +6,7 @@ from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
 from kleash.records import KLReading, Verdict
 from kleash.train.algorithms import Targets
-from kleash.train.experience import Experience
+from kleash.train.experience import Experience, Readings
 from kleash.train.update import Proposal
 
 Metrics = dict[str, float | int | None]
@@ -23,7 +23,7 @@ class Settings(NamedTuple):
 def step_metrics(
     step: int,
     experience: Experience,
-    readings: tuple[KLReading, KLReading],
+    readings: Readings,
     targets: Targets,
     proposal: Proposal,
     verdict: Verdict,
@@ -34,13 +34,12 @@ def step_metrics(
     Args:
         step: 1-based.
         experience: the rollout with scores and metering.
-        readings: KL(π‖π_ref) per response and per token.
+        readings: of it.
         targets: what the update aimed at.
         proposal: the update.
         verdict: what became of it.
         settings: as used in this step.
     """
-    kl, kl_token = readings
     reward = float(experience.scores.mean())
     count = len(experience.scores)
     return {
@@ -48,17 +47,32 @@ def step_metrics(
         "reward_mean": reward,
         "reward_std": float(experience.scores.std()) if count > 1 else None,
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
-        **_interval(kl),
-        **_interval(kl_token),
+        **_drift_metrics(readings),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
         "kl_coef_effective": targets.kl_coef_effective,
         **settings._asdict(),
-        "objective": reward - settings.kl_coef * kl.value,
+        "objective": reward - settings.kl_coef * readings.response.value,
         **_response_metrics(experience),
         **proposal.metrics,
         **_critic_metrics(experience, targets),
         "grad_norm": proposal.facts.grad_norm,
         "accepted": int(verdict.action == "accept"),
+    }
+
+
+def _drift_metrics(readings: Readings) -> Metrics:
+    response, token, tails = readings.response, readings.token, readings.tails
+    return {
+        **_interval(response),
+        **_interval(token),
+        f"{response.name}_max": tails.response_max,
+        f"{token.name}_max": tails.token_max,
+        f"{token.name}_p99": tails.token_p99,
+        f"{response.name}_largest_share": response.largest_share,
+        f"{response.name}_trusted": int(response.is_trusted),
+        readings.origin.name: readings.origin.value,
+        readings.sampler.name: readings.sampler.value,
+        "k3_tail_tokens": tails.k3_tail_tokens,
     }
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,29 +27,32 @@ from kleash.train.card import model_card
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import build_learner, resolve_device
-from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
+from kleash.train.loop import ALGORITHM, Setup, final_drift, metrics_line, run_loop, seeded
+from kleash.train.self_test import SelfTest, self_test
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
 
-def train(config: RunConfig, run: Path) -> Generator[StepRecord]:
+def train(config: RunConfig, run: Path, *, skip_self_test: bool = False) -> Generator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
-    Nothing is written before configuration, models, prompts and reward are loaded and checked. After that every
-    way out leaves a run that verifies: the end of the steps, a halt by the guard, an error, Ctrl-C, closing the
-    iterator. The policy as it then is stands in `final/`.
+    Nothing is written before configuration, models, prompts and reward are loaded and checked, and the self-test has
+    passed. After that every way out leaves a run that verifies: the end of the steps, a halt by the guard, an error,
+    Ctrl-C, closing the iterator. The policy as it then is stands in `final/`.
 
     Args:
         config: the whole run.
         run: the run directory; it must not exist, or be empty.
+        skip_self_test: train without it, which the ledger then says.
 
     Raises:
-        InputError, ConfigError: something that was asked for can't be had.
+        InputError, ConfigError: something that was asked for can't be had, or the self-test failed.
         RewardError: the reward failed; LimitError: the guard halted the run; ResourceError: the disk failed.
     """
     _check_vacant(run)
     setup = prepare(config)
-    with _RunDirectory(run, setup) as directory:
+    tested = None if skip_self_test else check_setup(setup)
+    with _RunDirectory(run, setup, tested) as directory:
         for record in run_loop(setup, directory.ledger):
             directory.write(record)
             yield record
@@ -83,6 +86,18 @@ def prepare(config: RunConfig) -> Setup:
     return Setup(config=config, learner=learner, prompts=prompts, reward=reward, monitors=monitors)
 
 
+def check_setup(setup: Setup) -> SelfTest:
+    """The self-test of a run's own models, prompts and penalty.
+
+    Raises:
+        ConfigError: something is not as it must be.
+    """
+    generator = seeded(setup.config.train.seed, "self-test")
+    tested = self_test(setup.learner, setup.prompts, setup.config, ALGORITHM, generator)
+    tested.raise_if_failed()
+    return tested
+
+
 def _check_trackers(names: tuple[str, ...]) -> None:
     """That accelerate knows each and its package is there: an absent one would be left out without a word."""
     ready = {str(tracker) for tracker in get_available_trackers()}
@@ -111,26 +126,28 @@ def _check_vacant(run: Path) -> None:
 class _Files:
     metrics: BinaryIO
     samples: BinaryIO
+    drift: BinaryIO
     timings: BinaryIO
 
 
 class _RunDirectory:
     """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending."""
 
-    def __init__(self, run: Path, setup: Setup) -> None:
+    def __init__(self, run: Path, setup: Setup, tested: SelfTest | None) -> None:
         self.run, self.setup = run, setup
         self.last: StepRecord | None = None
         started = {
             "config": setup.config.model_dump(mode="json"),
             "versions": {"kleash": __version__, **_versions()},
             "digests": _digests(setup),
+            "self_test": "skipped" if tested is None else tested.to_json(),
         }
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
             self.ledger = Ledger.create(run / "ledger")
             self.files = _Files(
-                *((run / f"{name}.jsonl").open("wb") for name in ("metrics", "samples", "timings"))
+                *((run / f"{file.name}.jsonl").open("wb") for file in fields(_Files))
             )
         except OSError as error:
             raise _disk_failed(run, error) from error
@@ -145,6 +162,8 @@ class _RunDirectory:
         try:
             _write(self.files.metrics, [metrics_line(record.metrics)])
             _write(self.files.samples, [encode(line) + b"\n" for line in record.samples])
+            if record.breakdown is not None:
+                _write(self.files.drift, [encode(record.breakdown) + b"\n"])
             _write(self.files.timings, [encode({"step": record.step, **record.seconds}) + b"\n"])
         except OSError as error:
             raise _disk_failed(self.run, error) from error
@@ -156,8 +175,8 @@ class _RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        for file in (self.files.metrics, self.files.samples, self.files.timings):
-            file.close()
+        for field in fields(_Files):
+            getattr(self.files, field.name).close()
         if self.tracker is not None:
             self.tracker.end_training()
         try:

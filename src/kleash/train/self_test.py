@@ -1,0 +1,346 @@
+"""What is checked before the first step of every run, on real responses: that what will be measured is what is meant.
+
+Most of what goes wrong with a KL (`kleash.functional.penalties` has the rest) shows before anything is learnt: the
+policy is still the reference then, so its KL is 0 and its ratios are 1, whatever the model, or something differs
+between the two sides that should not.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash.drift import measure_drift
+from kleash.errors import ConfigError
+from kleash.models.policy import LanguageModel, weights_digest
+from kleash.rollout.rollout import Rollout
+from kleash.rollout.sampler import sample
+from kleash.train.algorithms import Algorithm
+from kleash.train.config import RunConfig
+from kleash.train.experience import Experience, Metered, meter
+from kleash.train.gradient_check import (
+    STATES,
+    head_gradient_error,
+    placement_gradient_error,
+)
+from kleash.train.learner import Learner
+from kleash.train.update import propose_update
+
+RESPONSES = 16
+"""At most so many are drawn for it."""
+
+
+class Precision(NamedTuple):
+    """What may differ between two forward passes of one model over one text, for a type of weights."""
+
+    kl: float
+    """Exact KL, nats per token."""
+    logprob: float
+    """Log-probability of a token, nats."""
+
+
+FLOORS = {
+    torch.float64: Precision(1e-12, 1e-8),
+    torch.float32: Precision(1e-6, 1e-4),
+    torch.bfloat16: Precision(2e-3, 0.5),
+    torch.float16: Precision(2e-3, 0.1),
+}
+"""Far over what arithmetic does and far under what a mistake does: a temperature of 0.99 for 1.0 is 1e-4 nats."""
+TINY = 1e-10
+"""Nats per token, where the measured noise is nothing at all."""
+GRADIENT = 1e-4
+"""Relative error of a gradient against differences of what it is the gradient of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    value: float
+    """What was found."""
+    limit: float | None
+    """What passes; None where any value does, as the KL at step 0 of a policy that is not the reference."""
+    unit: str
+    passed: bool
+    wrong: str = ""
+    """What it means when it fails."""
+    do: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What would have passed."""
+        return "a possible KL" if self.limit is None else f"at most {self.limit:.3g} {self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTest:
+    """All of them."""
+
+    checks: tuple[Check, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json and the ledger's first entry have it."""
+        names = ("name", "value", "limit", "unit", "passed")
+        return {"checks": [{name: asdict(c)[name] for name in names} for c in self.checks]}
+
+    def raise_if_failed(self) -> None:
+        """Stops the run where a check failed.
+
+        Raises:
+            ConfigError: with the first check that failed; it names the others.
+        """
+        failed = [check for check in self.checks if not check.passed]
+        if not failed:
+            return
+        first, *others = failed
+        more = f"; {', '.join(c.name for c in others)} failed too" if others else ""
+        raise ConfigError(
+            f"the self-test failed: {first.wrong}",
+            expected=f"{first.name}: {first.expected}",
+            got=f"{first.value:.3g} {first.unit}{more}",
+            do=f"{first.do}; --skip-self-test trains all the same, and the ledger says so",
+        )
+
+
+def self_test(
+    learner: Learner,
+    prompts: list[str],
+    config: RunConfig,
+    algorithm: Algorithm,
+    generator: torch.Generator,
+) -> SelfTest:
+    """Draws a few responses and looks at everything that the KL of a run rests on. The learner is left as it was.
+
+    Args:
+        learner: as the run will start with.
+        prompts: of the run; the first few are asked.
+        config: of the run.
+        algorithm: whose update is tried, and undone.
+        generator: of its own, so that the run draws the same numbers with the test and without.
+    """
+    group = min(config.rollout.group_size, 2)
+    size = max(1, min(config.rollout.num_prompts, RESPONSES // group))
+    few = config.rollout.model_copy(update={"num_prompts": size, "group_size": group})
+    rollout = sample(learner.policy, prompts[:size], few, generator)
+    metered = meter(
+        learner,
+        rollout,
+        temperature=few.temperature,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+    floor = FLOORS[next(learner.policy.model.parameters()).dtype]
+    noise = _noise(learner, rollout, metered, few.temperature, floor)
+    return SelfTest(
+        checks=(
+            _dropout(learner, rollout),
+            noise,
+            _sampler(rollout, metered, floor),
+            _start(learner, rollout, metered, noise),
+            _support(rollout, metered),
+            _head_gradient(learner, rollout, metered, few.temperature),
+            _placement(learner, rollout, metered, config, algorithm),
+            _reference(learner, rollout, metered, config, algorithm, generator),
+        )
+    )
+
+
+def _dropout(learner: Learner, rollout: Rollout) -> Check:
+    """That both sides are deterministic: two passes over the same tokens, bit for bit."""
+    part = rollout.rows(torch.arange(min(2, len(rollout.mask))))
+    active = [
+        f"{side.name}: {name}"
+        for side in (learner.policy, learner.reference)
+        for name, module in side.model.named_modules()
+        if module.training and "dropout" in type(module).__name__.lower()
+    ]
+    gap = max(
+        float((_states(side, part) - _states(side, part)).abs().max())
+        for side in (learner.policy, learner.reference)
+    )
+    return Check(
+        name="same pass twice",
+        value=gap,
+        limit=0.0,
+        unit="difference of hidden states",
+        passed=gap == 0 and not active,
+        wrong="the same tokens give other hidden states the second time"
+        + (f": dropout is on in {active[0]}" if active else ""),
+        do="put policy and reference into eval mode, and use deterministic kernels",
+    )
+
+
+@torch.no_grad()
+def _states(side: LanguageModel, part: Rollout) -> Tensor:
+    return side.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+
+
+@torch.no_grad()
+def _noise(
+    learner: Learner, rollout: Rollout, metered: Metered, temperature: float, floor: Precision
+) -> Check:
+    """The noise floor: exact KL between a response's distributions in its batch and alone, without padding."""
+    kl = torch.zeros_like(metered.kl)
+    head = metered.head
+    for i in range(len(kl)):
+        part = rollout.rows(torch.tensor([i]))
+        keep, length = part.mask, part.mask.shape[1]
+        alone, together = _states(learner.policy, part)[keep], metered.hidden[i : i + 1, :length]
+        read = head.read(together[keep], head, alone, part.response_ids[keep], temperature)
+        kl[i : i + 1, :length][keep] = read.kl
+    reading = measure_drift(
+        kl, rollout.mask, rollout.prompt_index, reference="the same, unpadded", unit="token"
+    )
+    return Check(
+        name="noise floor",
+        value=reading.value,
+        limit=floor.kl,
+        unit="nats per token",
+        passed=reading.value <= floor.kl,
+        wrong="a response has other probabilities in a batch than alone",
+        do="check the padding side, the position ids and the attention mask of this architecture",
+    )
+
+
+def _sampler(rollout: Rollout, metered: Metered, floor: Precision) -> Check:
+    """That what was sampled from is what is trained: temperature, tokens, masks."""
+    gap = float((metered.logprobs - rollout.sampled_logprobs)[rollout.mask].abs().max())
+    return Check(
+        name="sampler against training",
+        value=gap,
+        limit=floor.logprob,
+        unit="nats, largest difference of a log-probability",
+        passed=gap <= floor.logprob,
+        wrong="the sampler drew from other probabilities than training computes",
+        do="sample and train at one temperature, without top-k or top-p, from the same tokens",
+    )
+
+
+def _start(learner: Learner, rollout: Rollout, metered: Metered, noise: Check) -> Check:
+    """That the KL starts at 0, but for noise, where the reference is what the policy is."""
+    reading = measure_drift(
+        metered.kl,
+        rollout.mask,
+        rollout.prompt_index,
+        reference=learner.reference.name,
+        unit="token",
+    )
+    same = weights_digest(learner.policy.model) == weights_digest(learner.reference.model)
+    assert noise.limit is not None
+    # The measured floor, with room for other words than the test's; never more than the type of weights allows.
+    limit = min(noise.limit, 100 * noise.value + TINY) if same else None
+    return Check(
+        name="KL at step 0",
+        value=reading.value,
+        limit=limit,
+        unit="nats per token",
+        passed=reading.is_possible and (limit is None or reading.value <= limit),
+        wrong="policy and reference have the same weights and yet a KL between them",
+        do="give both sides the same temperature, tokens, masks and mode",
+    )
+
+
+def _support(rollout: Rollout, metered: Metered) -> Check:
+    """E_q[p/q] = 1 at every state, unless the sampler leaves out what the reference can say.
+
+    p/q − 1 is a martingale difference: uncorrelated from token to token, so that √Σ(p/q − 1)² is the standard error of
+    their sum. Four of them are allowed, and a thousandth for rounding.
+    """
+    excess = (metered.ref_logprobs - rollout.sampled_logprobs)[rollout.mask].double().expm1()
+    mean = abs(float(excess.mean()))
+    limit = 4 * float(excess.norm()) / len(excess) + 1e-3
+    return Check(
+        name="mean of p/q less 1",
+        value=mean,
+        limit=limit,
+        unit="per token",
+        passed=mean <= limit,
+        wrong="the sampler does not draw from the whole of the policy's distribution",
+        do="sample without top-k, top-p or suppressed tokens",
+    )
+
+
+def _head_gradient(
+    learner: Learner, rollout: Rollout, metered: Metered, temperature: float
+) -> Check:
+    """That the exact KL of this model's own heads is differentiated rightly."""
+    rows = rollout.mask.nonzero()[:2]
+    own, theirs = (x[rows[:, 0], rows[:, 1]] for x in (metered.hidden, metered.ref_hidden))
+    error = head_gradient_error(metered.head, own, learner.reference.head, theirs, temperature)
+    return Check(
+        name="gradient of the exact KL",
+        value=error,
+        limit=GRADIENT,
+        unit="relative error against differences",
+        passed=error <= GRADIENT,
+        wrong="the gradient of the KL is not that of its value on this model's heads",
+        do="report it: it is a bug of kleash, or an architecture it does not know",
+    )
+
+
+def _placement(
+    learner: Learner, rollout: Rollout, metered: Metered, config: RunConfig, algorithm: Algorithm
+) -> Check:
+    """That the chosen penalty, as this algorithm places it, has the gradient that it is named for."""
+    penalty, rows = config.penalty.resolved, rollout.mask.nonzero()[:STATES]
+    states = (x[rows[:, 0], rows[:, 1]] for x in (metered.hidden, metered.ref_hidden))
+    logits, ref_logits = (
+        head(x) for head, x in zip((metered.head, learner.reference.head), states, strict=True)
+    )
+    error = placement_gradient_error(
+        logits, ref_logits, penalty, algorithm, config.rollout.temperature
+    )
+    return Check(
+        name=f"gradient of the penalty, {penalty.placement} with {penalty.estimator}",
+        value=error,
+        limit=GRADIENT,
+        unit="relative error against differences",
+        passed=error <= GRADIENT,
+        wrong="the penalty does not have the gradient of the divergence it is named for",
+        do='set penalty.placement = "exact"',
+    )
+
+
+def _reference(
+    learner: Learner,
+    rollout: Rollout,
+    metered: Metered,
+    config: RunConfig,
+    algorithm: Algorithm,
+    generator: torch.Generator,
+) -> Check:
+    """That an update leaves the reference alone, and can be undone: one is made, on scores drawn at random."""
+    trained = {p.data_ptr() for p in learner.trained}
+    tied = [n for n, p in learner.reference.model.named_parameters() if p.data_ptr() in trained]
+    awake = [n for n, p in learner.reference.model.named_parameters() if p.requires_grad]
+    scores = torch.randn(len(rollout.mask), generator=generator).to(metered.kl.device)
+    experience = Experience(
+        rollout=rollout, scores=scores, penalised=scores, monitor={}, metered=metered
+    )
+
+    def digests() -> tuple[str, str]:
+        return weights_digest(learner.reference.model), weights_digest(learner.policy.model)
+
+    before = digests()
+    targets = algorithm.targets(experience, 0.1, config.ppo, config.penalty.resolved)
+    proposal = propose_update(learner, algorithm, experience, targets, config, generator)
+    moved = digests()[0] != before[0]
+    learner.restore(proposal.snapshot)
+    left = digests() != before
+    faults = {
+        "shares weights with the policy": bool(tied),
+        "asks for gradients": bool(awake),
+        "was moved by an update": moved,
+        "or the policy was not restored after one": left and not moved,
+    }
+    found = [what for what, is_so in faults.items() if is_so]
+    return Check(
+        name="reference held still",
+        value=float(len(found)),
+        limit=0.0,
+        unit="faults",
+        passed=not found,
+        wrong=f"the reference {', '.join(found)}",
+        do="load the reference as a model of its own, frozen",
+    )

@@ -1,0 +1,297 @@
+"""The self-test finds what it is for, each fault put in by hand, and leaves a sound run as it was."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kleash.control import ControlConfig
+from kleash.errors import ConfigError
+from kleash.functional.chunks import TokenKL
+from kleash.functional.penalties import GRADIENTS, Penalty
+from kleash.ledger import read
+from kleash.models.config import ModelConfig
+from kleash.models.hub import freeze
+from kleash.models.policy import LanguageModel, weights_digest
+from kleash.replay import verify_run
+from kleash.rewards.config import RewardConfig
+from kleash.rollout.config import RolloutConfig
+from kleash.train.algorithms import ALGORITHMS, Algorithm, Minibatch, Targets, TokenTerms
+from kleash.train.config import OptimizerConfig, PenaltyConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.gradient_check import placement_gradient_error
+from kleash.train.learner import Learner, build_learner
+from kleash.train.run import prepare, train
+from kleash.train.self_test import Check, SelfTest, self_test
+
+PPO = ALGORITHMS["ppo"]
+PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
+CONFIG = RunConfig(
+    rollout=RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=6, temperature=0.9),
+    reward=RewardConfig(model="tiny-reviews/gold"),
+    rl=ControlConfig(controller="fixed", kl_coef=0.1),
+    train=TrainConfig(steps=2, threads=1, device="cpu", num_samples=1, trackers=()),
+)
+
+
+@pytest.fixture
+def learner() -> Learner:
+    return build_learner(ModelConfig(), OptimizerConfig(), "cpu")
+
+
+def run(learner: Learner, algorithm: Algorithm = PPO, config: RunConfig = CONFIG) -> SelfTest:
+    return self_test(learner, PROMPTS, config, algorithm, torch.Generator().manual_seed(0))
+
+
+def failed(found: SelfTest) -> list[str]:
+    return [check.name for check in found.checks if not check.passed]
+
+
+def test_a_sound_learner_passes_and_is_left_as_it_was(learner: Learner) -> None:
+    """Pitfalls 14, 16, 18, 20 and 38: nothing differs between the two sides, padded or not, and the KL starts at 0."""
+    before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
+    found = run(learner)
+    assert failed(found) == []
+    value = {check.name: check.value for check in found.checks}
+    assert value["KL at step 0"] == 0
+    assert 0 <= value["noise floor"] < 1e-9
+    assert (weights_digest(learner.policy.model), weights_digest(learner.value_head)) == before
+    assert not learner.optimizer.state_dict()["state"]
+
+
+def test_dropout_on_either_side_is_found(learner: Learner) -> None:
+    """Pitfall 18."""
+    for side in ("policy", "reference"):
+        for layer in getattr(learner, side).model.model.layers:
+            layer.self_attn.attention_dropout = 0.2
+        getattr(learner, side).model.train()
+        assert "same pass twice" in failed(run(learner))
+        getattr(learner, side).model.eval()
+    assert failed(run(learner)) == []
+
+
+class _CountsPadding(LanguageModel):
+    """A model whose positions count the padding."""
+
+    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+        return LanguageModel.hidden(self, prompt_ids, torch.ones_like(prompt_mask), response_ids)
+
+
+def test_padding_that_matters_is_found(learner: Learner) -> None:
+    """Pitfall 14: positions, or attention, that take padding for text."""
+    policy, reference = (
+        _CountsPadding(side.name, side.model, side.tokenizer)
+        for side in (learner.policy, learner.reference)
+    )
+    broken = replace(learner, policy=policy, reference=reference)
+    assert {"noise floor", "sampler against training"} <= set(failed(run(broken)))
+
+
+class _OtherTemperature(LanguageModel):
+    """A model that is trained at a temperature it was not sampled at."""
+
+    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+        return 0.98 * LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids)
+
+
+def test_a_temperature_on_one_side_is_found(learner: Learner) -> None:
+    """Pitfalls 15 and 16: 2 % on one side only."""
+    policy = learner.policy
+    hot = _OtherTemperature(policy.name, policy.model, policy.tokenizer)
+    found = set(failed(run(replace(learner, policy=hot))))
+    assert {"sampler against training", "KL at step 0"} <= found
+    both = replace(learner, policy=hot, reference=replace(hot, model=learner.reference.model))
+    assert "sampler against training" in failed(run(both))
+
+
+class _Nucleus:
+    """A head that suppresses all but the likeliest tokens, as a sampler with top-k does."""
+
+    def __init__(self, model: torch.nn.Module, k: int) -> None:
+        self.k, self.hook = k, model.register_forward_hook(self)
+
+    def __call__(self, _: object, args: object, output: object) -> object:
+        logits: Tensor = output.logits  # pyright: ignore[reportAttributeAccessIssue]
+        least = logits.topk(self.k, -1).values[..., -1:]
+        output.logits = logits.masked_fill(logits < least, -torch.inf)  # pyright: ignore[reportAttributeAccessIssue]
+        return output
+
+
+def test_a_sampler_that_leaves_tokens_out_is_found(learner: Learner) -> None:
+    """Pitfalls 7 and 17; T12: under top-k E_q[p/q] is what p holds of the k tokens, not 1."""
+    nucleus = _Nucleus(learner.policy.model, 5)
+    found = failed(run(learner))
+    nucleus.hook.remove()
+    assert "mean of p/q less 1" in found
+    assert failed(run(learner)) == []
+
+
+def test_a_reference_that_is_the_policy_is_found(learner: Learner) -> None:
+    """Pitfall 38: shared weights drift with the policy, and the KL stays at 0 for ever."""
+    tied = replace(learner, reference=learner.policy)
+    check = run(tied).checks[-1]
+    assert not check.passed
+    assert "shares weights" in check.wrong
+    assert "moved" in check.wrong
+    awake = freeze(learner.policy)
+    awake.model.requires_grad_(True)
+    assert "asks for gradients" in run(replace(learner, reference=awake)).checks[-1].wrong
+
+
+def test_another_reference_may_be_any_distance_away(learner: Learner) -> None:
+    other = freeze(learner.policy)
+    with torch.no_grad():
+        other.model.lm_head.weight.mul_(1.1)
+    found = run(replace(learner, reference=other))
+    assert failed(found) == []
+    start = next(check for check in found.checks if check.name == "KL at step 0")
+    assert start.limit is None
+    assert start.value > 1e-3
+
+
+def _rows() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    return torch.randn(6, 50, generator=draw), torch.randn(6, 50, generator=draw)
+
+
+@pytest.mark.parametrize("penalty", GRADIENTS, ids=lambda p: "-".join(p))
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_every_penalty_that_is_offered_passes(penalty: Penalty, temperature: float) -> None:
+    """Pitfalls 21 to 24: through the algorithm's own targets and terms, against differences of the divergence."""
+    assert placement_gradient_error(*_rows(), penalty, PPO, temperature) < 1e-7
+
+
+def _replaced(penalty: Penalty) -> Algorithm:
+    """PPO that says one thing and does another: the loss of the given penalty, whatever was asked for."""
+
+    def terms(read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig) -> TokenTerms:
+        return PPO.token_terms(read, batch, targets._replace(penalty=penalty), config)
+
+    return PPO._replace(token_terms=terms)
+
+
+@pytest.mark.parametrize(
+    ("asked", "done"),
+    [
+        (Penalty("exact", "exact"), Penalty("reward", "k1")),  # the local term is lost
+        (Penalty("loss", "exact"), Penalty("loss", "k1")),
+        (Penalty("loss", "exact"), Penalty("loss", "k3")),
+        (Penalty("loss", "k2"), Penalty("loss", "k2", "score")),
+        (Penalty("forward", "k3"), Penalty("loss", "k2")),
+        (Penalty("loss", "k3", "ratio"), Penalty("loss", "k3", "detached")),
+    ],
+)
+def test_a_penalty_that_descends_something_else_is_found(asked: Penalty, done: Penalty) -> None:
+    assert placement_gradient_error(*_rows(), asked, _replaced(done)) > 0.05
+
+
+def test_a_wrong_sign_or_scale_is_found() -> None:
+    """Pitfall 29."""
+    for factor in (-1.0, 2.0):
+
+        def terms(
+            read: TokenKL,
+            batch: Minibatch,
+            targets: Targets,
+            config: PPOConfig,
+            factor: float = factor,
+        ) -> TokenTerms:
+            found = PPO.token_terms(read, batch, targets, config)
+            assert found.penalty is not None
+            return found._replace(penalty=factor * found.penalty)
+
+        broken = PPO._replace(token_terms=terms)
+        assert placement_gradient_error(*_rows(), Penalty("exact", "exact"), broken) > 0.1
+
+
+def test_a_failure_names_what_is_wrong_and_what_to_do() -> None:
+    good = Check(name="fine", value=0.0, limit=1.0, unit="nats", passed=True)
+    bad = Check(
+        name="KL at step 0",
+        value=0.5,
+        limit=1e-6,
+        unit="nats per token",
+        passed=False,
+        wrong="policy and reference differ",
+        do="make them equal",
+    )
+    SelfTest(checks=(good,)).raise_if_failed()
+    with pytest.raises(ConfigError, match="policy and reference differ") as caught:
+        SelfTest(checks=(good, bad, replace(bad, name="noise floor"))).raise_if_failed()
+    assert caught.value.expected == "KL at step 0: at most 1e-06 nats per token"
+    assert caught.value.got == "0.5 nats per token; noise floor failed too"
+    assert "make them equal" in caught.value.do
+    assert "--skip-self-test" in caught.value.do
+
+
+@pytest.fixture
+def broken_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kleash.train.run.ALGORITHM", _replaced(Penalty("loss", "k1")))
+
+
+@pytest.mark.usefixtures("broken_penalty")
+def test_a_failed_self_test_stops_the_run_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gradient of the divergence it is named for"):
+        next(iter(train(CONFIG, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_test_changes_no_number_and_the_ledger_says_whether_it_was_made(tmp_path: Path) -> None:
+    list(train(CONFIG, tmp_path / "tested"))
+    list(train(CONFIG, tmp_path / "skipped", skip_self_test=True))
+    for name in ("metrics.jsonl", "samples.jsonl", "drift.jsonl"):
+        assert (tmp_path / "tested" / name).read_bytes() == (
+            tmp_path / "skipped" / name
+        ).read_bytes()
+    said = {
+        name: next(iter(read(tmp_path / name / "ledger"))).body["self_test"]
+        for name in ("tested", "skipped")
+    }
+    assert said["skipped"] == "skipped"
+    assert all(check["passed"] for check in said["tested"]["checks"])
+    assert "gradient of the penalty, exact with exact" in {
+        check["name"] for check in said["tested"]["checks"]
+    }
+    config = json.loads((tmp_path / "tested" / "config.json").read_text())
+    assert config["self_test"] == said["tested"]
+    for name in said:
+        found = verify_run(tmp_path / name)
+        assert found.ok, found.problems
+    config["self_test"] = "skipped"
+    (tmp_path / "tested" / "config.json").write_text(json.dumps(config))
+    assert "self_test" in str(verify_run(tmp_path / "tested").problems)
+
+
+@pytest.mark.parametrize("placement", ["reward", "loss", "forward"])
+def test_every_placement_trains_and_holds_its_record(placement: str, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"penalty": PenaltyConfig.model_validate({"placement": placement})}
+    )
+    records = list(train(config, tmp_path / "run"))
+    assert [record.verdict.action for record in records] == ["accept", "accept"]
+    in_loss = records[0].metrics["kl_loss"]
+    assert (in_loss is None) == (placement == "reward")
+    assert verify_run(tmp_path / "run").ok
+
+
+def test_the_drift_from_the_first_reference_is_measured_when_there_is_another(
+    tmp_path: Path,
+) -> None:
+    """Pitfall 39: a reference that follows the policy hides the drift, and `kl_policy_origin` does not."""
+    setup = prepare(CONFIG)
+    records = list(train(CONFIG, tmp_path / "run"))
+    assert records[-1].metrics["kl_policy_origin_per_response"] == records[-1].kl.value
+    learner = setup.learner
+    with torch.no_grad():
+        learner.policy.model.lm_head.weight.mul_(1.2)
+    followed = replace(learner, reference=freeze(learner.policy))
+    from kleash.train.evaluate import collect
+    from kleash.train.loop import seeded
+
+    experience = collect(followed, PROMPTS, CONFIG.rollout, (setup.reward, []), seeded(0, "origin"))
+    readings = experience.readings(followed)
+    assert readings.response.value < 1e-9
+    assert readings.origin.value > 1e-2
+    assert readings.origin.name == "kl_policy_origin_per_response"
