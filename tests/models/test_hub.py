@@ -107,3 +107,10 @@ def test_a_head_caps_and_scales_its_logits() -> None:
     head = Head(torch.eye(2), None, scale=2.0, softcap=3.0)
     logits = head(torch.tensor([[1.0, 100.0]]))
     assert torch.allclose(logits, 3 * torch.tanh(torch.tensor([[2 / 3, 200 / 3]])))
+
+
+def test_without_a_reference_there_is_no_kl_and_no_run(tmp_path: Path) -> None:
+    """Pitfall 33: a reference that can't be had is an error, never log-probabilities of 0."""
+    policy = load_language_model("tiny-reviews/base")
+    with pytest.raises(InputError, match="nothing-here"):
+        load_reference(policy, str(tmp_path / "nothing-here"))

@@ -1,5 +1,8 @@
 """The sampler against the training forward pass, and against itself in other batches."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +11,7 @@ from scipy.special import chdtri
 
 from kleash.errors import InputError
 from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.functional.rewards import shaped_rewards
 from kleash.models.hub import load_language_model
 from kleash.models.policy import LanguageModel
 from kleash.rollout import sampler
@@ -174,3 +178,25 @@ def test_a_prompt_longer_than_the_context_is_refused(base: LanguageModel) -> Non
     config = RolloutConfig(num_prompts=1, group_size=1, max_new_tokens=20)
     with pytest.raises(InputError, match="longer than the context"):
         sample(base, ["good " * 120], config, torch.Generator())
+
+
+def test_padding_that_is_the_end_token_ends_nothing_early(base: LanguageModel) -> None:
+    """Pitfall 13: PAD is EOS, EOS of its own, and no EOS at all. The score stands on the last token drawn."""
+    apart = _sample(base)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    same = _sample(replace(base, tokenizer=tokenizer))
+    assert base.pad_id not in base.eos_ids
+    assert same.response_ids[~same.mask].unique().tolist() == base.eos_ids
+    assert torch.equal(same.mask, apart.mask)
+    assert torch.equal(same.response_ids[same.mask], apart.response_ids[apart.mask])
+    assert set(apart.finished.tolist()) == {True, False}
+    scores, nothing = torch.arange(1.0, len(same.mask) + 1), torch.zeros(same.mask.shape)
+    for rollout in (apart, same):
+        rewards = shaped_rewards(scores, nothing, rollout.mask, 0.1)
+        at = rollout.mask.sum(-1) - 1
+        assert torch.equal(rewards[torch.arange(len(at)), at], scores)
+        assert int((rewards != 0).sum()) == len(scores)
+        last = rollout.response_ids[torch.arange(len(at)), at]
+        is_end = torch.isin(last, torch.tensor(base.eos_ids))
+        assert torch.equal(is_end, rollout.finished)

@@ -72,6 +72,18 @@ def test_dropout_on_either_side_is_found(learner: Learner) -> None:
     assert failed(run(learner)) == []
 
 
+def test_the_noise_of_half_precision_is_measured_and_allowed_for(learner: Learner) -> None:
+    """Pitfall 19: bf16 forward passes differ with the padding; the floor is read, and bounds the KL at step 0."""
+    for part in (learner.policy.model, learner.reference.model, learner.value_head):
+        part.to(torch.bfloat16)
+    found = {check.name: check for check in run(learner).checks}
+    assert all(check.passed for check in found.values())
+    noise, start = found["noise floor"], found["KL at step 0"]
+    assert 1e-9 < noise.value < 2e-3
+    assert start.limit == pytest.approx(min(2e-3, 100 * noise.value + 1e-10))
+    assert start.value == 0
+
+
 class _CountsPadding(LanguageModel):
     """A model whose positions count the padding."""
 

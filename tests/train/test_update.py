@@ -1,7 +1,9 @@
 """A proposed update: what reaches the loss, what is measured of it, and the way back."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,7 +214,7 @@ def test_what_is_not_finite_ends_the_update_before_it_is_made(
 def test_the_line_of_a_step_says_what_is_maximised(
     learner: Learner, experience: Experience
 ) -> None:
-    """objective = E[R] − β KL(π‖π_ref), of the raw scores."""
+    """objective = E[R] − β KL(π‖π_ref), of the raw scores; pitfalls 29 and 49: the β that was applied, and its sign."""
     targets, proposal = _propose(learner, experience)
     readings = experience.readings(learner)
     settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
@@ -228,6 +230,46 @@ def test_the_line_of_a_step_says_what_is_maximised(
     assert line["objective"] == pytest.approx(reward - 0.3 * kl, rel=1e-6)
     assert proposal.facts.kl_new_old is not None
     assert line["kl_new_old_per_token"] == proposal.facts.kl_new_old.value
+    assert line["kl_coef"] == 0.3
+
+
+def test_every_kl_in_the_line_is_what_its_name_says(
+    learner: Learner, experience: Experience
+) -> None:
+    """Pitfalls 31 and 47: no square root, no other quantity under a known name, and each name on the page once."""
+    targets, proposal = _propose(learner, experience)
+    learner.restore(proposal.snapshot)
+    line = step_metrics(
+        1,
+        experience,
+        experience.readings(learner),
+        targets,
+        proposal,
+        Verdict(action="accept"),
+        Settings(kl_coef=0.1, kl_target=None, learning_rate=1e-3),
+    )
+    policy = _whole_distributions(learner, experience.rollout)
+    reference = _whole_distributions(replace(learner, policy=learner.reference), experience.rollout)
+    tokens = [(q.exp() * (q - p)).sum(-1) for q, p in zip(policy, reference, strict=True)]
+    each, every = torch.stack([x.sum() for x in tokens]), torch.cat(tokens)
+    formulas = {
+        "kl_policy_ref_per_response": each.mean(),
+        "kl_policy_ref_per_response_max": each.max(),
+        "kl_policy_ref_per_response_largest_share": each.max() / each.sum(),
+        "kl_policy_origin_per_response": each.mean(),
+        "kl_policy_ref_per_token": every.mean(),
+        "kl_policy_ref_per_token_max": every.max(),
+        "kl_policy_ref_per_token_p99": every.sort().values[-(len(every) // 100) - 1],
+    }
+    for name, value in formulas.items():
+        assert line[name] == pytest.approx(float(value), rel=1e-3), name
+    assert line["kl_sampler_policy_per_token"] == pytest.approx(0, abs=1e-9)
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    known = re.findall(r"`(\w+)`", " ".join(rows))
+    assert len(known) == len(set(known))
+    assert {name for name in line if not name.startswith("monitor/")} <= set(known)
+    assert {name for name in known if name.startswith("kl_")} <= set(line)
 
 
 def test_the_reported_losses_are_means_over_minibatches() -> None:

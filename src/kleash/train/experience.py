@@ -112,8 +112,10 @@ def meter(
     shape, device = rollout.mask.shape, rollout.mask.device
     names = ("logprobs", "ref_logprobs", "kl", "entropy", "values", "origin_kl")
     flat = {name: torch.zeros(shape, device=device) for name in names}
-    hidden = torch.zeros((*shape, learner.policy.hidden_size), device=device)
-    ref_hidden = torch.zeros((*shape, learner.reference.hidden_size), device=device)
+    hidden, ref_hidden = (
+        torch.zeros((*shape, side.hidden_size), dtype=side.model.dtype, device=device)
+        for side in (learner.policy, learner.reference)
+    )
     head = learner.policy.head.frozen()
     for index in torch.arange(shape[0]).split(micro_batch_size):
         part = rollout.rows(index)
@@ -129,7 +131,7 @@ def meter(
         found = (*read, learner.value_head(own[keep]), origin_kl)
         for name, tensor in zip(names, found, strict=True):
             block = torch.zeros(keep.shape, device=device)
-            block[keep] = tensor
+            block[keep] = tensor.float()
             flat[name][index, :length] = block
     return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, **flat)
 
