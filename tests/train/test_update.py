@@ -283,3 +283,29 @@ def test_the_reported_losses_are_means_over_minibatches() -> None:
         "clip_fraction": 4.0,
     }
     assert set(mean_parts([]).values()) == {None}
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_at_beta_0_a_broken_reference_leaves_the_update_as_it_is(
+    learner: Learner, experience: Experience, broken: float
+) -> None:
+    """Pitfall 4: same loss, same weights after, bit for bit, with a reference whose every number is NaN or inf."""
+    found: list[tuple[str, dict[str, float | None]]] = []
+    spoilt = replace(
+        experience,
+        metered=replace(
+            experience.metered,
+            **{
+                name: torch.full_like(getattr(experience.metered, name), broken)
+                for name in ("kl", "ref_logprobs", "ref_hidden")
+            },
+        ),
+    )
+    for seen in (experience, spoilt):
+        start = learner.snapshot()
+        targets = PPO.targets(seen, 0.0, CONFIG.ppo, EXACT)
+        proposal = propose_update(learner, PPO, seen, targets, CONFIG, _generator())
+        found.append((weights_digest(learner.policy.model), proposal.metrics))
+        learner.restore(start)
+    assert found[0] == found[1]
+    assert found[0][1]["kl_loss"] is None

@@ -45,11 +45,6 @@ class Penalty(NamedTuple):
         """Whether a part of it is differentiated."""
         return self.placement != "reward"
 
-    @property
-    def needs_exact_gradient(self) -> bool:
-        """Whether training must differentiate the exact KL, and so needs both whole distributions."""
-        return self.is_in_loss and self.estimator == "exact"
-
 
 class Gradient(NamedTuple):
     """Whose gradient a penalty has in expectation, on the policy's own samples."""

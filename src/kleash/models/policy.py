@@ -67,6 +67,8 @@ class Head:
     ) -> tuple[Tensor, TokenKL]:
         """The same in one pass with the gradient of a loss over tokens: Σ token_loss(what was read, which tokens).
 
+        For a loss that needs no KL `uniform()` stands in for the reference: it costs no product.
+
         Returns:
             The loss, and what was read, detached.
         """
@@ -95,6 +97,10 @@ class Head:
 
     def _scaled_bias(self) -> Tensor | None:
         return None if self.bias is None else self.bias * self.scale
+
+    def uniform(self) -> "Head":
+        """The head of no model, over this vocabulary and of width 0: every token is as likely as the next."""
+        return Head(self.weight.new_zeros(len(self.weight), 0))
 
     def frozen(self) -> "Head":
         """A copy that later updates of the model don't reach."""

@@ -30,6 +30,11 @@ class Targets(NamedTuple):
         """Whether a part of the penalty is in the loss. At β = 0 none is: 0 · inf would be NaN."""
         return self.penalty.is_in_loss and self.kl_coef_effective > 0
 
+    @property
+    def needs_exact_gradient(self) -> bool:
+        """Whether what is differentiated is the exact KL, for which both whole distributions are needed."""
+        return self.is_differentiated and self.penalty.estimator == "exact"
+
 
 class Minibatch(NamedTuple):
     """What was recorded at the tokens of some responses, flattened; [N] each."""

@@ -103,10 +103,16 @@ def minibatch_loss(
         terms = algorithm.token_terms(read, batch.part(tokens), targets, config.ppo)
         return terms.total / len(hidden)
 
-    loss, read = learner.policy.head.read_loss(
+    head = learner.policy.head
+    if targets.needs_exact_gradient:
+        reference, ref_hidden = learner.reference.head, recorded(metered.ref_hidden)
+    else:
+        # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
+        reference, ref_hidden = head.uniform(), hidden.new_zeros(len(hidden), 0)
+    loss, read = head.read_loss(
         hidden,
-        learner.reference.head,
-        recorded(metered.ref_hidden),
+        reference,
+        ref_hidden,
         part.response_ids[part.mask],
         config.rollout.temperature,
         token_loss,
