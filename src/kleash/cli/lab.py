@@ -39,8 +39,8 @@ GRADIENTS = {
 }
 STALE_VALUES = {
     "unbiased": "unbiased",
-    "per token": "the old policy's prefixes",
-    None: "the old policy's tokens",
+    "per token": "of old prefixes",
+    None: "of old tokens",
 }
 VALUE_COLUMNS: dict[str, JustifyMethod] = {
     "estimator": "left",
@@ -97,6 +97,7 @@ def estimators(
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{option} is wrong", expected="a positive number", got=f"{value}")
     with train_extra():
+        from kleash.functional.kl import in_tail
         from kleash.lab.estimators import measure, measure_stale
         from kleash.lab.mdp import golden, load_mdp, load_policy, optimum
 
@@ -106,6 +107,9 @@ def estimators(
     kl, figures, noise = found = measure(problem, logits)
     screen.say(f"KL(π‖π_ref) = {kl:.6g} nats/response, over {problem.num_sequences:,} sequences")
     _show(screen, found)
+    tail = int(in_tail(problem.logprobs(logits), problem.logprobs(problem.ref_logits)).sum())
+    if tail:
+        screen.say(f"k3 is on its straight line at {tail:,} tokens of all sequences: it reads low.")
     document: dict[str, object] = {"kl": kl, "estimators": figures, "gradient_noise": noise}
     if old is not None:
         stale = measure_stale(problem, logits, old)
@@ -129,8 +133,8 @@ def _show(screen: Screen, found: "Measurement") -> None:
         ]
         _section(screen, title, GRADIENT_COLUMNS, rows)
     screen.say()
-    screen.say("cosine, norm: of the expected gradient, against that of KL(π‖π_ref) per response;")
-    screen.say("1 and 1 is that gradient. noise: one response's std, over the true one's norm.")
+    screen.say("cosine, norm: of the expected gradient, against the true one of KL(π‖π_ref).")
+    screen.say("noise: the std of one response's gradient, over the norm of the true one.")
     screen.say("ratio: times ρ = π/π_old, on the policy's own data; detached: ρ as a number.")
 
 
@@ -169,10 +173,12 @@ def _value(found: "Figures", kl: float) -> list[str]:
     if kl <= SAME:
         return [number(found.mean), number(None), number(None)]
     bias = round(100 * (found.mean / kl - 1), 2)
-    shown = f"{bias:+,.2f} %".replace("-", "−") if bias else "0"
-    return [number(found.mean), shown, number(found.std / kl)]
+    shown = f"{bias:+,.2f}" if abs(bias) < 1e4 else f"{bias:+.1e}"
+    said = f"{shown} %".replace("-", "−") if bias else "0"
+    return [number(found.mean), said, number(found.std / kl)]
 
 
 def _gradient(found: "Figures") -> list[str]:
-    is_none = found.gradient_cosine is None
-    return [fixed(found.gradient_cosine), fixed(0.0 if is_none else found.gradient_norm_ratio)]
+    ratio = 0.0 if found.gradient_cosine is None else found.gradient_norm_ratio
+    shown = fixed(ratio) if ratio < 1000 else number(ratio)
+    return [fixed(found.gradient_cosine).replace("-", "−"), shown]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kleash.errors import InputError
 
-MAX_NUMBERS = 2**24
+MAX_NUMBERS = 2**22
 """Most numbers V · L · V^L in a table of every sequence's rows: beyond this, enumeration is no matter of seconds."""
 LEAST_LOGPROB = math.log(torch.finfo(torch.float64).tiny)
 """Below this no float holds a sequence's probability, and what is multiplied by it would be lost."""
