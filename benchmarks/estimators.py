@@ -28,8 +28,8 @@ def figure() -> go.Figure:
     fig = go.Figure()
     for name, (label, color) in LINES.items():
         fig.add_scatter(
-            x=[kl for kl, _ in points],
-            y=[figures[name].std / kl for kl, figures in points],
+            x=[point.kl for point in points],
+            y=[point.estimators[name].std / point.kl for point in points],
             mode="lines",
             line={"color": color, "width": 3},
             name=label,

@@ -45,11 +45,81 @@ def test_a_problem_and_a_policy_of_ones_own(
     assert one["estimators"]["k3"]["gradient_norm_ratio"] == pytest.approx(1.352527, abs=1e-6)
 
 
-def test_the_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["lab", "estimators"]) == 0
+def test_the_table_is_shown_in_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["lab", "estimators", "--stale-beta", "0.3"]) == 0
     said = capsys.readouterr().out
     assert "2.04047 nats/response, over 4,096 sequences" in said
-    assert "exact_rao_blackwell" in said
+    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+    rows = {line.split()[0]: line for line in said.split("On data from")[0].splitlines() if line}
+    for name, words in {
+        "k1": "nothing",
+        "k2": "KL(π‖π_ref), own token only",
+        "k3": "KL(π_ref‖π), own token only",
+        "k3_sequence": "KL(π_ref‖π), whole",
+        "k2_ratio": "wrong",
+        "k1_in_reward": "KL(π‖π_ref), whole",
+        "k3_in_reward": "wrong",
+        "exact_in_reward": "later tokens only",
+        "exact_rao_blackwell": "KL(π‖π_ref), whole",
+        "exact_regressed": "unbiased",
+    }.items():
+        assert words in rows[name]
+    for title in ("As a value", "In the loss", "In the reward", "In both", "β = 0.3"):
+        assert title in said
+    assert "+676.36 %" in said
+    assert "nan" not in said
+
+
+PROMISED = [
+    *("k1", "k2", "k3", "exact", "topk_merged", "topk_sampled", "k2_sequence", "k3_sequence"),
+    *("k1_in_reward", "k2_in_reward", "k3_in_reward", "exact_in_reward"),
+    *("exact_rao_blackwell", "exact_regressed"),
+]
+"""Names of rows that others read."""
+
+
+def test_stale_data(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(capsys, "--stale-beta", "0.3")
+    assert set(PROMISED) <= found["estimators"].keys()
+    assert found["gradient_noise"].keys() == found["estimators"].keys()
+    assert found["stale"]["beta"] == 0.3
+    for name, bias in (
+        ("k1", -0.3623),
+        ("k3", 6.76),
+        ("k1_ratio", -0.0316),
+        ("k3_ratio_prefix", 0),
+    ):
+        figures = found["stale"]["estimators"][name]
+        assert figures["mean"] / found["kl"] - 1 == pytest.approx(bias, abs=5e-3)
+    # On its own data nothing is stale.
+    fresh = run(capsys, "--beta", "1", "--stale-beta", "1")
+    for name, figures in fresh["stale"]["estimators"].items():
+        assert figures == pytest.approx(fresh["estimators"][name], nan_ok=True)
+
+
+def test_what_k3_cannot_hold_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """T8: at β = 0.03 some tokens are so rare that k3 goes on as a line, and is no longer unbiased."""
+    assert cli.run(["lab", "estimators", "--beta", "0.03", "--stale-beta", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "k3 is on its straight line" in said
+    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+    assert cli.run(["lab", "estimators"]) == 0
+    assert "straight" not in capsys.readouterr().out
+
+
+def test_a_policy_that_has_not_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problem, policy = tmp_path / "mdp.json", tmp_path / "policy.json"
+    problem.write_text(json.dumps(PROBLEM), encoding="utf-8")
+    policy.write_text(json.dumps(PROBLEM["ref_logits"]), encoding="utf-8")
+    words = ("--mdp", str(problem), "--policy", str(policy))
+    found = run(capsys, *words)
+    assert found["kl"] == 0
+    for figures in found["estimators"].values():
+        assert figures == {"mean": 0, "std": 0, "gradient_cosine": None, "gradient_norm_ratio": 0}
+    assert cli.run(["lab", "estimators", *words]) == 0
+    said = capsys.readouterr().out
+    assert "0 nats/response" in said
+    assert "nan" not in said
 
 
 @pytest.mark.parametrize(
@@ -60,8 +130,36 @@ def test_the_table_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         ["--beta", "1", "--policy", "x.json"],
         ["--mdp", "missing.json"],
         ["--policy", "missing.json"],
+        ["--stale-beta", "-1"],
+        ["--stale-beta", "inf"],
+        ["--beta", "0.001"],
+        ["--stale-beta", "1e-310"],
     ],
 )
 def test_bad_input_has_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["lab", "estimators", *words]) == 2
     assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vocab": True},
+        {"vocab": 10**9, "length": 10**9},
+        {"rewards": [float("nan"), 0.0]},
+        {"rewards": [[0.0, 0.0]]},
+        {"ref_logits": [[False, True]]},
+        {"ref_logits": [[0.0, 1e300]]},
+        {"length": None},
+    ],
+)
+def test_a_wrong_file_has_exit_code_2_and_says_what_is_wrong(
+    change: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = tmp_path / "mdp.json"
+    problem.write_text(json.dumps(PROBLEM | change), encoding="utf-8")
+    assert cli.run(["lab", "estimators", "--mdp", str(problem), "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)["error"]
+    assert said["what"]
+    assert said["expected"]
+    assert said["got"]

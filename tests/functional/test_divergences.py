@@ -109,3 +109,33 @@ def test_far_apart_and_at_the_edges(name: str) -> None:
     (gradient,) = torch.autograd.grad(far, logits)
     assert bool(far.isfinite().all())
     assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 2.0, 5.0, 50.0])
+@pytest.mark.parametrize("gap", [0.0, 1e-3, 1.0, 20.0, 200.0, 5000.0])
+def test_renyi_is_finite_wherever_its_value_is(
+    gap: float, alpha: float, dtype: torch.dtype
+) -> None:
+    """Two arms, gap apart one way and back the other: Σ q^α p^{1−α} leaves every float's range, its logarithm none."""
+    logits = torch.tensor([gap, 0.0], dtype=dtype, requires_grad=True)
+    ref = torch.log_softmax(torch.tensor([0.0, gap], dtype=dtype), -1)
+    found = renyi(torch.log_softmax(logits, -1), ref, alpha)
+    # By hand: q = (a, b), p = (b, a) with log b = −gap + log a.
+    log_a = -math.log1p(math.exp(-gap))
+    log_b = log_a - gap
+    powers = [alpha * log_a + (1 - alpha) * log_b, alpha * log_b + (1 - alpha) * log_a]
+    high = max(powers)
+    expected = (high + math.log1p(math.exp(min(powers) - high))) / (alpha - 1)
+    digits = 1e-5 if dtype is torch.float32 else 1e-10
+    assert float(found.detach()) == pytest.approx(expected, rel=digits, abs=digits)
+    (gradient,) = torch.autograd.grad(found, logits)
+    assert bool(gradient.isfinite().all())
+    if gap == 5000.0 and alpha > 1:  # D grows by α/(α − 1) · ∂ log q
+        assert float(found.detach()) == pytest.approx(5000.0, rel=1e-3)
+
+
+def test_renyi_of_what_has_nothing_in_common() -> None:
+    one, other = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log()
+    assert float(renyi(one, other, 0.5)) == math.inf
+    assert float(renyi(one, other, 2.0)) == math.inf

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kleash.functional.kl import (
     ESTIMATORS,
     TAIL,
+    Direction,
     exact_kl,
     importance_weights,
     in_tail,
@@ -121,7 +122,7 @@ def _binary(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_binary_golden_values_and_gradients() -> None:
-    """P = (0.8, 0.2), Q = (0.5, 0.5): each estimator as a loss has the gradient of something else."""
+    """T1, pitfalls 21 and 22: P = (0.8, 0.2), Q = (0.5, 0.5): each as a loss has the gradient of something else."""
     golden = {"exact": 1.386294, "k1": 0.0, "k2": 1.386294, "k3": 1.875}
     for name, expected in golden.items():
         p = torch.tensor(0.8, dtype=torch.double, requires_grad=True)
@@ -181,3 +182,84 @@ def test_k3_in_its_tail_is_a_flagged_finite_line(drop: float) -> None:
     assert float(value.detach()) == pytest.approx(slope * (1 + drop - TAIL) - 1 - drop, rel=1e-5)
     assert float(gradient) == pytest.approx(1 - slope, rel=1e-5)
     assert bool(in_tail(logprob, torch.tensor(0.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tail_is_counted_and_nothing_is_clamped_in_silence(dtype: torch.dtype) -> None:
+    """T8, pitfalls 1 to 3: log-ratios of −30, −50 and −1000. Two are counted; all are finite, in order, and pull."""
+    logprobs = torch.tensor([-30.0, -50.0, -1000.0], dtype=dtype, requires_grad=True)
+    ref = torch.zeros(3, dtype=dtype)
+    assert in_tail(logprobs, ref).tolist() == [False, True, True]
+    value = k3(logprobs, ref)
+    (gradient,) = torch.autograd.grad(value.sum(), logprobs)
+    assert bool(value.isfinite().all())
+    assert value.dtype is torch.float32
+    assert float(value[0].detach()) == pytest.approx(math.expm1(30) - 30, rel=1e-5)
+    assert value.tolist() == sorted(value.tolist())
+    assert bool(gradient.isfinite().all())
+    assert bool((gradient < -1e12).all())  # a step down the penalty raises all three again
+
+
+def test_the_count_is_of_what_k3_does_and_not_of_what_half_precision_makes_of_it() -> None:
+    """−40.25 − (−0.2) is −40.05, in the tail; in bfloat16 the difference would be −40, and out of it."""
+    pair = torch.tensor(-40.25, dtype=torch.bfloat16), torch.tensor(-0.2, dtype=torch.bfloat16)
+    assert bool(in_tail(*pair))
+    straight = math.exp(TAIL) * (1 + 40.25 - float(pair[1].abs()) - TAIL)
+    assert float(k3(*pair)) == pytest.approx(straight, rel=1e-4)
+
+
+# Policy, then reference: near, far on either side (ratios of e^±80 and more), and with suppressed tokens.
+ROWS = {
+    "near": ([0.3, -0.2, 0.1, 1.0], [0.2, -0.1, 0.15, 1.1]),
+    "apart": ([3.0, -2.0, 0.5, 1.0], [-1.0, 2.0, 0.0, 0.5]),
+    "far": ([60.0, 0.0, -20.0, 5.0], [-20.0, 0.0, 30.0, 5.0]),
+    "suppressed in both": ([1.0, -math.inf, 0.5, -0.3], [0.2, -math.inf, -0.5, 0.9]),
+    "suppressed in the policy": ([1.0, -math.inf, 0.5, -0.3], [0.2, 0.4, -0.5, 0.9]),
+    "far and suppressed": ([45.0, -math.inf, 0.0, 1.0], [0.0, -math.inf, 40.0, -45.0]),
+}
+
+
+def _textbook(name: Direction, logits: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
+    """The usual sums, in float64, over the tokens where they are not 0."""
+    q, p = torch.log_softmax(logits, -1), torch.log_softmax(ref, -1)
+
+    def kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        there = one != -torch.inf
+        return (one[there].exp() * (one[there] - other[there])).sum()
+
+    if name == "reverse":
+        return kl(q, p)
+    if name == "forward":
+        return kl(p, q)
+    if name == "jensen_shannon":
+        there = (q != -torch.inf) | (p != -torch.inf)
+        q, p = q[there], p[there]
+        mixed = torch.logaddexp(q, p) - math.log(2)
+        return (kl(q, mixed) + kl(p, mixed)) / 2
+    there = q != -torch.inf
+    log_sum = (2 * q[there] - p[there]).logsumexp(-1)
+    return log_sum if name == "renyi" else log_sum.exp() - 1
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("direction", ["reverse", "forward", "jensen_shannon", "renyi", "chi_squared"])  # fmt: skip
+def test_every_direction_against_the_textbook(direction: Direction, rows: str) -> None:
+    """Value and gradient, in float64 and in float32, of a policy whose suppressed tokens stay suppressed."""
+    policy, ref = (torch.tensor(x, dtype=torch.double) for x in ROWS[rows])
+    policy.requires_grad_()
+    wanted = _textbook(direction, policy, ref)
+    (slope,) = torch.autograd.grad(wanted, policy)
+    if direction == "forward" and rows == "suppressed in the policy":
+        assert float(exact_kl(policy, ref, direction=direction).detach()) == math.inf
+        return
+    for dtype, digits in ((torch.double, 1e-9), (torch.float32, 2e-5)):
+        logits = policy.detach().to(dtype).requires_grad_()
+        found = exact_kl(logits, ref.to(dtype), direction=direction)
+        if float(wanted.detach()) > torch.finfo(dtype).max:
+            assert float(found.detach()) == math.inf
+            continue
+        assert float(found.detach()) == pytest.approx(
+            float(wanted.detach()), rel=digits, abs=digits
+        )
+        (gradient,) = torch.autograd.grad(found, logits)
+        torch.testing.assert_close(gradient.double(), slope, rtol=20 * digits, atol=digits)

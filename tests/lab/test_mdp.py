@@ -101,12 +101,62 @@ def test_a_problem_is_read_as_it_was_written(tmp_path: Path) -> None:
         {"rewards": [0, 1, 2]},
         {"rewards": [0, 1, 2, float("nan")]},
         {"rewards": None},
+        {"rewards": [0, 1, 2, True]},
+        {"rewards": [0, 1, 2, 10**400]},
+        {"rewards": {"0": 1}},
+        {"rewards": "0123"},
+        {"ref_logits": [[True, False]] * 3},
+        {"ref_logits": [[0.0, float("inf")]] * 3},
+        {"ref_logits": [[0.0, 1e308], [0.0, 0.0], [0.0, 0.0]]},
+        {"ref_logits": [[0.0, -800.0], [0.0, 0.0], [0.0, 0.0]]},
+        {"ref_logits": [[[0.0, 1.0]]] * 3},
+        {"vocab": 2.0},
+        {"vocab": 2**20, "length": 2**20},
+        {"vocab": 8, "length": 7},
+        {"length": -1},
     ],
 )
 def test_a_wrong_problem_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(InputError) as caught:
         load_mdp(write(tmp_path / "mdp.json", **changes))
     assert caught.value.expected
+
+
+@pytest.mark.parametrize("name", ["vocab", "length", "ref_logits", "rewards"])
+def test_a_missing_key_is_named(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "mdp.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    del data[name]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(InputError, match=name) as caught:
+        load_mdp(path)
+    assert caught.value.got == "no such key"
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        ([[0.0, 1.0]] * 2, "2 × 2"),
+        ([[0.0, 1.0, 2.0]] * 3, "3 × 3"),
+        ([[0.0, float("nan")]] * 3, "3 that are not finite"),
+        ([[0.0, True]] * 3, "hold numbers"),
+        ({"rows": []}, "no such key"),
+        ([[0.0, 1000.0]] * 3, "-2000"),
+    ],
+)
+def test_a_wrong_policy_is_refused(tmp_path: Path, rows: object, got: str) -> None:
+    mdp, path = load_mdp(write(tmp_path / "mdp.json")), tmp_path / "policy.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_policy(path, mdp)
+    assert got in caught.value.got
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1e-10, 1e-310])
+def test_an_optimum_that_no_float_holds_is_refused(beta: float) -> None:
+    with pytest.raises(InputError, match="β") as caught:
+        optimum(golden(), beta)
+    assert caught.value.do == "take a larger β"
 
 
 @pytest.mark.parametrize("text", ["", "[", "[1, 2]", "[" * 100_000, "\x00"])

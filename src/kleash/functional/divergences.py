@@ -97,7 +97,8 @@ def renyi(
 ) -> Float[Tensor, "*N"]:
     """Rényi's D_α(q‖p) = log(Σ_v q_v^α p_v^{1−α}) / (α − 1), nats (van Erven & Harremoës 2014, arXiv 1206.2459).
 
-    α → 1 is KL(q‖p); α = ½ is symmetric; α = 2 is log(1 + χ²); it grows with α.
+    α → 1 is KL(q‖p); α = ½ is symmetric; α = 2 is log(1 + χ²); it grows with α. Finite wherever the sum is, even where
+    no float holds the sum itself.
 
     Args:
         logprobs: of the policy, q.
@@ -113,7 +114,15 @@ def renyi(
     """
     if not alpha > 0 or alpha == 1:
         raise ValueError(f"alpha must be positive and not 1 (that is reverse_kl), not {alpha}")
-    return torch.log1p(_power_sum(logprobs, ref_logprobs, alpha)) / (alpha - 1)
+    supported = logprobs != -torch.inf
+    powers = alpha * torch.where(supported, logprobs, 0.0) + (1 - alpha) * ref_logprobs
+    powers = torch.where(supported, powers, -torch.inf)
+    log_sum = powers.detach().logsumexp(-1, keepdim=True)
+    # Far out the sum overflows, or 1 + its distance from 1 is 0, where its logarithm is an ordinary number.
+    far = (log_sum > _LARGE) | (log_sum < -1)
+    near = torch.log1p(_power_sum(torch.where(far, ref_logprobs, logprobs), ref_logprobs, alpha))
+    beyond = torch.where(far, powers, 0.0).logsumexp(-1)
+    return torch.where(far.squeeze(-1), beyond, near) / (alpha - 1)
 
 
 def _power_sum(logprobs: Tensor, ref_logprobs: Tensor, alpha: float) -> Tensor:
@@ -122,7 +131,7 @@ def _power_sum(logprobs: Tensor, ref_logprobs: Tensor, alpha: float) -> Tensor:
     supported = logprobs != -torch.inf
     log_ratio = torch.where(supported, logprobs - ref_logprobs, 0.0)
     probs, ref_probs = logprobs.exp(), ref_logprobs.exp()
-    near = log_ratio.abs() < _LARGE
+    near = max(1.0, abs(order)) * log_ratio.abs() < _LARGE
     small = torch.where(near, log_ratio, 0.0)
     # Far out the powers are taken of the product, which is finite where its factors are not.
     power = torch.where(near, -torch.inf, logprobs + order * log_ratio).exp()

@@ -153,7 +153,7 @@ def in_tail(logprobs: Float[Tensor, "*N"], ref_logprobs: Float[Tensor, "*N"]) ->
         >>> in_tail(torch.tensor([-50.0, -1.0]), torch.tensor([-1.0, -50.0]))
         tensor([ True, False])
     """
-    return ref_logprobs - logprobs > TAIL
+    return _log_ratio(logprobs, ref_logprobs) < -TAIL
 
 
 ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
@@ -161,23 +161,60 @@ ESTIMATORS: dict[str, Estimator] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 class Label(NamedTuple):
-    """What an estimator is, on-policy. Tests read this and hold it against enumeration."""
+    """What an estimator, summed over a response, is in expectation. Tests read this and hold it against enumeration."""
 
-    value: Literal["unbiased", "biased", "lower bound"]
-    """As an estimate of KL(π‖π_ref)."""
-    loss: Literal["reverse", "forward", "zero", "its own"]
-    """Whose gradient it has in expectation, when it stands in the loss of the step it was taken at."""
-    reward: Literal["reverse", "wrong", "future only"]
-    """What Σ_t k_t ∇log π, the gradient it has in the reward, is. `future only`: it lacks the local term."""
+    value: Literal["unbiased", "biased", "lower bound", "per token"]
+    """As an estimate of the divergence of whole responses. `per token`: exact in each state, but not in the sum, whose
+    states are not drawn as that divergence, or that policy, would draw them."""
+    loss: (
+        Literal[
+            "reverse",
+            "reverse per token",
+            "forward",
+            "forward per token",
+            "own per token",
+            "zero",
+            "wrong",
+        ]
+        | None
+    )
+    """Whose gradient it has when it stands in the loss: of whole responses, or of each token's state alone. `own`: of
+    what it is the value of. None: a value only."""
+    reward: Literal["reverse", "future only", "wrong"] | None
+    """Whose gradient Σ_t (Σ_{j≥t} k_j) ∇log π, the one that it has in the reward, is. `future only`: it lacks the own
+    token's term. None: not for the reward."""
+    of: Direction = "reverse"
+    """The divergence that it estimates; `reverse` is KL(π‖π_ref)."""
 
 
 LABELS: dict[str, Label] = {
-    "exact": Label("unbiased", "reverse", "future only"),
-    "topk_merged": Label("lower bound", "its own", "future only"),
-    "topk_sampled": Label("unbiased", "reverse", "wrong"),
+    # From both distributions.
+    "exact": Label("unbiased", "reverse per token", "future only"),
+    "exact_forward": Label("per token", "forward per token", "future only", "forward"),
+    "exact_jensen_shannon": Label("per token", "own per token", "future only", "jensen_shannon"),
+    "exact_renyi": Label("per token", "own per token", "future only", "renyi"),
+    "exact_chi_squared": Label("per token", "own per token", "future only", "chi_squared"),
+    "exact_regressed": Label("unbiased", None, None),
+    "topk_merged": Label("lower bound", "own per token", "future only"),
+    "topk_sampled": Label("unbiased", "reverse per token", "wrong"),
+    # From the token drawn.
     "k1": Label("unbiased", "zero", "reverse"),
-    "k2": Label("biased", "reverse", "wrong"),
-    "k3": Label("unbiased", "forward", "wrong"),
+    "k2": Label("biased", "reverse per token", "wrong"),
+    "k3": Label("unbiased", "forward per token", "wrong"),
+    # From the log-ratio of the whole response.
+    "k1_sequence": Label("unbiased", "zero", "reverse"),
+    "k2_sequence": Label("biased", "reverse", "wrong"),
+    "k3_sequence": Label("unbiased", "forward", "wrong"),
+    # From another policy's data, times `importance_weights` with their gradient.
+    "k1_ratio": Label("per token", "reverse per token", None),
+    "k2_ratio": Label("biased", "wrong", None),
+    "k3_ratio": Label("per token", "reverse per token", None),
+    "k1_ratio_prefix": Label("unbiased", "reverse", None),
+    "k2_ratio_prefix": Label("biased", "wrong", None),
+    "k3_ratio_prefix": Label("unbiased", "reverse", None),
+    "k1_ratio_sequence": Label("unbiased", "reverse", None),
+    "k2_ratio_sequence": Label("biased", "wrong", None),
+    "k3_ratio_sequence": Label("unbiased", "reverse", None),
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleash.functional.kl import k1, k2, k3
+from kleash.functional.kl import ESTIMATORS, k1
 
 Placement = Literal["exact", "reward", "loss", "forward"]
 """`exact`: local term in the loss, what follows in the reward. The others: in one place only."""
@@ -166,7 +166,11 @@ def charges(
         >>> charges(Penalty("reward", "exact"), kl, u, mask)
         tensor([[-1.0000,  0.7000,  0.0000]])
     """
-    own = log_ratio if penalty.placement == "reward" else torch.zeros_like(kl)
+    own = torch.zeros_like(kl)
+    if (
+        penalty.placement == "reward"
+    ):  # also of a refused estimate, so that it can be shown what it descends
+        own = ESTIMATORS.get(penalty.estimator, k1)(log_ratio, torch.zeros_like(log_ratio))
     if penalty.placement in {"exact", "reward"} and penalty.estimator == "exact":
         following = torch.where(mask, kl - own, 0.0)[:, 1:]
         own = own + torch.nn.functional.pad(following, (0, 1))
@@ -199,7 +203,7 @@ def loss_terms(
     if penalty.estimator == "exact":
         assert kl is not None, "an exact penalty in the loss is given the exact KL"
         return kl
-    estimate = {"k1": k1, "k2": k2, "k3": k3}[penalty.estimator](logprobs, ref_logprobs)
+    estimate = ESTIMATORS[penalty.estimator](logprobs, ref_logprobs)
     return estimate * _weight(penalty.weight, logprobs, old_logprobs)
 
 

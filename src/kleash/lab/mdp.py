@@ -15,8 +15,10 @@ from torch import Tensor
 
 from kleash.errors import InputError
 
-MAX_SEQUENCES = 2**20
-"""Beyond this, enumeration is no longer a matter of seconds."""
+MAX_NUMBERS = 2**22
+"""Most numbers V · L · V^L in a table of every sequence's rows: beyond this, enumeration is no matter of seconds."""
+LEAST_LOGPROB = math.log(torch.finfo(torch.float64).tiny)
+"""Below this no float holds a sequence's probability, and what is multiplied by it would be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,9 @@ def optimum(mdp: MDP, beta: float) -> Tensor:
 
     Returns:
         [S, V] log-probabilities, which are logits.
+
+    Raises:
+        InputError: β is so small that a sequence's probability underflows.
     """
     reference = torch.log_softmax(mdp.ref_logits, -1)
     values, rows = mdp.rewards.view(-1, mdp.vocab), []
@@ -99,7 +104,22 @@ def optimum(mdp: MDP, beta: float) -> Tensor:
         tilted = reference[first : first + mdp.vocab**depth] + values / beta
         rows.append(torch.log_softmax(tilted, -1))
         values = (beta * tilted.logsumexp(-1)).view(-1, mdp.vocab) if depth else values
-    return torch.cat(rows[::-1])
+    return _supported(
+        mdp, torch.cat(rows[::-1]), f"the optimum at β = {beta:g}", do="take a larger β"
+    )
+
+
+def _supported(mdp: MDP, logits: Tensor, what: str, *, do: str = "") -> Tensor:
+    """The logits, where they give every sequence a probability that a float holds."""
+    least = float(mdp.logprobs(logits).sum(-1).min())
+    if not least >= LEAST_LOGPROB:  # also where it is no number
+        raise InputError(
+            f"{what} is too far out to be enumerated",
+            expected=f"log-probabilities of sequences above {LEAST_LOGPROB:.0f}",
+            got=f"{least:.4g}",
+            do=do,
+        )
+    return logits
 
 
 def load_mdp(path: Path) -> MDP:
@@ -110,19 +130,23 @@ def load_mdp(path: Path) -> MDP:
     """
     data = _read(path)
     vocab, length = (_whole(data, path, name) for name in ("vocab", "length"))
-    if vocab < 2 or length < 1 or vocab**length > MAX_SEQUENCES:
+    # The logarithm first: a power of two long numbers would itself take minutes.
+    if (
+        vocab < 2
+        or length < 1
+        or length * math.log2(vocab) > math.log2(MAX_NUMBERS)
+        or length * vocab ** (length + 1) > MAX_NUMBERS
+    ):
         raise InputError(
             f"{path} is not a problem that can be enumerated",
-            expected=f"vocab ≥ 2, length ≥ 1, at most {MAX_SEQUENCES:,} sequences",
+            expected=f"vocab ≥ 2, length ≥ 1, length · vocab^(length + 1) at most {MAX_NUMBERS:,}",
             got=f"vocab {vocab}, length {length}",
         )
     prefixes = sum(vocab**depth for depth in range(length))
-    return MDP(
-        vocab,
-        length,
-        _table(data, path, "ref_logits", (prefixes, vocab)),
-        _table(data, path, "rewards", (vocab**length,)),
-    )
+    ref_logits = _table(data, path, "ref_logits", (prefixes, vocab))
+    mdp = MDP(vocab, length, ref_logits, _table(data, path, "rewards", (vocab**length,)))
+    _supported(mdp, ref_logits, f"{path}: the reference")
+    return mdp
 
 
 def load_policy(path: Path, mdp: MDP) -> Tensor:
@@ -132,7 +156,8 @@ def load_policy(path: Path, mdp: MDP) -> Tensor:
         InputError: the file is not that.
     """
     data = _read(path, bare=True)
-    return _table(data, path, "logits", (mdp.num_prefixes, mdp.vocab))
+    table = _table(data, path, "logits", (mdp.num_prefixes, mdp.vocab))
+    return _supported(mdp, table, f"{path}: the policy")
 
 
 def _read(path: Path, *, bare: bool = False) -> dict[str, Any]:
@@ -153,24 +178,46 @@ def _read(path: Path, *, bare: bool = False) -> dict[str, Any]:
 
 def _whole(data: dict[str, Any], path: Path, name: str) -> int:
     value = data.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value > MAX_SEQUENCES:
+    if isinstance(value, bool) or not isinstance(value, int) or value > MAX_NUMBERS:
         raise InputError(
-            f"{path}: {name} is wrong", expected="a whole number", got=repr(value)[:80]
+            f"{path}: {name} is wrong",
+            expected="a whole number",
+            got=repr(value)[:80] if name in data else "no such key",
         )
     return value
 
 
 def _table(data: dict[str, Any], path: Path, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The numbers under a name, in the shape that they must have."""
+    got = "no such key"
+    if name in data:
+        table = _numbers(data[name])
+        if table is None:
+            got = "something else than rows of one length that hold numbers"
+        elif table.shape != shape:
+            got = f"numbers in the shape {' × '.join(map(str, table.shape))}"
+        elif not bool(table.isfinite().all()):
+            got = f"{int((~table.isfinite()).sum())} that are not finite"
+        else:
+            return table
+    raise InputError(
+        f"{path}: {name} is wrong",
+        expected=f"finite numbers in the shape {' × '.join(map(str, shape))}",
+        got=got,
+    )
+
+
+def _numbers(value: Any) -> Tensor | None:
+    """A tensor of nested lists of numbers; None where they are not that. JSON's true is no number."""
+    if _holds_bool(value):
+        return None
     try:
-        table = torch.tensor(data.get(name), dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        table = torch.full((1,), math.nan, dtype=torch.float64)
-    if table.shape != shape or not bool(table.isfinite().all()):
-        raise InputError(
-            f"{path}: {name} is wrong",
-            expected=f"finite numbers in the shape {' × '.join(map(str, shape))}",
-            got=f"numbers in the shape {tuple(table.shape)}"
-            if bool(table.isfinite().all())
-            else "something else",
-        )
-    return table
+        return torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_bool(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    return isinstance(value, bool)
