@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/ppo_step.py [--rounds 7]
 
 All variants start from the same weights and draw the same responses, in turn; times are medians over rounds, ratios of
-rounds. `k1` has the sampled log-ratio in the reward and differentiates no KL; its meter is exact all the same, as kleash's
-always is. `k1, nothing exact` meters the log-probabilities of the drawn tokens only, as other trainers do.
+rounds. `k1` has the sampled log-ratio in the reward and differentiates no KL; its meter is exact all the same, as it
+always is here. `k1, nothing exact` meters the log-probabilities of the drawn tokens only, as other trainers do.
 """
 
 import argparse

@@ -39,6 +39,7 @@ def test_defaults_with_a_target() -> None:
     ],
 )
 def test_refused(section: dict, words: str) -> None:
+    """Pitfall 6: a target, a horizon or an adaptive β of 0 among them."""
     with pytest.raises(ValidationError, match=words):
         ControlConfig.model_validate(section)
 

@@ -119,7 +119,7 @@ def test_whatever_is_read_the_penalty_stays_a_finite_positive_number(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -5.0])
 def test_an_impossible_reading_holds_the_penalty_and_says_so(value: float) -> None:
-    """The published code keeps a NaN for ever, and lowers the penalty on a negative KL."""
+    """Pitfall 5: the published code keeps a NaN for ever, and lowers the penalty on a negative KL."""
     held = step(adaptive(), value)
 
     assert held.kl_coef == 0.15

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from kleash import control
 from kleash.control import ControlConfig
 from kleash.errors import ConfigError, InputError, LimitError, RewardError
 from kleash.guard import GuardConfig
 from kleash.ledger import Ledger, read
+from kleash.models.hub import load_language_model
 from kleash.models.policy import weights_digest
 from kleash.records import KLReading
 from kleash.replay import verify_run
@@ -21,6 +23,7 @@ from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
+from kleash.train.learner import trainable
 from kleash.train.loop import final_drift, seeded
 from kleash.train.run import prepare, train
 from kleash.train.update import propose_update
@@ -77,6 +80,25 @@ def test_a_run_verifies_repeats_bit_for_bit_and_loads_in_transformers(tmp_path: 
     AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "final")
     card = (tmp_path / "a" / "final" / "README.md").read_text()
     assert str(records[-1].kl) in card
+
+
+def test_the_controller_moves_once_a_rollout_however_many_minibatches(tmp_path: Path) -> None:
+    """Pitfalls 40 and 49: a step uses the β of the state after the step before, moved once by its reading."""
+    config = _config(ppo=PPOConfig(num_epochs=3, num_minibatches=4))
+    records = list(train(config, tmp_path / "run"))
+    state = control.init(config.rl)
+    for record in records:
+        assert record.kl_coef == record.metrics["kl_coef"] == state.kl_coef
+        state = control.update(state, record.kl, control.Signals(num_responses=record.kl.n))
+    assert len({record.kl_coef for record in records}) == 3
+
+
+def test_a_policy_without_a_weight_to_train_is_refused() -> None:
+    """Pitfall 46: it would measure, decide and record for hours, and learn nothing."""
+    policy = load_language_model("tiny-reviews/base")
+    policy.model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="can be trained"):
+        trainable(policy)
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:

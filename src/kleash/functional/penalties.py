@@ -167,9 +167,8 @@ def charges(
         tensor([[-1.0000,  0.7000,  0.0000]])
     """
     own = torch.zeros_like(kl)
-    if (
-        penalty.placement == "reward"
-    ):  # also of a refused estimate, so that it can be shown what it descends
+    if penalty.placement == "reward":
+        # Of a refused estimate too, so that what it descends can be shown.
         own = ESTIMATORS.get(penalty.estimator, k1)(log_ratio, torch.zeros_like(log_ratio))
     if penalty.placement in {"exact", "reward"} and penalty.estimator == "exact":
         following = torch.where(mask, kl - own, 0.0)[:, 1:]

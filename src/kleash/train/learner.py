@@ -60,14 +60,7 @@ def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -
     policy = load_language_model(model.policy, device)
     reference = load_reference(policy, model.reference)
     value_head = ValueHead(policy.hidden_size).to(device)
-    weights = [p for p in policy.model.parameters() if p.requires_grad]
-    if not weights:
-        raise ConfigError(
-            f"no weight of {model.policy} can be trained",
-            expected="at least one",
-            got="all are frozen",
-        )
-    trained: list[Tensor] = [*weights, *value_head.parameters()]
+    trained: list[Tensor] = [*trainable(policy), *value_head.parameters()]
     adam = torch.optim.AdamW(
         trained,
         lr=optimizer.learning_rate,
@@ -76,6 +69,22 @@ def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -
         fused=True,
     )
     return Learner(policy, reference, reference, value_head, adam, trained)
+
+
+def trainable(policy: LanguageModel) -> list[Tensor]:
+    """The policy's weights that an optimiser may move.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    weights: list[Tensor] = [p for p in policy.model.parameters() if p.requires_grad]
+    if not weights:
+        raise ConfigError(
+            f"no weight of {policy.name} can be trained",
+            expected="at least one",
+            got="all are frozen",
+        )
+    return weights
 
 
 def resolve_device(name: str) -> str:
