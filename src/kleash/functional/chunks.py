@@ -146,30 +146,22 @@ class FusedChunk:
     def __init__(
         self, own: Tensor, theirs: Tensor, out: Tensor, tokens: Tensor, given: Constants
     ) -> None:
-        self.own, self.theirs, self.out = own, theirs, out
-        self.tokens, self.given = tokens, given
-        self.read = TokenKL.empty(tokens, own.dtype)
-        # Their log-normaliser, and how much it is above the reference's.
-        self.normalisers = own.new_empty(2, len(tokens))
+        settings = (given.temperature, given.softcap, given.ref_softcap)
+        self.logits = _fused().Logits(own, theirs, tokens, *settings)
+        self.out = out
+        self.numbers = own.new_empty(_fused().COLUMNS, len(tokens))
+        self.read = TokenKL(*self.numbers[:4])
 
     def reduce(self) -> TokenKL:
         """Reads the four quantities; the logits stay as they are."""
-        both = (self.own, self.theirs)
-        _fused().reduce(*both, self.tokens, *self._settings(), self.normalisers, *self.read)
+        _fused().reduce(self.logits, self.numbers)
         return self.read
 
     def differentiate(self, of_logprobs: Tensor, of_kl: Tensor, of_entropy: Tensor) -> Tensor:
         """The gradient of the head's output, [C, V]: over the policy's logits, or beside them in half precision."""
         upstream = torch.stack([of_logprobs, of_kl, of_entropy])
-        readings = (self.read.kl, self.read.entropy)
-        both = (self.own, self.theirs)
-        _fused().differentiate(
-            *both, self.tokens, *self._settings(), self.normalisers, *readings, upstream, self.out
-        )
+        _fused().differentiate(self.logits, self.numbers, upstream, self.out)
         return self.out
-
-    def _settings(self) -> tuple[float, float | None, float | None]:
-        return self.given.temperature, self.given.softcap, self.given.ref_softcap
 
 
 def chunks(policy: Policy, given: Constants) -> Iterator[tuple[slice, Chunk | FusedChunk]]:
@@ -248,19 +240,26 @@ def _halves(policy: Policy) -> bool:
 def _reduce(logprobs: Tensor, ref_logprobs: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """KL and entropy of some rows; overwrites the reference's with q, `out` with −d, and the policy's."""
     back = torch.sub(ref_logprobs, logprobs, out=out)
-    far = slice(None) if back.is_cuda else (~(back.amax(-1) < _FAR)).nonzero()[:, 0]
-    careful = back.is_cuda or len(far) > 0
-    kept = (logprobs[far].clone(), ref_logprobs[far].clone()) if careful else None
+    far = _far(back)
+    kept = None if far is None else (logprobs[far].clone(), ref_logprobs[far].clone())
     q = torch.exp(logprobs, out=ref_logprobs)
     entropy = -torch.linalg.vecdot(q, logprobs)
     terms = torch.expm1(back, out=logprobs).sub_(back)
     # A term that is 0 may be rounded below it.
     kl = torch.linalg.vecdot(q, terms).clamp_(min=0)
-    if kept is not None:
+    if far is not None and kept is not None:
         # q vanishes beside p, or is 0: limits instead of 0 · inf, for the gradient that follows too.
         kl[far], entropy[far] = reverse_kl(*kept), entropy_of(kept[0])
         back[far] = torch.where(q[far] > 0, back[far], 0.0)
     return kl, entropy
+
+
+def _far(back: Tensor) -> Tensor | slice | None:
+    """The rows that need care: where −d is large or not a number. On a GPU all of them, as asking is waiting."""
+    if back.is_cuda:
+        return slice(None)
+    rows = (~(back.amax(-1) < _FAR)).nonzero()[:, 0]
+    return rows if len(rows) else None
 
 
 def _bound(product: Tensor, softcap: float | None, temperature: float) -> None:

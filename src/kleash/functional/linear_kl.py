@@ -135,7 +135,9 @@ class _LinearKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Any, ...]:
         of_logprobs, _, of_kl, of_entropy = grad_outputs
         upstream = torch.stack([of_logprobs, of_kl, of_entropy])
         policy = Policy(*ctx.saved_tensors)
@@ -172,7 +174,9 @@ class _LinearKLLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Any, ...]:
         *policy, upstream = ctx.saved_tensors
         # The head's gradient is as large as the head: it is given away, not copied. Whoever comes a second time
         # (retain_graph) finds it gone, perhaps changed by its new owner, and pays for another.
