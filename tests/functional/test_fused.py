@@ -112,7 +112,7 @@ def test_a_loss_made_on_the_way_is_the_loss_made_after(device: str) -> None:
     x = watched(case(device))
     after = differentiated(x, meter(x))
     y = watched(case(device))
-    main = [y[k] for k in ("hidden", "weight", "ref_hidden", "ref_weight", "tokens")]
+    main = (y["hidden"], y["weight"], y["ref_hidden"], y["ref_weight"], y["tokens"])
     loss, _ = linear_kl_loss(
         *main,
         lambda read, _: read.logprobs - 2 * read.kl + 0.7 * read.entropy,
@@ -121,8 +121,9 @@ def test_a_loss_made_on_the_way_is_the_loss_made_after(device: str) -> None:
     )
     loss.backward()
     for name, other in zip(NAMES, after, strict=True):
-        assert y[name].grad is not None
-        assert torch.equal(y[name].grad, other)
+        grad = y[name].grad
+        assert grad is not None
+        assert torch.equal(grad, other)
 
 
 @pytest.mark.parametrize("nats", [1e-8, 1e-6])
@@ -157,19 +158,16 @@ def test_suppressed_tokens_and_ratios_beyond_float32(device: str) -> None:
     assert bool((meter(x).kl == torch.inf).all()), "the reference excludes what the policy may say"
 
 
-@pytest.mark.parametrize(("side", "value"), [("hidden", "nan"), ("ref_hidden", "inf")])
-def test_a_broken_row_breaks_nothing_else(device: str, side: str, value: str) -> None:
+def test_a_broken_row_breaks_nothing_else(device: str) -> None:
     x, whole = watched(case(device)), watched(case(device))
     with torch.no_grad():
-        x[side][1, 0] = float(value)
-    rest = torch.arange(N, device=device) != 1
+        x["hidden"][0, 0], x["ref_hidden"][1, 0] = torch.nan, torch.inf
     broken, sound = meter(x), meter(whole)
-    assert bool(broken.kl[1].isnan())
+    assert bool(broken.kl[:2].isnan().all())
     for one, other in zip(broken, sound, strict=True):
-        assert torch.equal(one[rest], other[rest])
-    grads = zip(differentiated(x, broken), differentiated(whole, sound), strict=True)
-    of_hidden, expected = next(grads)
-    assert torch.equal(of_hidden[rest], expected[rest])
+        assert torch.equal(one[2:], other[2:])
+    of_hidden, expected = (differentiated(*y)[0] for y in ((x, broken), (whole, sound)))
+    assert torch.equal(of_hidden[2:], expected[2:])
 
 
 def test_the_gradient_may_be_written_beside_the_logits_in_half_precision(device: str) -> None:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from kleash.functional.divergences import reverse_kl
-from kleash.functional.logprobs import entropy as entropy_of
 
 CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
@@ -28,7 +27,7 @@ CUDA_CHUNK_BYTES = 512 * 2**20
 BLOCK_BYTES = 4 * 2**20
 """Of the rows that are reduced together: what stays in a cache between one pass and the next."""
 TILE = 8192
-"""Rows of a half-precision head that are widened together on a processor."""
+"""Rows of a head that are multiplied together on a processor, where they are to be widened, or to be summed over."""
 _FAR = 30.0
 """Where −d is larger, q is negligible beside p and e^{−d} soon overflows: the careful path."""
 _NEVER = -1e4
@@ -96,7 +95,9 @@ class Chunk:
     ) -> None:
         self.own, self.theirs, self.scratch = own, theirs, scratch
         self.tokens, self.given = tokens[:, None], given
-        self.lse = torch.empty(len(own), 1, dtype=own.dtype, device=own.device)
+        self.lse = own.new_empty(len(own), 1)
+        # Σ q, Σ q (−d) and Σ q log q as they came out, in float32.
+        self.sums = own.new_empty(3, len(own))
         self.read = TokenKL.empty(tokens, own.dtype)
 
     def reduce(self) -> TokenKL:
@@ -112,7 +113,8 @@ class Chunk:
             self.lse[rows] = logit - logprob
             self.read.logprobs[rows] = logprob[:, 0]
             self.read.ref_logprobs[rows] = ref_logprobs.gather(-1, tokens)[:, 0]
-            self.read.kl[rows], self.read.entropy[rows] = _reduce(logprobs, ref_logprobs, r)
+            self.read.kl[rows], self.sums[:, rows] = _reduce(logprobs, ref_logprobs, r)
+        torch.neg(self.sums[2], out=self.read.entropy)
         return self.read
 
     def differentiate(self, of_logprobs: Tensor, of_kl: Tensor, of_entropy: Tensor) -> Tensor:
@@ -121,10 +123,10 @@ class Chunk:
         # Asking a GPU would be waiting for it.
         with_entropy = of_entropy.is_cuda or bool(of_entropy.any())
         a, b, c = (x[:, None] / temperature for x in (of_logprobs, of_kl, of_entropy))
-        # q (b (d − KL) − a − c (log q + H)), as q (−b·(−d) − c log q − shift).
-        shift = a + b * self.read.kl[:, None]
-        if with_entropy:
-            shift += c * self.read.entropy[:, None]
+        # q (b (d − KL) − a − c (log q + H)) = q (−b·(−d) − c log q − shift), with the shift that makes a row's sum 0 in
+        # these very numbers: what is left of it would be multiplied by the mean of the head's rows.
+        mass, drift, order = self.sums[..., None]
+        shift = (a - b * drift - (c * order if with_entropy else 0)) / mass
         for rows in blocks(len(self.own), len(self.scratch)):
             q, slope = self.own[rows], self.theirs[rows]
             slope.mul_(-b[rows]).sub_(shift[rows])
@@ -238,20 +240,23 @@ def _halves(policy: Policy) -> bool:
 
 
 def _reduce(logprobs: Tensor, ref_logprobs: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """KL and entropy of some rows; overwrites the reference's with q, `out` with −d, and the policy's."""
+    """KL of some rows, and Σ q, Σ q (−d), Σ q log q; leaves q in `ref_logprobs`, −d in `out`, nothing in `logprobs`."""
     back = torch.sub(ref_logprobs, logprobs, out=out)
     far = _far(back)
     kept = None if far is None else (logprobs[far].clone(), ref_logprobs[far].clone())
     q = torch.exp(logprobs, out=ref_logprobs)
-    entropy = -torch.linalg.vecdot(q, logprobs)
+    if far is not None:
+        # Limits instead of 0 · inf, here and in the gradient that follows.
+        none = q[far] == 0
+        back[far] = back[far].masked_fill_(none, 0.0)
+        logprobs[far] = logprobs[far].masked_fill_(none, 0.0)
+    order, drift = torch.linalg.vecdot(q, logprobs), torch.linalg.vecdot(q, back)
     terms = torch.expm1(back, out=logprobs).sub_(back)
     # A term that is 0 may be rounded below it.
     kl = torch.linalg.vecdot(q, terms).clamp_(min=0)
     if far is not None and kept is not None:
-        # q vanishes beside p, or is 0: limits instead of 0 · inf, for the gradient that follows too.
-        kl[far], entropy[far] = reverse_kl(*kept), entropy_of(kept[0])
-        back[far] = torch.where(q[far] > 0, back[far], 0.0)
-    return kl, entropy
+        kl[far] = reverse_kl(*kept)
+    return kl, torch.stack([q.sum(-1), drift, order])
 
 
 def _far(back: Tensor) -> Tensor | slice | None:
@@ -283,12 +288,13 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """left @ right, written to `out`, whose type is float32 at least."""
-    if left.dtype == right.dtype == out.dtype:
+    if left.dtype == right.dtype == out.dtype and (left.is_cuda or len(right) <= TILE):
         return torch.mm(left, right, out=out)
     if left.is_cuda and left.dtype == right.dtype:
         return torch.mm(left, right, out_dtype=out.dtype, out=out)
-    # No half-precision product of a processor keeps float32: widen the longer side, a tile at a time.
+    # On a processor no half-precision product keeps float32, so it is widened, a tile at a time; and a sum over the
+    # vocabulary keeps its digits where pieces are summed first: of a single row MKL adds one number after the other.
     out.zero_()
     for tile in blocks(len(right), TILE):
-        out.addmm_(left[:, tile].to(out.dtype), right[tile].to(out.dtype))
+        out += left[:, tile].to(out.dtype) @ right[tile].to(out.dtype)
     return out

@@ -33,8 +33,11 @@ REDUCE_BLOCK = 4096
 """Tokens of a row that are in registers at a time."""
 WRITE_BLOCK = 2048
 """Tokens of a row whose gradient one program writes."""
-COLUMNS = 6
-"""Numbers kept of a row: the four of `TokenKL`, log Σe^z, and that minus log Σe^r."""
+COLUMNS = 8
+"""Numbers kept of a row: the four of `TokenKL`, max z, Σ e^{z − max}, log Σ e^z − log Σ e^r, and E_q d.
+
+The last is KL, but for the rounding of the normalisers: with it the gradient of a row sums to 0 in float32 too.
+"""
 
 
 class Logits(NamedTuple):
@@ -130,7 +133,7 @@ def _lift(top, mass, ref_top, ref_mass):
 @jit
 @no_type_check
 def _part(z, r):
-    """A block by itself: both maxima and masses above them, KL and entropy inside."""
+    """A block by itself: both maxima and masses above them; KL, entropy and E_q d inside."""
     top, ref_top = tl.max(z, 0), tl.max(r, 0)
     q, p = tl.exp(z - _base(top)), tl.exp(r - _base(ref_top))
     mass, ref_mass = tl.sum(q, 0), tl.sum(p, 0)
@@ -140,7 +143,8 @@ def _part(z, r):
     kl = tl.sum(_divergence(q, p, d, supported), 0)
     logprobs = z - _base(top) - tl.log(_whole(mass))
     entropy = -tl.sum(tl.where(supported, q * logprobs, 0.0), 0)
-    return top, mass, ref_top, ref_mass, kl, entropy
+    drift = tl.sum(tl.where(q == 0, 0.0, q * d), 0)
+    return top, mass, ref_top, ref_mass, kl, entropy, drift
 
 
 @jit
@@ -160,12 +164,12 @@ def _reduce(own, theirs, tokens, read, count, vocab, scale, cap, ref_cap, BLOCK:
     own += row * vocab
     theirs += row * vocab
     top, mass, ref_top, ref_mass = float("-inf"), 0.0, float("-inf"), 0.0
-    kl, entropy = 0.0, 0.0
+    kl, entropy, drift = 0.0, 0.0, 0.0
     for start in range(0, vocab, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = _load(own, at, at < vocab, scale, cap)
         r = _load(theirs, at, at < vocab, scale, ref_cap)
-        top_1, mass_1, ref_top_1, ref_mass_1, kl_1, entropy_1 = _part(z, r)
+        top_1, mass_1, ref_top_1, ref_mass_1, kl_1, entropy_1, drift_1 = _part(z, r)
         lift_0 = _lift(top, mass, ref_top, ref_mass)
         lift_1 = _lift(top_1, mass_1, ref_top_1, ref_mass_1)
         none_0, none_1 = mass == 0, mass_1 == 0
@@ -175,6 +179,8 @@ def _reduce(own, theirs, tokens, read, count, vocab, scale, cap, ref_cap, BLOCK:
         kl = q_0 * kl + q_1 * kl_1
         kl += _divergence(q_0, p_0, lift_0 - lift, ~none_0)
         kl += _divergence(q_1, p_1, lift_1 - lift, ~none_1)
+        drift = tl.where(q_0 == 0, 0.0, q_0 * (drift + lift_0 - lift))
+        drift += tl.where(q_1 == 0, 0.0, q_1 * (drift_1 + lift_1 - lift))
         entropy = q_0 * entropy + q_1 * entropy_1
         entropy -= q_0 * tl.log(_whole(q_0)) + q_1 * tl.log(_whole(q_1))
     y = tl.load(tokens + row)
@@ -185,8 +191,10 @@ def _reduce(own, theirs, tokens, read, count, vocab, scale, cap, ref_cap, BLOCK:
     tl.store(read + count + row, ref_logprob)
     tl.store(read + 2 * count + row, tl.where((mass == 0) | (ref_mass == 0), nothing, kl))
     tl.store(read + 3 * count + row, tl.where(mass == 0, nothing, entropy))
-    tl.store(read + 4 * count + row, top + tl.log(mass))
-    tl.store(read + 5 * count + row, _lift(top, mass, ref_top, ref_mass))
+    tl.store(read + 4 * count + row, top)
+    tl.store(read + 5 * count + row, mass)
+    tl.store(read + 6 * count + row, _lift(top, mass, ref_top, ref_mass))
+    tl.store(read + 7 * count + row, drift)
 
 
 @jit
@@ -197,17 +205,18 @@ def _differentiate(
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < vocab
-    kl, entropy = tl.load(read + 2 * count + row), tl.load(read + 3 * count + row)
-    lse, lift = tl.load(read + 4 * count + row), tl.load(read + 5 * count + row)
+    entropy, top = tl.load(read + 3 * count + row), tl.load(read + 4 * count + row)
+    mass, lift = tl.load(read + 5 * count + row), tl.load(read + 6 * count + row)
+    drift = tl.load(read + 7 * count + row)
     a, b = tl.load(upstream + row), tl.load(upstream + count + row)
     c = tl.load(upstream + 2 * count + row)
     z = _load(own + row * vocab, at, inside, scale, cap)
     r = _load(theirs + row * vocab, at, inside, scale, ref_cap)
-    q = tl.exp(z - lse)
+    q = tl.exp(z - top) / mass
     some = q > 0
     d = tl.where(some, z - r - lift, 0.0)
-    logprobs = tl.where(some, z - lse, 0.0)
-    slope = b * (d - kl) - a - c * (logprobs + entropy)
+    logprobs = tl.where(some, z - top - tl.log(mass), 0.0)
+    slope = b * (d - drift) - a - c * (logprobs + entropy)
     gradient = (q * slope + tl.where(at == tl.load(tokens + row), a, 0.0)) * scale
     if cap is not None:
         tanh = z / (cap * scale)

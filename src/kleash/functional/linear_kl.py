@@ -6,7 +6,11 @@ the gradient of its own logits (`chunks`); no [N, V] tensor exists.
 
 Two ways in. `linear_kl` gives the four quantities per token, and makes the chunks again when the loss calls back for
 gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the loss of a token, makes the gradient while
-the chunk is there, and needs four.
+the chunk is there, and needs four. On a CUDA device that has Triton a chunk is read once by one kernel and turned into
+its gradient by another (`fused`); the numbers are the same.
+
+A row's readings, and its gradient by `hidden`, depend on that row only, bit for bit. The gradients of `weight` and `bias`
+are sums over rows: NaN in one is NaN in all of them, so tokens that a mask leaves out have to be left out of the call.
 """
 
 import math
@@ -67,6 +71,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
 
     Raises:
         ValueError: the shapes do not fit, or temperature or softcap are not positive.
+        RuntimeError: a gradient of the gradient is asked for; there is none.
 
     Examples:
         >>> weight, ref_weight = torch.tensor([[0.8], [0.2]]).log(), torch.tensor([[0.5], [0.5]]).log()
@@ -100,6 +105,7 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
 
     `token_loss` is given what was read at some tokens and which they are, and returns the loss of each; the rest is as
     in `linear_kl`. Returned are the loss, differentiable in `hidden`, `weight` and `bias`, and what was read, detached.
+    The gradient is handed over by the first backward pass; a second one (`retain_graph`) makes the chunks again.
 
     Examples:
         >>> hidden, weight = torch.ones(1, 1), torch.tensor([[0.8], [0.2]]).log().requires_grad_()
