@@ -51,9 +51,9 @@ def case(device: str, dtype: torch.dtype = torch.float32, spread: float = 1.0) -
     shapes = {"hidden": (N, H), "weight": (V, H), "ref_hidden": (N, H), "ref_weight": (V, H)}
     x = {k: spread * torch.randn(*shape, generator=g) for k, shape in shapes.items()}
     x |= {"bias": torch.randn(V, generator=g), "ref_bias": torch.randn(V, generator=g)}
-    return {k: v.to(device, dtype) for k, v in x.items()} | {
-        "tokens": torch.randint(V, (N,), generator=g).to(device)
-    }
+    # A column of a batch: not contiguous.
+    tokens = torch.randint(V, (N, 2), generator=g)[:, 0]
+    return {k: v.to(device, dtype) for k, v in x.items()} | {"tokens": tokens.to(device)}
 
 
 def meter(x: dict[str, Tensor], **options: Any) -> TokenKL:

@@ -22,12 +22,12 @@ from kleash.functional.divergences import reverse_kl
 
 CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
-CUDA_CHUNK_BYTES = 512 * 2**20
-"""The same on a GPU, where a product takes more rows to be fast."""
+CUDA_CHUNK_BYTES = 2**30
+"""The same on a GPU: with fewer rows the head's gradient, read and written for each chunk, is a share of the time."""
 BLOCK_BYTES = 4 * 2**20
 """Of the rows that are reduced together: what stays in a cache between one pass and the next."""
-TILE = 8192
-"""Rows of a head that are multiplied together on a processor, where they are to be widened, or to be summed over."""
+TILE = 4096
+"""Rows of a head that are taken at a time, where they have to be widened or summed in pieces."""
 _FAR = 30.0
 """Where −d is larger, q is negligible beside p and e^{−d} soon overflows: the careful path."""
 _NEVER = -1e4
@@ -149,7 +149,7 @@ class FusedChunk:
         self, own: Tensor, theirs: Tensor, out: Tensor, tokens: Tensor, given: Constants
     ) -> None:
         settings = (given.temperature, given.softcap, given.ref_softcap)
-        self.logits = _fused().Logits(own, theirs, tokens, *settings)
+        self.logits = _fused().Logits(own, theirs, tokens.contiguous(), *settings)
         self.out = out
         self.numbers = own.new_empty(_fused().COLUMNS, len(tokens))
         self.read = TokenKL(*self.numbers[:4])

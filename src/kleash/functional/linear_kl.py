@@ -9,8 +9,8 @@ gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the lo
 the chunk is there, and needs four. On a CUDA device that has Triton a chunk is read once by one kernel and turned into
 its gradient by another (`fused`); the numbers are the same.
 
-A row's readings, and its gradient by `hidden`, depend on that row only, bit for bit. The gradients of `weight` and `bias`
-are sums over rows: NaN in one is NaN in all of them, so tokens that a mask leaves out have to be left out of the call.
+What is read of a row, and its gradient by `hidden`, depend on that row only, bit for bit. The gradients of `weight` and
+`bias` are sums over rows: NaN in one is NaN in all, so tokens that a mask leaves out have to be left out of the call.
 """
 
 import math
