@@ -11,10 +11,12 @@ from torch import Tensor
 from kleash.functional import chunks
 from kleash.functional.chunks import TokenKL
 from kleash.functional.kl import exact_kl
-from kleash.functional.linear_kl import linear_kl, linear_kl_loss
+from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.functional.logprobs import entropy, token_logprobs
 
 N, V, H, R = 13, 97, 8, 5
+NAMES = ("hidden", "weight", "bias")
+TILE = chunks.TILE
 
 
 def case(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
@@ -127,6 +129,71 @@ def test_a_loss_made_on_the_way_is_the_loss_made_after(options: dict[str, float]
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+def made(x: dict[str, Tensor], token_loss: TokenLoss = clipped) -> Tensor:
+    heads = (x["hidden"], x["weight"], x["ref_hidden"], x["ref_weight"], x["tokens"])
+    return linear_kl_loss(*heads, token_loss, bias=x["bias"], ref_bias=x["ref_bias"])[0]
+
+
+def doubled(x: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v if k == "tokens" else v.detach().double() for k, v in x.items()}
+
+
+def watched(x: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in NAMES:
+        x[name].requires_grad_()
+    return x
+
+
+def test_the_gradient_of_the_head_is_handed_over_and_not_copied() -> None:
+    """It is as large as the head: at V = 151,936 and H = 896 a copy is half a gigabyte."""
+    x = watched(case())
+    loss = made(x)
+    node: Any = loss.grad_fn
+    places = [grad.data_ptr() for grad in node.made]
+    loss.backward()
+    found = [x[name].grad for name in NAMES]
+    assert [grad.data_ptr() for grad in found if grad is not None] == places
+
+
+def test_a_gradient_can_be_asked_for_again() -> None:
+    """The first one is its owner's by then: clipping it in place must not reach the second."""
+    x, once = watched(case()), watched(case())
+    made(once).backward()
+    loss = made(x)
+    for factor in (2.0, -0.5):
+        (factor * loss).backward(retain_graph=True)
+        for name in NAMES:
+            grad, expected = x[name].grad, once[name].grad
+            assert grad is not None
+            assert expected is not None
+            torch.testing.assert_close(grad, factor * expected, rtol=1e-12, atol=1e-14)
+            grad.mul_(1e6)
+            x[name].grad = None
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_gradients_add_up_over_calls() -> None:
+    x, once = watched(case()), watched(case())
+    made(once).backward()
+    for _ in range(2):
+        made(x).backward()
+    for name in NAMES:
+        grad, expected = x[name].grad, once[name].grad
+        assert grad is not None
+        assert expected is not None
+        torch.testing.assert_close(grad, 2 * expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    """It would be silently wrong: the reductions are differentiated once, by hand."""
+    x = watched(case())
+    (grad,) = torch.autograd.grad(fused(x).kl.square().sum(), x["hidden"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_only_what_is_asked_for_is_differentiated() -> None:
     x = case()
     x["hidden"].requires_grad_()
@@ -172,6 +239,59 @@ def test_a_small_kl_keeps_three_digits_and_is_never_negative(nats: float) -> Non
     assert bool((linear_kl(hidden, weight, hidden, weight, tokens).kl == 0).all())
 
 
+def large(vocab: int, apart: float) -> dict[str, Tensor]:
+    """Heads of a real vocabulary; hidden is narrow, which changes no law and saves gigabytes."""
+    g = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randn(8, 64, generator=g), torch.randn(vocab, 64, generator=g) / 4
+    return {
+        "hidden": hidden,
+        "weight": weight,
+        "ref_hidden": hidden,
+        "ref_weight": weight + apart * torch.randn(vocab, 64, generator=g) / 8,
+        "tokens": torch.randint(vocab, (8,), generator=g),
+        "bias": torch.zeros(vocab),
+        "ref_bias": torch.zeros(vocab),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [49_152, 151_936])
+def test_float32_keeps_five_digits_of_a_real_vocabulary(
+    vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a row by itself, whose sum over the vocabulary is made tile by tile."""
+    monkeypatch.setattr(chunks, "TILE", TILE)
+    x = watched(large(vocab, 0.5))
+    wide = watched(doubled(x))
+    reads = fused(x), plain(wide)
+    for one, other in zip(*reads, strict=True):
+        assert float(((one - other) / other).abs().max().detach()) < 1e-5
+    for mix in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (-1, 0.1, 0.01)):
+        for y, read in zip((x, wide), reads, strict=True):
+            for name in NAMES:
+                y[name].grad = None
+            parts = zip(mix, (read.logprobs, read.kl, read.entropy), strict=True)
+            torch.stack([c * part.sum() for c, part in parts]).sum().backward(retain_graph=True)
+        for name in NAMES:
+            found, expected = x[name].grad, wide[name].grad
+            assert found is not None
+            assert expected is not None
+            assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [49_152, 151_936])
+@pytest.mark.parametrize("nats", [1e-6, 1e-9])
+def test_a_small_kl_of_a_real_vocabulary(vocab: int, nats: float) -> None:
+    """Three digits of a millionth of a nat; far below that float32 logits have no digits left, but no sign is wrong."""
+    x = large(vocab, (2 * nats) ** 0.5)
+    found, truth = fused(x).kl, plain(doubled(x)).kl
+    assert bool((found >= 0).all())
+    assert 0.2 * nats < float(truth.min()) < float(truth.max()) < 5 * nats
+    if nats >= 1e-6:
+        assert float(((found - truth) / truth).abs().max()) < 1e-3
+
+
 def test_probabilities_of_zero_and_ratios_beyond_float32() -> None:
     """Pitfall 7: a suppressed token has probability 0 on both sides, and a ratio of e^100 is still a number."""
     bias, ref_bias = torch.zeros(4), torch.zeros(4)
@@ -196,15 +316,27 @@ def test_probabilities_of_zero_and_ratios_beyond_float32() -> None:
     assert bool(weight.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("side", ["hidden", "ref_hidden"])
-def test_a_broken_row_reads_nan_and_leaves_the_others_alone(side: str) -> None:
-    x, whole = case(), fused(case())
-    x[side][3, 0] = torch.nan
-    read = fused(x)
-    assert bool(read.kl[3].isnan())
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["hidden", "ref_hidden", "upstream"])
+def test_a_broken_row_breaks_nothing_else(side: str, value: float) -> None:
+    """Bit for bit: what the others read, and the gradient of their hidden states."""
+    x, whole = watched(case()), watched(case())
+    upstream, sound = torch.ones(3, N, dtype=torch.float64), torch.ones(3, N, dtype=torch.float64)
+    with torch.no_grad():
+        (upstream.t() if side == "upstream" else x[side])[3, 0] = value
     rest = torch.arange(N) != 3
-    for found, expected in zip(read, whole, strict=True):
-        torch.testing.assert_close(found[rest], expected[rest], rtol=1e-12, atol=1e-12)
+    read, expected = fused(x), fused(whole)
+    if side != "upstream":
+        assert bool(read.kl[3].isnan())
+    for one, other in zip(read, expected, strict=True):
+        assert torch.equal(one[rest], other[rest])
+    for part, weights in ((read, upstream), (expected, sound)):
+        torch.autograd.backward([part.logprobs, part.kl, part.entropy], list(weights))
+    found, true = x["hidden"].grad, whole["hidden"].grad
+    assert found is not None
+    assert true is not None
+    assert torch.equal(found[rest], true[rest])
+    assert not bool(found[3].isfinite().all())
 
 
 def test_autocast_does_not_take_the_digits() -> None:

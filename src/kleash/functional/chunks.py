@@ -8,21 +8,26 @@ d = log q − log p and upstream gradients a, b, c of log q_y, KL and entropy H:
 KL is Σ q (e^{−d} − 1 + d), whose terms are never negative (`divergences`).
 """
 
+import os
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kleash.functional.divergences import reverse_kl
-from kleash.functional.logprobs import entropy as entropy_of
 
 CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
-BLOCK_BYTES = 1 * 2**20
+CUDA_CHUNK_BYTES = 2**30
+"""The same on a GPU: with fewer rows the head's gradient, read and written for each chunk, is a share of the time."""
+BLOCK_BYTES = 4 * 2**20
 """Of the rows that are reduced together: what stays in a cache between one pass and the next."""
-TILE = 8192
-"""Rows of a half-precision head that are widened together on a processor."""
+TILE = 4096
+"""Rows of a head that are taken at a time, where they have to be widened or summed in pieces."""
 _FAR = 30.0
 """Where −d is larger, q is negligible beside p and e^{−d} soon overflows: the careful path."""
 _NEVER = -1e4
@@ -83,68 +88,120 @@ class Gradients(NamedTuple):
 
 
 class Chunk:
-    """Some rows: first both models' logits, then log q and d, last the gradient of the policy head's output."""
+    """Some rows: first both models' logits, then q and −d, last the gradient of the policy head's output."""
 
     def __init__(
         self, own: Tensor, theirs: Tensor, scratch: Tensor, tokens: Tensor, given: Constants
     ) -> None:
         self.own, self.theirs, self.scratch = own, theirs, scratch
         self.tokens, self.given = tokens[:, None], given
-        self.lse = torch.empty(len(own), 1, dtype=own.dtype, device=own.device)
+        self.lse = own.new_empty(len(own), 1)
+        # Σ q, Σ q (−d) and Σ q log q as they came out, in float32.
+        self.sums = own.new_empty(3, len(own))
         self.read = TokenKL.empty(tokens, own.dtype)
 
     def reduce(self) -> TokenKL:
-        """Reads the four quantities; leaves log q and d in the buffers."""
+        """Reads the four quantities; leaves q and −d in the buffers."""
         for rows in blocks(len(self.own), len(self.scratch)):
             z, r, tokens = self.own[rows], self.theirs[rows], self.tokens[rows]
             _bound(z, self.given.softcap, self.given.temperature)
             _bound(r, self.given.ref_softcap, self.given.temperature)
-            self.lse[rows] = z.logsumexp(-1, keepdim=True)
-            z -= self.lse[rows]
-            r -= r.logsumexp(-1, keepdim=True)
-            self.read.logprobs[rows] = z.gather(-1, tokens)[:, 0]
-            self.read.ref_logprobs[rows] = r.gather(-1, tokens)[:, 0]
-            self.read.kl[rows], self.read.entropy[rows] = _reduce(z, r, self.scratch[: len(z)])
+            logit = z.gather(-1, tokens)
+            logprobs = torch.log_softmax(z, -1, out=self.scratch[: len(z)])
+            ref_logprobs = torch.log_softmax(r, -1, out=z)
+            logprob = logprobs.gather(-1, tokens)
+            self.lse[rows] = logit - logprob
+            self.read.logprobs[rows] = logprob[:, 0]
+            self.read.ref_logprobs[rows] = ref_logprobs.gather(-1, tokens)[:, 0]
+            self.read.kl[rows], self.sums[:, rows] = _reduce(logprobs, ref_logprobs, r)
+        torch.neg(self.sums[2], out=self.read.entropy)
         return self.read
 
     def differentiate(self, of_logprobs: Tensor, of_kl: Tensor, of_entropy: Tensor) -> Tensor:
         """The gradient of the head's output, [C, V], from those of the readings; in the policy's buffer."""
-        with_entropy = bool(of_entropy.any())
+        softcap, temperature = self.given.softcap, self.given.temperature
+        # Asking a GPU would be waiting for it.
+        with_entropy = of_entropy.is_cuda or bool(of_entropy.any())
+        a, b, c = (x[:, None] / temperature for x in (of_logprobs, of_kl, of_entropy))
+        # q (b (d − KL) − a − c (log q + H)) = q (−b·(−d) − c log q − shift), with the shift that makes a row's sum 0 in
+        # these very numbers: what is left of it would be multiplied by the mean of the head's rows.
+        mass, drift, order = self.sums[..., None]
+        shift = (a - b * drift - (c * order if with_entropy else 0)) / mass
         for rows in blocks(len(self.own), len(self.scratch)):
-            z, d = self.own[rows], self.theirs[rows]
-            a, b, c = (x[rows, None] for x in (of_logprobs, of_kl, of_entropy))
-            slope = self._slope(z, self.lse[rows])
-            q = torch.exp(z, out=self.scratch[: len(z)])
-            d.sub_(self.read.kl[rows, None]).mul_(b).sub_(a)
+            q, slope = self.own[rows], self.theirs[rows]
+            slope.mul_(-b[rows]).sub_(shift[rows])
+            logprobs = self.scratch[: len(q)]
+            if with_entropy or softcap is not None:
+                torch.log(q, out=logprobs).clamp_(min=_NEVER)
             if with_entropy:
-                d.sub_(z.add_(self.read.entropy[rows, None]).mul_(c))
-            torch.mul(q, d, out=z).scatter_add_(-1, self.tokens[rows], a)
-            z *= slope
+                slope.addcmul_(logprobs, c[rows], value=-1)
+            q.mul_(slope).scatter_add_(-1, self.tokens[rows], a[rows])
+            if softcap is not None:
+                tanh = logprobs.add_(self.lse[rows]).mul_(temperature / softcap)
+                q.mul_(tanh.square_().neg_().add_(1))
         return self.own
 
-    def _slope(self, logprobs: Tensor, lse: Tensor) -> Tensor | float:
-        """The derivative of a logit by the head's output: (1 − tanh²)/τ."""
-        temperature, softcap = self.given.temperature, self.given.softcap
-        if softcap is None:
-            return 1 / temperature
-        return (1 - ((logprobs + lse) * (temperature / softcap)).square()) / temperature
+
+class FusedChunk:
+    """The same rows on a GPU: one kernel reads both logits once, one writes the gradient."""
+
+    def __init__(
+        self, own: Tensor, theirs: Tensor, out: Tensor, tokens: Tensor, given: Constants
+    ) -> None:
+        settings = (given.temperature, given.softcap, given.ref_softcap)
+        self.logits = _fused().Logits(own, theirs, tokens.contiguous(), *settings)
+        self.out = out
+        self.numbers = own.new_empty(_fused().COLUMNS, len(tokens))
+        self.read = TokenKL(*self.numbers[:4])
+
+    def reduce(self) -> TokenKL:
+        """Reads the four quantities; the logits stay as they are."""
+        _fused().reduce(self.logits, self.numbers)
+        return self.read
+
+    def differentiate(self, of_logprobs: Tensor, of_kl: Tensor, of_entropy: Tensor) -> Tensor:
+        """The gradient of the head's output, [C, V]: over the policy's logits, or beside them in half precision."""
+        upstream = torch.stack([of_logprobs, of_kl, of_entropy])
+        _fused().differentiate(self.logits, self.numbers, upstream, self.out)
+        return self.out
 
 
-def chunks(policy: Policy, given: Constants) -> Iterator[tuple[slice, Chunk]]:
-    """Every row once, some at a time, in two buffers that the next rows overwrite."""
+def chunks(policy: Policy, given: Constants) -> Iterator[tuple[slice, Chunk | FusedChunk]]:
+    """Every row once, some at a time, in buffers that the next rows overwrite."""
     count, vocab = len(policy.hidden), len(policy.weight)
-    dtype = wide(policy.hidden.dtype)
+    device, dtype = policy.hidden.device, wide(policy.hidden.dtype)
     row_bytes = vocab * dtype.itemsize
-    size = max(1, min(count, CHUNK_BYTES // row_bytes))
+    at_once = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    size = max(1, min(count, at_once // row_bytes))
     block = max(1, min(size, BLOCK_BYTES // row_bytes))
-    own, theirs, scratch = (
-        torch.empty(n, vocab, dtype=dtype, device=policy.hidden.device) for n in (size, size, block)
-    )
+    own, theirs = (torch.empty(size, vocab, dtype=dtype, device=device) for _ in range(2))
+    fused = dtype == torch.float32 and has_kernels(device)
+    if not fused:
+        beside = own.new_empty(block, vocab)
+    elif _halves(policy):
+        beside = torch.empty_like(own, dtype=policy.weight.dtype)
+    else:
+        beside = own
     for rows in blocks(count, size):
         part = rows.stop - rows.start
         _product(policy.hidden[rows], policy.weight, policy.bias, own[:part])
         _product(given.ref_hidden[rows], given.ref_weight, given.ref_bias, theirs[:part])
-        yield rows, Chunk(own[:part], theirs[:part], scratch, given.tokens[rows], given)
+        tokens = given.tokens[rows]
+        if fused:
+            yield rows, FusedChunk(own[:part], theirs[:part], beside[:part], tokens, given)
+        else:
+            yield rows, Chunk(own[:part], theirs[:part], beside, tokens, given)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels do the rows: on a CUDA device that has it, or in its interpreter, for tests."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device.type == "cuda" or interpreted) and find_spec("triton") is not None
+
+
+def _fused() -> ModuleType:
+    """Imported where it is used: Triton has no business on a machine that does not run it."""
+    return import_module("kleash.functional.fused")
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -158,40 +215,56 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def accumulate(grads: Gradients, rows: slice, of_product: Tensor, policy: Policy) -> None:
-    """Adds what some rows contribute: G W to hidden, Gᵀ h to the weight."""
-    if grads.hidden is not None:
-        if policy.weight.dtype == of_product.dtype:
-            torch.mm(of_product, policy.weight, out=grads.hidden[rows])
-        else:
-            for tile in blocks(len(policy.weight), TILE):
-                grads.hidden[rows].addmm_(
-                    of_product[:, tile], policy.weight[tile].to(of_product.dtype)
-                )
-    if grads.weight is not None:
-        grads.weight.addmm_(of_product.t(), policy.hidden[rows].to(of_product.dtype))
+    """Adds what some rows contribute: G W to hidden, Gᵀ h to the weight; a row of NaN reaches the whole weight."""
     if grads.bias is not None:
-        grads.bias.add_(of_product.sum(0))
+        grads.bias.add_(of_product.sum(0, dtype=grads.bias.dtype))
+    if _halves(policy):
+        # As autograd has it; the sums are float32.
+        of_product = of_product.to(policy.weight.dtype)
+    if grads.hidden is not None:
+        _multiply(of_product, policy.weight, grads.hidden[rows])
+    if grads.weight is not None:
+        hidden = policy.hidden[rows].to(of_product.dtype)
+        if of_product.dtype == grads.weight.dtype:
+            grads.weight.addmm_(of_product.t(), hidden)
+            return
+        for tile in blocks(len(grads.weight), TILE):
+            part = torch.empty_like(grads.weight[tile])
+            grads.weight[tile] += _multiply(of_product[:, tile].t(), hidden, part)
 
 
-def _reduce(logprobs: Tensor, ref_logprobs: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """KL and entropy of some rows; overwrites the reference's with d = log q − log p."""
-    log_ratio = torch.sub(logprobs, ref_logprobs, out=scratch)
-    if not bool(log_ratio.amin() > -_FAR):
-        return _reduce_far(logprobs, ref_logprobs)
-    log_ratio = ref_logprobs.copy_(log_ratio)
-    probs = torch.exp(logprobs, out=scratch)
-    entropy = -torch.linalg.vecdot(probs, logprobs)
-    terms = torch.neg(log_ratio).expm1_().add_(log_ratio)
-    return torch.linalg.vecdot(probs, terms), entropy
+def _halves(policy: Policy) -> bool:
+    """Whether both sides are bfloat16 on a GPU: its range is float32's, so gradients may be rounded to it."""
+    types = {policy.hidden.dtype, policy.weight.dtype}
+    return policy.hidden.is_cuda and types == {torch.bfloat16}
 
 
-def _reduce_far(logprobs: Tensor, ref_logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """The same where q vanishes beside p, or is 0: limits instead of 0 · inf, for the gradient that follows too."""
-    kl, entropy = reverse_kl(logprobs, ref_logprobs), entropy_of(logprobs)
-    log_ratio = torch.where(logprobs.exp() > 0, logprobs - ref_logprobs, 0.0)
-    ref_logprobs.copy_(log_ratio)
-    logprobs.clamp_(min=_NEVER)
-    return kl, entropy
+def _reduce(logprobs: Tensor, ref_logprobs: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of some rows, and Σ q, Σ q (−d), Σ q log q; leaves q in `ref_logprobs`, −d in `out`, nothing in `logprobs`."""
+    back = torch.sub(ref_logprobs, logprobs, out=out)
+    far = _far(back)
+    kept = None if far is None else (logprobs[far].clone(), ref_logprobs[far].clone())
+    q = torch.exp(logprobs, out=ref_logprobs)
+    if far is not None:
+        # Limits instead of 0 · inf, here and in the gradient that follows.
+        none = q[far] == 0
+        back[far] = back[far].masked_fill_(none, 0.0)
+        logprobs[far] = logprobs[far].masked_fill_(none, 0.0)
+    order, drift = torch.linalg.vecdot(q, logprobs), torch.linalg.vecdot(q, back)
+    terms = torch.expm1(back, out=logprobs).sub_(back)
+    # A term that is 0 may be rounded below it.
+    kl = torch.linalg.vecdot(q, terms).clamp_(min=0)
+    if far is not None and kept is not None:
+        kl[far] = reverse_kl(*kept)
+    return kl, torch.stack([q.sum(-1), drift, order])
+
+
+def _far(back: Tensor) -> Tensor | slice | None:
+    """The rows that need care: where −d is large or not a number. On a GPU all of them, as asking is waiting."""
+    if back.is_cuda:
+        return slice(None)
+    rows = (~(back.amax(-1) < _FAR)).nonzero()[:, 0]
+    return rows if len(rows) else None
 
 
 def _bound(product: Tensor, softcap: float | None, temperature: float) -> None:
@@ -204,13 +277,24 @@ def _bound(product: Tensor, softcap: float | None, temperature: float) -> None:
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """h Wᵀ + b, accumulated and kept in float32 at least."""
-    if hidden.dtype == out.dtype and weight.dtype == out.dtype:
-        torch.mm(hidden, weight.t(), out=out)
-    elif hidden.is_cuda:
-        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
+    if weight.dtype in {out.dtype, hidden.dtype if hidden.is_cuda else out.dtype}:
+        _multiply(hidden, weight.t(), out)
     else:
-        # No half-precision product of a processor keeps float32: widen the head, a tile at a time.
         for tile in blocks(len(weight), TILE):
             out[:, tile] = hidden.to(out.dtype) @ weight[tile].to(out.dtype).t()
     if bias is not None:
         out += bias
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left @ right, written to `out`, whose type is float32 at least."""
+    if left.dtype == right.dtype == out.dtype and (left.is_cuda or len(right) <= TILE):
+        return torch.mm(left, right, out=out)
+    if left.is_cuda and left.dtype == right.dtype:
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    # On a processor no half-precision product keeps float32, so it is widened, a tile at a time; and a sum over the
+    # vocabulary keeps its digits where pieces are summed first: of a single row MKL adds one number after the other.
+    out.zero_()
+    for tile in blocks(len(right), TILE):
+        out += left[:, tile].to(out.dtype) @ right[tile].to(out.dtype)
+    return out

@@ -6,7 +6,11 @@ the gradient of its own logits (`chunks`); no [N, V] tensor exists.
 
 Two ways in. `linear_kl` gives the four quantities per token, and makes the chunks again when the loss calls back for
 gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the loss of a token, makes the gradient while
-the chunk is there, and needs four.
+the chunk is there, and needs four. On a CUDA device that has Triton a chunk is read once by one kernel and turned into
+its gradient by another (`fused`); the numbers are the same.
+
+What is read of a row, and its gradient by `hidden`, depend on that row only, bit for bit. The gradients of `weight` and
+`bias` are sums over rows: NaN in one is NaN in all, so tokens that a mask leaves out have to be left out of the call.
 """
 
 import math
@@ -16,6 +20,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kleash.functional.chunks import (
     Constants,
@@ -66,6 +71,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
 
     Raises:
         ValueError: the shapes do not fit, or temperature or softcap are not positive.
+        RuntimeError: a gradient of the gradient is asked for; there is none.
 
     Examples:
         >>> weight, ref_weight = torch.tensor([[0.8], [0.2]]).log(), torch.tensor([[0.5], [0.5]]).log()
@@ -99,6 +105,7 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
 
     `token_loss` is given what was read at some tokens and which they are, and returns the loss of each; the rest is as
     in `linear_kl`. Returned are the loss, differentiable in `hidden`, `weight` and `bias`, and what was read, detached.
+    The gradient is handed over by the first backward pass; a second one (`retain_graph`) makes the chunks again.
 
     Examples:
         >>> hidden, weight = torch.ones(1, 1), torch.tensor([[0.8], [0.2]]).log().requires_grad_()
@@ -133,15 +140,14 @@ class _LinearKL(torch.autograd.Function):
         return tuple(read)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Any, ...]:
         of_logprobs, _, of_kl, of_entropy = grad_outputs
+        upstream = torch.stack([of_logprobs, of_kl, of_entropy])
         policy = Policy(*ctx.saved_tensors)
-        grads = _zeros(policy, ctx.needs_input_grad)
-        for rows, chunk in chunks(policy, ctx.given):
-            chunk.reduce()
-            of_product = chunk.differentiate(of_logprobs[rows], of_kl[rows], of_entropy[rows])
-            accumulate(grads, rows, of_product, policy)
-        return (*_cast(grads, policy), None)
+        return (*_gradients(policy, ctx.given, upstream, ctx.needs_input_grad), None)
 
 
 class _LinearKLLoss(torch.autograd.Function):
@@ -158,28 +164,50 @@ class _LinearKLLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         policy = Policy(hidden, weight, bias)
         read = TokenKL.empty(given.tokens, wide(hidden.dtype))
+        upstream = torch.zeros(3, len(hidden), dtype=read.kl.dtype, device=hidden.device)
         grads = _zeros(policy, ctx.needs_input_grad)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         for rows, chunk in chunks(policy, given):
             _store(read, rows, chunk.reduce())
-            losses, upstream = _ask(token_loss, chunk.read, rows)
+            losses, upstream[:, rows] = _ask(token_loss, chunk.read, rows)
             total += losses.double().sum()
             if any(ctx.needs_input_grad):
-                accumulate(grads, rows, chunk.differentiate(*upstream), policy)
-        ctx.save_for_backward(*_cast(grads, policy))
+                accumulate(grads, rows, chunk.differentiate(*upstream[:, rows]), policy)
+        ctx.save_for_backward(hidden, weight, bias, upstream)
+        ctx.given, ctx.made = given, _cast(grads, policy)
         ctx.mark_non_differentiable(*read)
         return (total.to(read.kl.dtype), *read)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        grads = (None if grad is None else grad_outputs[0] * grad for grad in ctx.saved_tensors)
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
+        ctx: Any, *grad_outputs: Any
+    ) -> tuple[Any, ...]:
+        *policy, upstream = ctx.saved_tensors
+        # The head's gradient is as large as the head: it is given away, not copied. Whoever comes a second time
+        # (retain_graph) finds it gone, perhaps changed by its new owner, and pays for another.
+        grads, ctx.made = ctx.made, None
+        if grads is None:
+            grads = _gradients(Policy(*policy), ctx.given, upstream, ctx.needs_input_grad)
+        for grad in grads:
+            if grad is not None:
+                grad.mul_(grad_outputs[0])
         return (*grads, None, None)
 
 
-def _ask(
-    token_loss: TokenLoss, read: TokenKL, rows: slice
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The losses of some tokens, and their derivatives by logprobs, kl and entropy."""
+def _gradients(
+    policy: Policy, given: Constants, upstream: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Of the policy's tensors, from those of logprobs, kl and entropy, [3, N]; every chunk is made again."""
+    grads = _zeros(policy, wanted)
+    for rows, chunk in chunks(policy, given):
+        chunk.reduce()
+        accumulate(grads, rows, chunk.differentiate(*upstream[:, rows]), policy)
+    return _cast(grads, policy)
+
+
+def _ask(token_loss: TokenLoss, read: TokenKL, rows: slice) -> tuple[Tensor, Tensor]:
+    """The losses of some tokens, and their derivatives by logprobs, kl and entropy, [3, C]."""
     with torch.enable_grad():
         leaves = TokenKL(*(x.detach().clone() for x in read))
         wanted = (leaves.logprobs, leaves.kl, leaves.entropy)
@@ -187,10 +215,9 @@ def _ask(
             leaf.requires_grad_()
         losses = token_loss(leaves, rows)
         if not losses.requires_grad:
-            none = torch.zeros_like(losses)
-            return losses, (none, none, none)
-        a, b, c = torch.autograd.grad(losses.sum(), wanted, materialize_grads=True)
-    return losses.detach(), (a, b, c)
+            return losses, read.kl.new_zeros(3, len(read.kl))
+        derivatives = torch.autograd.grad(losses.sum(), wanted, materialize_grads=True)
+    return losses.detach(), torch.stack(derivatives)
 
 
 def _zeros(policy: Policy, wanted: Sequence[bool]) -> Gradients:
