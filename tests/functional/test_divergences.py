@@ -139,3 +139,13 @@ def test_renyi_of_what_has_nothing_in_common() -> None:
     one, other = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log()
     assert float(renyi(one, other, 0.5)) == math.inf
     assert float(renyi(one, other, 2.0)) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_high_order_of_a_rare_token(dtype: torch.dtype) -> None:
+    """A probability of e^−1400, 29 nats above the reference's: its power overflows, its product with it is e^21."""
+    logprobs = torch.tensor([0.0, -1400.0], dtype=dtype, requires_grad=True)
+    found = renyi(logprobs, torch.tensor([0.0, -1429.0], dtype=dtype), 50.0)
+    assert float(found.detach()) == pytest.approx(math.log1p(math.exp(21)) / 49, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, logprobs)
+    assert gradient.tolist() == pytest.approx([0.0, 50 / 49], abs=1e-5)

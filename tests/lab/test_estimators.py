@@ -14,6 +14,7 @@ from kleash.lab.estimators import (
     PENALTIES,
     Measurement,
     Terms,
+    descended,
     enumerate_terms,
     estimates,
     gradient_of,
@@ -285,6 +286,32 @@ def test_of_the_whole_gradients_the_exact_one_has_the_least_noise(tables: Tables
         rows = [noise[name] for name in NOISE]
         assert rows == sorted(rows)
         assert noise["k1_in_reward"] < noise["k1_ratio_prefix"] < noise["k1_ratio_sequence"]
+
+
+def test_of_the_whole_update_the_order_depends_on_what_the_drift_was_for() -> None:
+    """With the reward beside it: R − βU has less spread than R where the drift was bought by R, on the way to π*.
+
+    There k1 in the reward has the least noise, and at π* none is left to a critic (T7); where the drift is chance, the
+    exact KL has the least. Std of one response's gradient, β = 0.2, no baseline.
+    """
+    mdp, beta = golden(), 0.2
+    draw = torch.Generator().manual_seed(0)
+    chance = torch.randn(mdp.ref_logits.shape, generator=draw, dtype=torch.double)
+    found: dict[str, list[float]] = {}
+    for name, policy in (("bought", optimum(mdp, 0.5)), ("chance", mdp.ref_logits + chance)):
+        terms = enumerate_terms(mdp, policy.requires_grad_())
+        for row in NOISE:
+            bought = mdp.rewards * terms.logprobs.sum(-1)
+            loss = (beta * descended(PENALTIES[row], terms) - bought).sum()
+            (each,) = torch.autograd.grad(loss, terms.rows, retain_graph=True)
+            weighted = terms.probs[:, None, None] * each
+            mean = torch.zeros_like(mdp.ref_logits)
+            mean.index_add_(0, mdp.states().flatten(), weighted.flatten(0, 1))
+            found.setdefault(name, []).append(
+                float((weighted * each).sum() - mean.square().sum()) ** 0.5
+            )
+    assert found["bought"] == pytest.approx([1.5268, 1.4868, 1.3753], abs=1e-4)
+    assert found["chance"] == pytest.approx([1.2895, 1.3125, 1.3219], abs=1e-4)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.2])
