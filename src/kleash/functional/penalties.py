@@ -98,7 +98,7 @@ REFUSALS: dict[Penalty, Refusal] = {
         Penalty("reward", "k1"),
     ),
     Penalty("reward", "k3"): Refusal(
-        "k3 in the reward descends KL(π‖π_ref) − KL(π_ref‖π), which has no minimum",
+        "k3 in the reward descends KL(π‖π_ref) less the tokens' KL(π_ref‖π), which has no minimum",
         Penalty("reward", "k1"),
     ),
 }
