@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from kleash.report.drift import drift_charts
 from kleash.report.figures import DASHED, Chart, Curve, by_step, cross_out, spans_a_decade
 from kleash.report.overoptimisation import overoptimisation
 from kleash.report.text import short_name
@@ -52,6 +53,7 @@ def run_charts(run: RunView, colour: str) -> list[Chart]:
         kl([run], [colour]),
         reward(run, colour),
         kl_coef([run], [colour]),
+        *drift_charts(run, colour),
         *(_plain(metric, [run], [colour], "small") for metric in (*BEHAVIOUR, *OPTIMISER)),
     ]
 
