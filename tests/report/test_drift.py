@@ -10,7 +10,7 @@ import pytest
 from plotly.graph_objects import Figure as PlotlyFigure
 
 from kleash.report import RunView, load_run, render_run
-from kleash.report.charts import run_charts
+from kleash.report.charts import kl, run_charts
 from kleash.report.drift import TOP, by_position, drift_charts, drift_tables, tails
 from kleash.report.figures import Figure
 from kleash.report.theme import PALETTE
@@ -188,3 +188,21 @@ def test_both_charts_are_among_those_of_the_run(run: RunView) -> None:
         "Where the KL is, by position in the response",
         "KL(π‖π_ref) per token, nats (log axis)",
     ]
+
+
+def trusted(run: RunView, *verdicts: float | None) -> RunView:
+    return with_tails(run, {"kl_policy_ref_per_response_trusted": verdicts})
+
+
+def test_the_kl_chart_says_where_its_interval_rests_on_one_response(run: RunView) -> None:
+    reading = kl([trusted(run, 1, 0, 0, 1)], [PALETTE[0]]).reading
+    assert "Don't rest on the interval at 2 of 4 steps: " in reading
+    for sure in (run, trusted(run, 1, 1, 1, 1), trusted(run, None, None, None, 1)):
+        assert "Don't rest" not in kl([sure], [PALETTE[0]]).reading
+
+
+def test_several_runs_are_named_where_theirs_do(run: RunView) -> None:
+    free = replace(trusted(run, 0, 0, 0, 1), name="free")
+    runs = [free, trusted(run, 1, 1, 1, 1), replace(trusted(run, 1, 1, 1, 0), name="held")]
+    reading = kl(runs, PALETTE[:3]).reading
+    assert "at 3 of 4 steps of free, 1 of 4 steps of held: " in reading
