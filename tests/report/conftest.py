@@ -46,6 +46,26 @@ SAMPLES = [
     for step in (2, 4)
 ]
 
+DRIFT = [
+    {
+        "step": step,
+        "by_position": [
+            {"position": 0, "nats": 0.75 * scale, "count": 8},
+            {"position": 1, "nats": 0.25 * scale, "count": 6},
+            {"position": 2, "nats": 0.125 * scale, "count": 2},
+        ],
+        "by_prompt": [
+            {"prompt": "It begins", "nats": 1.5 * scale, "count": 4},
+            {"prompt": "At first", "nats": 0.75 * scale, "count": 3},
+        ],
+        "by_token": [
+            {"token": " good", "nats": 0.5 * scale, "count": 5},
+            {"token": "\n\n", "nats": -0.25 * scale, "count": 1},
+        ],
+    }
+    for step, scale in ((1, 0.0), (2, 1.0), (4, 4.0))
+]
+
 MakeRun = Callable[..., Path]
 
 
@@ -59,15 +79,17 @@ def make_run(tmp_path: Path) -> MakeRun:
         config: Mapping[str, Any] | None = CONFIG,
         metrics: Sequence[Mapping[str, Any]] | None = METRICS,
         samples: Sequence[Mapping[str, Any]] | None = SAMPLES,
+        drift: Sequence[Mapping[str, Any]] | None = DRIFT,
     ) -> Path:
         run = tmp_path / name
         run.mkdir()
         if config is not None:
             document = {"config": config, "versions": {"kleash": "0.1.0"}, "digests": {}}
             (run / "config.json").write_text(json.dumps(document))
-        for file, rows in (("metrics.jsonl", metrics), ("samples.jsonl", samples)):
+        lines = {"metrics": metrics, "samples": samples, "drift": drift}
+        for file, rows in lines.items():
             if rows is not None:
-                (run / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+                (run / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return run
 
     return make

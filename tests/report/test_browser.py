@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from kleash.report import RunView, load_run, render_run, render_runs
+from kleash.report.drift import TOP
+from kleash.report.view import Share
 
 CHROMIUM = next(
     (
@@ -103,6 +105,7 @@ def was_taken_over(dom: str) -> bool:
 
 def hostile_page(run: RunView, payloads: list[str]) -> str:
     sample = run.samples[0]
+    shares = tuple(Share(text=payload, nats=-1.0, count=2) for payload in payloads)
     runs = [
         replace(
             run,
@@ -120,8 +123,10 @@ def hostile_page(run: RunView, payloads: list[str]) -> str:
                     reference_response=payload,
                 ),
             ),
+            drift=(replace(run.drift[-1], by_prompt=shares[at:], by_token=shares[at:]),),
         )
         for index, payload in enumerate(payloads)
+        for at in [index // TOP * TOP]
     ]
     return render_runs(
         runs,
@@ -154,7 +159,7 @@ def test_no_text_of_a_run_runs(
     assert not was_taken_over(dom)
     assert home.asked == []
     assert said == []
-    assert dom.count("js-plotly-plot") == 4 * OPENED + 6  # six charts compare the runs
+    assert dom.count("js-plotly-plot") == 5 * OPENED + 6  # six charts compare the runs
     body = dom[dom.index("<body") :]
     assert not re.search(r"<(a|img|image|iframe|object|embed|form|base|foreignobject)[\s/>]", body)
     assert ('class="hovertext"' in body) is not policy
@@ -164,5 +169,5 @@ def test_every_chart_is_drawn_under_the_policy(run: RunView, tmp_path: Path) -> 
     dom, said = open_page(render_run(run), tmp_path)
     assert said == []
     drawn = dom.count("js-plotly-plot")
-    assert drawn == render_run(run).count('class="plot"') >= 4
+    assert drawn == render_run(run).count('class="plot"') >= 5
     assert "target 4 nats</text>" in dom

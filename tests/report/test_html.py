@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from kleash.errors import InputError, ResourceError
 from kleash.report import RunView, load_run, render_run, render_runs, write_report
+from kleash.report.drift import TOP
 from kleash.report.page import data
+from kleash.report.view import Share
 
 MakeRun = Callable[..., Path]
 Payloads = Callable[[str], list[str]]
@@ -123,7 +125,9 @@ def test_a_failed_verification_shows_its_problems(run: RunView) -> None:
 
 
 def test_what_was_not_measured_is_a_dash_and_says_so(run: RunView) -> None:
-    bare = replace(run, steps=(1,), metrics={"reward_mean": (1.0,)}, config={}, samples=())
+    bare = replace(
+        run, steps=(1,), metrics={"reward_mean": (1.0,)}, config={}, samples=(), drift=()
+    )
     page = Page(render_run(bare))
     assert "KL(π‖π_ref), last step –" in page.words
     assert "not measured" in {attributes.get("title") for _, attributes in page.tags}
@@ -234,6 +238,7 @@ def test_a_line_end_does_not_change_a_script(run: RunView) -> None:
 def hostile(run: RunView, payloads: list[str]) -> list[RunView]:
     """A run for each payload, with the payload everywhere a run has text."""
     sample = run.samples[0]
+    shares = tuple(Share(text=payload, nats=-1.0, count=2) for payload in payloads)
     return [
         replace(
             run,
@@ -255,8 +260,10 @@ def hostile(run: RunView, payloads: list[str]) -> list[RunView]:
                     reference_response=payload,
                 ),
             ),
+            drift=(replace(run.drift[-1], by_prompt=shares[at:], by_token=shares[at:]),),
         )
         for index, payload in enumerate(payloads)
+        for at in [index // TOP * TOP]
     ]
 
 

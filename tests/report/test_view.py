@@ -27,6 +27,25 @@ def test_a_run_is_read_as_written(make_run: MakeRun) -> None:
     assert run.samples[0].monitor == {"tiny-reviews/gold": 0.75}
 
 
+def test_where_the_kl_is_is_read_as_written(make_run: MakeRun) -> None:
+    drift = load_run(make_run("leashed")).drift
+    assert [line.step for line in drift] == [1, 2, 4]
+    last = drift[-1]
+    assert [(at.position, at.nats, at.count) for at in last.by_position] == [
+        (0, 3.0, 8),
+        (1, 1.0, 6),
+        (2, 0.5, 2),
+    ]
+    assert [(part.text, part.nats, part.count) for part in last.by_prompt] == [
+        ("It begins", 6.0, 4),
+        ("At first", 3.0, 3),
+    ]
+    assert [(part.text, part.nats, part.count) for part in last.by_token] == [
+        (" good", 2.0, 5),
+        ("\n\n", -1.0, 1),
+    ]
+
+
 def test_what_was_not_measured_is_none_never_zero(make_run: MakeRun) -> None:
     run = load_run(make_run(metrics=[{"step": 1, "reward_mean": None}, {"step": 2, "late": 1.0}]))
     assert run.series("reward_mean") == (None, None)
@@ -37,8 +56,8 @@ def test_what_was_not_measured_is_none_never_zero(make_run: MakeRun) -> None:
 
 
 def test_an_unfinished_run_and_missing_samples_are_fine(make_run: MakeRun) -> None:
-    run = load_run(make_run(metrics=None, samples=None))
-    assert (run.steps, run.samples) == ((), ())
+    run = load_run(make_run(metrics=None, samples=None, drift=None))
+    assert (run.steps, run.samples, run.drift) == ((), (), ())
     assert run.last("reward_mean") is None
 
 
@@ -46,6 +65,11 @@ def test_values_that_json_cannot_carry(make_run: MakeRun) -> None:
     run = load_run(make_run(metrics=[{"step": 1, "grad_norm": "nan", "value_loss": "-inf"}]))
     assert math.isnan(run.last("grad_norm") or 0.0)
     assert run.last("value_loss") == -math.inf
+    parts = [{"token": "a", "nats": nats, "count": 1} for nats in ("nan", "inf", "-inf", None)]
+    run = load_run(make_run("odd", drift=[{"step": 1, "by_token": parts}]))
+    nan, *others = (part.nats for part in run.drift[0].by_token)
+    assert math.isnan(nan or 0.0)
+    assert others == [math.inf, -math.inf, None]
 
 
 def test_the_monitor_called_gold_comes_before_the_others(make_run: MakeRun) -> None:
@@ -75,6 +99,25 @@ GOOD = {"step": 1, "prompt": "p", "response": "r"}
         ("metrics.jsonl", '{"step": 2, "reward_mean": 1' + "0" * 400 + "}"),
         ("metrics.jsonl", '{"step": 2, "reward_mean": 1' + "0" * 5000 + "}"),
         ("metrics.jsonl", "[" * 100_000),
+        ("drift.jsonl", "{"),
+        ("drift.jsonl", '{"by_position": []}'),
+        ("drift.jsonl", '{"step": 2, "by_position": {}}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [0.5]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"nats": 0.5, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"position": -1, "nats": 0.5, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"position": 0, "nats": "x", "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"position": 0, "nats": 0.5}]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"position": true, "nats": 0, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_position": [{"position": 1e9, "nats": 0, "count": 1}]}'),
+        (
+            "drift.jsonl",
+            '{"step": 2, "by_position": [{"position": 9' + "0" * 400 + ', "nats": 0, "count": 1}]}',
+        ),
+        ("drift.jsonl", '{"step": 2, "by_prompt": [{"prompt": 7, "nats": 0.5, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_prompt": [{"token": "a", "nats": 0.5, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_token": [{"token": null, "nats": 0.5, "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_token": [{"token": "a", "nats": [], "count": 1}]}'),
+        ("drift.jsonl", '{"step": 2, "by_token": [{"token": "a", "nats": 0.5, "count": 0.5}]}'),
         ("samples.jsonl", json.dumps({"step": 1, "prompt": "p"})),
         ("samples.jsonl", json.dumps(GOOD | {"prompt": 3})),
         ("samples.jsonl", json.dumps(GOOD | {"tokens": ["a"], "kl_per_token": []})),

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from kleash.report.drift import drift_charts
 from kleash.report.figures import DASHED, Chart, Curve, by_step, cross_out, spans_a_decade
 from kleash.report.overoptimisation import overoptimisation
-from kleash.report.text import short_name
+from kleash.report.text import short_name, shorten
 from kleash.report.theme import PALETTE
 from kleash.report.view import RunView
 
@@ -52,6 +53,7 @@ def run_charts(run: RunView, colour: str) -> list[Chart]:
         kl([run], [colour]),
         reward(run, colour),
         kl_coef([run], [colour]),
+        *drift_charts(run, colour),
         *(_plain(metric, [run], [colour], "small") for metric in (*BEHAVIOUR, *OPTIMISER)),
     ]
 
@@ -85,8 +87,29 @@ def kl(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
     if figure is not None and any(run.rejected for run in runs):
         figure["data"] += [cross_out(curve) for curve in curves]
         reading += " A cross marks a step whose update the guard refused."
+    reading += _doubt(runs)
     return Chart(
         title=f"KL(π‖π_ref), nats per {unit}", reading=reading, figure=figure, size="large"
+    )
+
+
+def _doubt(runs: Sequence[RunView]) -> str:
+    """At how many steps the interval can't be trusted; nothing when it can at all."""
+    unsure = [
+        (run, steps)
+        for run in runs
+        if (steps := run.series("kl_policy_ref_per_response_trusted").count(0))
+    ]
+    if not unsure:
+        return ""
+    counts = [
+        f"{steps} of {len(run.steps)} steps"
+        + (f" of {shorten(run.name, 24)}" if len(runs) > 1 else "")
+        for run, steps in unsure
+    ]
+    return (
+        f" Don't rest on the interval at {', '.join(counts)}: "
+        "there one response held over a tenth of the KL."
     )
 
 

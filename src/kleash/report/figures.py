@@ -51,11 +51,14 @@ class Curve:
     dash: str = "solid"
     interval: bool = False
     """Whether to shade between the metric's `_low` and `_high`."""
+    above: float = -math.inf
+    """Only values above this have a place on the axis."""
 
     @property
     def y(self) -> list[Measured]:
         """The values, None where there is nothing to draw."""
-        return drawable(self.run.series(self.metric))
+        values = drawable(self.run.series(self.metric))
+        return [value if value is not None and value > self.above else None for value in values]
 
     @property
     def bounds(self) -> tuple[list[Measured], list[Measured]]:
@@ -107,7 +110,8 @@ def by_step(
             "range": _step_range(curves),
             "unifiedhovertitle": {"text": "step %{x}"},
         },
-        "yaxis": {"range": [low, high]} | ({"type": "log", "dtick": 1} if log else {}),
+        "yaxis": {"range": [low, high]}
+        | ({"type": "log", "dtick": 1 if high - low > 3 else "D2"} if log else {}),
         "shapes": [],
         "annotations": [],
     }

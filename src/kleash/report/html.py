@@ -10,6 +10,7 @@ from typing import Any
 import kleash
 from kleash.errors import InputError, ResourceError
 from kleash.report.charts import arm_charts, run_charts
+from kleash.report.drift import Table, drift_tables
 from kleash.report.figures import Chart
 from kleash.report.page import render
 from kleash.report.samples import HOTTEST, exchanges
@@ -47,6 +48,7 @@ class Panel:
     facts: tuple[Fact, ...]
     verdict: Verdict
     charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +159,7 @@ def _panel(run: RunView, colour: str, verification: Mapping[str, Any] | None) ->
         facts=_facts(run),
         verdict=_verdict(verification),
         charts=tuple(run_charts(run, colour)),
+        tables=tuple(drift_tables(run)),
     )
 
 

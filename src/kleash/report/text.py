@@ -31,6 +31,20 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def token_text(text: str) -> str:
+    r"""A token by itself, its spaces and line ends as signs too.
+
+    Examples:
+        >>> token_text(" good"), token_text("\n\n"), token_text("\u00a0")
+        ('␣good', '↵↵', '⟨U+00A0⟩')
+    """
+    signs = {" ": "␣", "\n": "↵", "\t": "⇥"}
+    return "".join(
+        signs.get(sign) or (f"⟨U+{ord(sign):04X}⟩" if sign.isspace() else sign)
+        for sign in visible(text)
+    )
+
+
 def shorten(text: str, width: int) -> str:
     """Text cut to `width` characters, the last one an ellipsis.
 
@@ -79,6 +93,18 @@ def number(value: float | None) -> str:
     else:
         text = f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
     return text.replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A measured number that may go either way, with its sign.
+
+    Examples:
+        >>> [signed(value) for value in (0.25, -0.25, 0.0, -0.0, None)]
+        ['+0.25', '−0.25', '0', '0', '–']
+    """
+    if value is None or not value:
+        return number(None if value is None else 0.0)
+    return f"+{number(value)}" if value > 0 else number(value)
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:

@@ -37,6 +37,41 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """The KL at one position of the responses."""
+
+    position: int
+    """0: the response's first token."""
+    nats: Measured
+    """Nats per response, whether or not it reaches so far."""
+    count: int
+    """Responses that do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What one prompt, or one token, has of the KL."""
+
+    text: str
+    nats: Measured
+    """Nats per response: of a prompt's own responses, or a token's share of the sampled, signed log-ratio."""
+    count: int
+    """Responses to the prompt, or times the token was drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """One line of drift.jsonl: where the KL per response comes from."""
+
+    step: int
+    by_position: tuple[Place, ...] = ()
+    by_prompt: tuple[Share, ...] = ()
+    """The worst first."""
+    by_token: tuple[Share, ...] = ()
+    """Those that moved most first, whichever way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
     """What a run directory holds, ready to be shown."""
 
@@ -50,6 +85,7 @@ class RunView:
     metrics: Mapping[str, tuple[Measured, ...]]
     """Metric name to one value a step, aligned with `steps`."""
     samples: tuple[Sample, ...]
+    drift: tuple[Drift, ...] = ()
 
     def series(self, name: str) -> tuple[Measured, ...]:
         """The values of a metric, one a step; all None when the run never measured it."""
@@ -132,6 +168,7 @@ def load_run(path: str | Path) -> RunView:
         steps=tuple(step for step, _ in rows),
         metrics={name: tuple(row.get(name) for _, row in rows) for name in names},
         samples=tuple(_lines(run / "samples.jsonl", _sample)),
+        drift=tuple(_lines(run / "drift.jsonl", _drift)),
     )
 
 
@@ -209,6 +246,33 @@ def _sample(data: Mapping[str, Any]) -> Sample:
     )
 
 
+def _drift(data: Mapping[str, Any]) -> Drift:
+    return Drift(
+        step=_step(data),
+        by_position=tuple(
+            Place(
+                position=_whole(part.get("position"), "position"),
+                nats=_number(part.get("nats"), "nats"),
+                count=_whole(part.get("count"), "count"),
+            )
+            for part in _objects(data, "by_position")
+        ),
+        by_prompt=_shares(data, "prompt"),
+        by_token=_shares(data, "token"),
+    )
+
+
+def _shares(data: Mapping[str, Any], of: str) -> tuple[Share, ...]:
+    return tuple(
+        Share(
+            text=_text(part.get(of), of),
+            nats=_number(part.get("nats"), "nats"),
+            count=_whole(part.get("count"), "count"),
+        )
+        for part in _objects(data, f"by_{of}")
+    )
+
+
 def _step(data: Mapping[str, Any]) -> int:
     step = data.get("step")
     if not isinstance(step, int):
@@ -223,6 +287,13 @@ def _number(value: Any, name: str) -> Measured:
     if isinstance(value, int | float) or value in ("nan", "inf", "-inf"):
         return float(value)
     raise ValueError(f"{name}: {_brief(value)}, not a number or null")
+
+
+def _whole(value: Any, name: str) -> int:
+    """A count. Beyond 2^53 a browser would read another number."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**53:
+        raise ValueError(f"{name}: {_brief(value)}, not a count")
+    return value
 
 
 def _loose_number(value: Any) -> Measured:
@@ -240,6 +311,14 @@ def _list(data: Mapping[str, Any], name: str) -> list[Any]:
     if values is not None and not isinstance(values, list):
         raise ValueError(f"{name}: {_brief(values)}, not a list")
     return cast(list[Any], values or [])
+
+
+def _objects(data: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    values = _list(data, name)
+    for value in values:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}: {_brief(value)}, not an object")
+    return values
 
 
 def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
