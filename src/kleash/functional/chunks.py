@@ -24,8 +24,8 @@ CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
 CUDA_CHUNK_BYTES = 2**30
 """The same on a GPU: with fewer rows the head's gradient, read and written for each chunk, is a share of the time."""
-BLOCK_BYTES = 4 * 2**20
-"""Of the rows that are reduced together: what stays in a cache between one pass and the next."""
+BLOCK_BYTES = 2 * 2**20
+"""Of the rows that a thread reduces together: what stays in its cache between one pass and the next."""
 TILE = 4096
 """Rows of a head that are taken at a time, where they have to be widened or summed in pieces."""
 _FAR = 30.0
@@ -173,7 +173,7 @@ def chunks(policy: Policy, given: Constants) -> Iterator[tuple[slice, Chunk | Fu
     row_bytes = vocab * dtype.itemsize
     at_once = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
     size = max(1, min(count, at_once // row_bytes))
-    block = max(1, min(size, BLOCK_BYTES // row_bytes))
+    block = max(1, min(size, BLOCK_BYTES * torch.get_num_threads() // row_bytes))
     own, theirs = (torch.empty(size, vocab, dtype=dtype, device=device) for _ in range(2))
     fused = dtype == torch.float32 and has_kernels(device)
     if not fused:
