@@ -133,6 +133,26 @@ def test_a_reading_that_rests_on_one_response_says_so(
     assert _reading(share, n, value).is_trusted == trusted
 
 
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_what_is_no_number_is_not_trusted(broken: float) -> None:
+    kl, mask = torch.full((64, 2), 0.1), torch.ones(64, 2, dtype=torch.bool)
+    kl[3, 1] = broken
+    reading = measure_drift(kl, mask, torch.arange(64), reference="base")
+    assert not reading.is_finite
+    assert reading.largest_share is None
+    assert not reading.is_trusted
+
+
+def test_the_interval_holds_its_value_and_nothing_below_0() -> None:
+    kl, mask = torch.tensor([[0.0], [0.0], [0.9]]), torch.ones(3, 1, dtype=torch.bool)
+    reading = measure_drift(kl, mask, torch.arange(3), reference="base")
+    assert reading.low == 0.0
+    # Rounding may leave an exact KL a hair below 0: the interval follows it there.
+    below = measure_drift(kl * 0 - 1e-9, mask, torch.arange(3), reference="base")
+    assert below.low is not None
+    assert below.low <= below.value < 0
+
+
 def test_a_heavy_tail_is_not_trusted() -> None:
     """One response in sixty-four that drifted a hundred times further carries the mean."""
     kl = torch.full((64, 1), 0.05)
@@ -153,11 +173,14 @@ def test_readings_survive_json_and_old_ones_lack_the_share() -> None:
 def test_a_sampler_that_is_another_engine_shows() -> None:
     """Pitfall 48: what the sampler recorded is held against the policy, per token, and is not the policy's KL."""
     q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.double).log()
-    p = torch.log_softmax(q / 1.05, -1)
+    p = torch.tensor([0.2, 0.2, 0.6], dtype=torch.double).log()
     tokens = q.exp().multinomial(40_000, replacement=True).view(-1, 4)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     reading = measure_mismatch(q[tokens], p[tokens], mask, torch.arange(10_000), policy="base")
     exact = float((q.exp() * (q - p)).sum())
+    other = float((p.exp() * (p - q)).sum())
+    assert reading.high is not None
+    assert not (reading.low or 0) < other < reading.high
     assert reading.low is not None
     assert reading.high is not None
     assert reading.low < exact < reading.high

@@ -190,6 +190,30 @@ def set_path(entries: list[dict], line: int, keys: tuple[str, ...], value: Any) 
         (1, ("config", "guard", "max_kl"), 4.5, 4, "the guard gives halt"),
         (1, ("config", "rl"), {"kl_target": 0}, 1, "no usable configuration"),
         (1, ("config",), None, 1, "no usable configuration"),
+        (1, ("self_test",), "passed, honest", 1, "not a self-test that passed"),
+        (1, ("self_test",), {"checks": []}, 1, "not a self-test that passed"),
+        (
+            1,
+            ("self_test",),
+            {
+                "checks": [
+                    {"name": "a", "value": 9.9, "limit": 1e-6, "unit": "nats", "passed": True}
+                ]
+            },
+            1,
+            "not a self-test that passed",
+        ),
+        (
+            1,
+            ("self_test",),
+            {
+                "checks": [
+                    {"name": "a", "value": 0.0, "limit": 0.1, "unit": "nats", "passed": False}
+                ]
+            },
+            1,
+            "not a self-test that passed",
+        ),
         (5, ("steps",), 2, 5, "does not count the 3 steps"),
         (5, ("files",), None, 5, "does not say which files"),
     ],

@@ -65,6 +65,8 @@ class KLReading:
         A heavy tail shows as one response that outweighs the rest; the tail's next one, not yet drawn, is then missing
         from value and interval alike. Below rounding there is nothing to distrust.
         """
+        if not self.is_finite:
+            return False
         if self.largest_share is None or self.value <= ROUNDING:
             return True
         return self.largest_share <= max(LARGEST_SHARE, 3 / self.n)

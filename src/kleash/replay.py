@@ -29,6 +29,9 @@ from kleash.records import KLReading, Unit
 
 Status = Literal["finished", "interrupted", "failed", "unfinished"]
 
+SKIPPED = "skipped"
+"""What a run's first entry says where its self-test was not made."""
+
 ENDINGS: dict[str, Status] = {
     "run.finished": "finished",
     "run.interrupted": "interrupted",
@@ -97,6 +100,8 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
     if not problems and run is not None:
         checks += ["config", "metrics"] + (["files"] if status != "unfinished" else [])
         problems += _check_files_of(run, chain.entries, status)
+    if not problems and chain.entries[0].body.get("self_test") == SKIPPED:
+        notes.append("the self-test was skipped: nothing was checked before the first step")
     if not problems and status == "unfinished":
         notes.append("the run has no ending: it is still running, or it was killed")
     return Verification(
@@ -153,13 +158,28 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
         rl = ControlConfig.model_validate(config["rl"])
     except (KeyError, TypeError, ValidationError):
         return [_problem(entries[0], "no usable configuration of controller and guard")]
-    problems: list[Problem] = []
+    problems = _check_self_test(entries[0])
     state = control.init(rl)
     for entry in entries:
         if entry.type == "update":
             state, found = _replay_update(entry, state, limits, rl.kl_unit)
             problems += found
     return problems
+
+
+def _check_self_test(started: Entry) -> list[Problem]:
+    """A run is only started with a self-test that passed, one that was skipped, or, in older records, none."""
+    said = started.body.get("self_test", SKIPPED)
+    if said == SKIPPED:
+        return []
+    try:
+        fine = bool(said["checks"]) and all(
+            check["passed"] is True and (check["limit"] is None or check["value"] <= check["limit"])
+            for check in said["checks"]
+        )
+    except (KeyError, TypeError):
+        fine = False
+    return [] if fine else [_problem(started, "self_test is not a self-test that passed")]
 
 
 def _replay_update(

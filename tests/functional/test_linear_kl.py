@@ -383,3 +383,23 @@ def test_what_does_not_fit_is_refused(
 def test_settings_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="positive"):
         fused(case(), **options)
+
+
+def test_a_capped_token_whose_probability_underflows_keeps_its_gradient() -> None:
+    """log q is −160 and q is 0 in float32: the slope of the cap is that of the logit all the same."""
+    logits = torch.tensor([[20.0, -20.0, 1.0]])
+    found: list[Tensor] = []
+    for dtype, read in ((torch.float32, fused), (torch.float64, plain)):
+        x = {
+            "hidden": torch.ones(1, 1, dtype=dtype),
+            "weight": torch.zeros(3, 1, dtype=dtype),
+            "ref_hidden": torch.ones(1, 1, dtype=dtype),
+            "ref_weight": torch.zeros(3, 1, dtype=dtype),
+            "tokens": torch.tensor([1]),
+            "bias": logits[0].to(dtype).requires_grad_(),
+            "ref_bias": torch.zeros(3, dtype=dtype),
+        }
+        logprob = read(x, temperature=0.25, softcap=30.0).logprobs.sum()
+        found.append(torch.autograd.grad(logprob, x["bias"])[0].double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+    assert float(found[1][1]) == pytest.approx(2.6415, rel=1e-4)

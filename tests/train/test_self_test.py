@@ -1,6 +1,7 @@
 """The self-test finds what it is for, each fault put in by hand, and leaves a sound run as it was."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,18 @@ from kleash.functional.penalties import GRADIENTS, Penalty
 from kleash.ledger import read
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze
-from kleash.models.policy import LanguageModel, weights_digest
+from kleash.models.policy import Head, LanguageModel, weights_digest
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.sampler import draw
 from kleash.train.algorithms import ALGORITHMS, Algorithm, Minibatch, Targets, TokenTerms
+from kleash.train.checks import Check, SelfTest
 from kleash.train.config import OptimizerConfig, PenaltyConfig, PPOConfig, RunConfig, TrainConfig
-from kleash.train.gradient_check import placement_gradient_error
+from kleash.train.gradient_check import head_gradient_error, placement_gradient_error
 from kleash.train.learner import Learner, build_learner
 from kleash.train.run import prepare, train
-from kleash.train.self_test import Check, SelfTest, self_test
+from kleash.train.self_test import self_test
 
 PPO = ALGORITHMS["ppo"]
 PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
@@ -118,8 +121,35 @@ def test_a_temperature_on_one_side_is_found(learner: Learner) -> None:
     assert "sampler against training" in failed(run(both))
 
 
-class _Nucleus:
-    """A head that suppresses all but the likeliest tokens, as a sampler with top-k does."""
+def _top_k(k: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Draws from the likeliest tokens only, though what is recorded is of the whole distribution."""
+
+    def wrong(logprobs: Tensor, uniform: Tensor) -> Tensor:
+        least = logprobs.topk(k, -1).values[..., -1:]
+        return draw(logprobs.masked_fill(logprobs < least, -torch.inf), uniform)
+
+    return wrong
+
+
+def _cooler(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    return draw(torch.log_softmax(logprobs / 0.5, -1), uniform)
+
+
+@pytest.mark.parametrize("wrong", [_top_k(1), _top_k(5), _top_k(20), _cooler])
+def test_a_sampler_that_leaves_tokens_out_is_found(
+    learner: Learner,
+    wrong: Callable[[Tensor, Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pitfalls 7 and 17: what was drawn is less surprising than the entropy says, whatever was recorded of it."""
+    monkeypatch.setattr("kleash.rollout.sampler.draw", wrong)
+    longer = CONFIG.rollout.model_copy(update={"max_new_tokens": 24})
+    found = run(learner, config=CONFIG.model_copy(update={"rollout": longer}))
+    assert "surprise of the tokens drawn, less entropy" in failed(found)
+
+
+class _Suppressed:
+    """A hook that suppresses all but the likeliest tokens where the policy samples, and so in what is recorded."""
 
     def __init__(self, model: torch.nn.Module, k: int) -> None:
         self.k, self.hook = k, model.register_forward_hook(self)
@@ -131,12 +161,12 @@ class _Nucleus:
         return output
 
 
-def test_a_sampler_that_leaves_tokens_out_is_found(learner: Learner) -> None:
-    """Pitfalls 7 and 17; T12: under top-k E_q[p/q] is what p holds of the k tokens, not 1."""
-    nucleus = _Nucleus(learner.policy.model, 5)
+def test_tokens_that_are_suppressed_are_found(learner: Learner) -> None:
+    """T12: E_q[p/q] is what p holds of the tokens that q can draw, not 1."""
+    suppressed = _Suppressed(learner.policy.model, 5)
     found = failed(run(learner))
-    nucleus.hook.remove()
-    assert "mean of p/q less 1" in found
+    suppressed.hook.remove()
+    assert {"mean of p/q less 1", "sampler against training"} <= set(found)
     assert failed(run(learner)) == []
 
 
@@ -146,21 +176,77 @@ def test_a_reference_that_is_the_policy_is_found(learner: Learner) -> None:
     check = run(tied).checks[-1]
     assert not check.passed
     assert "shares weights" in check.wrong
-    assert "moved" in check.wrong
+    assert "was moved" in check.wrong
     awake = freeze(learner.policy)
     awake.model.requires_grad_(True)
     assert "asks for gradients" in run(replace(learner, reference=awake)).checks[-1].wrong
 
 
-def test_another_reference_may_be_any_distance_away(learner: Learner) -> None:
+@pytest.mark.parametrize("factor", [1.1, 3.0, 12.0])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_another_reference_may_be_any_distance_away(
+    learner: Learner, factor: float, seed: int
+) -> None:
+    """A policy that was fine-tuned before: E_q[p/q] is carried by draws that never come, and refuses nothing."""
     other = freeze(learner.policy)
     with torch.no_grad():
-        other.model.lm_head.weight.mul_(1.1)
-    found = run(replace(learner, reference=other))
+        learner.policy.model.lm_head.weight.mul_(factor)
+    found = self_test(
+        replace(learner, reference=other), PROMPTS, CONFIG, PPO, torch.Generator().manual_seed(seed)
+    )
     assert failed(found) == []
     start = next(check for check in found.checks if check.name == "KL at step 0")
     assert start.limit is None
     assert start.value > 1e-3
+
+
+def test_the_measured_noise_bounds_the_kl_at_step_0(learner: Learner) -> None:
+    found = {check.name: check for check in run(learner).checks}
+    noise = found["noise floor"].value
+    assert found["noise floor"].limit == 1e-6
+    assert found["KL at step 0"].limit == pytest.approx(100 * noise + 1e-10)
+    assert found["sampler against training"].limit == 1e-4
+
+
+def test_an_update_that_cannot_be_undone_is_found(learner: Learner) -> None:
+    """A weight that the optimiser moves and no snapshot holds."""
+    assert (
+        "could not be undone" in run(replace(learner, trained=learner.trained[1:])).checks[-1].wrong
+    )
+
+
+def test_an_update_at_another_temperature_is_found(learner: Learner) -> None:
+    """T10: the ratios of the first minibatch are 1. The learner's update believes in another temperature."""
+
+    def terms(read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig) -> TokenTerms:
+        late = batch._replace(old_logprobs=batch.old_logprobs.roll(1))
+        return PPO.token_terms(read, late, targets, config)
+
+    assert "first ratios" in failed(run(learner, PPO._replace(token_terms=terms)))
+
+
+def test_an_update_that_is_not_finite_is_found(learner: Learner) -> None:
+    def endless(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+        return PPO.value_loss(values, batch, config) * torch.nan
+
+    found = run(learner, PPO._replace(value_loss=endless))
+    assert "was not finite" in found.checks[-1].wrong
+
+
+class _Doubled(Head):
+    """A head whose KL is right and whose gradient is twice that."""
+
+    def read(
+        self, hidden: Tensor, ref: Head, ref_hidden: Tensor, tokens: Tensor, temperature: float
+    ) -> TokenKL:
+        found = Head.read(self, hidden, ref, ref_hidden, tokens, temperature)
+        return found._replace(kl=2 * found.kl - found.kl.detach())
+
+
+def test_a_head_whose_gradient_is_not_that_of_its_value_is_found() -> None:
+    weight, ref, hidden = torch.randn(9, 4), Head(torch.randn(9, 4)), torch.randn(2, 4)
+    assert head_gradient_error(Head(weight), hidden, ref, hidden, 0.7) < 1e-7
+    assert head_gradient_error(_Doubled(weight), hidden, ref, hidden, 0.7) > 0.5
 
 
 def _rows() -> tuple[Tensor, Tensor]:
@@ -271,6 +357,7 @@ def test_the_test_changes_no_number_and_the_ledger_says_whether_it_was_made(tmp_
     for name in said:
         found = verify_run(tmp_path / name)
         assert found.ok, found.problems
+        assert ("self-test was skipped" in str(found.notes)) == (name == "skipped")
     config["self_test"] = "skipped"
     (tmp_path / "tested" / "config.json").write_text(json.dumps(config))
     assert "self_test" in str(verify_run(tmp_path / "tested").problems)

@@ -21,6 +21,9 @@ from kleash.report.text import number
 if TYPE_CHECKING:
     from kleash.train.config import RunConfig
 
+SETTLING = 10
+"""Steps of a run below which nobody expects its KL to be at the target."""
+
 
 def train(
     config_file: ConfigFile,
@@ -109,7 +112,9 @@ def step_figures(record: StepRecord, config: "RunConfig") -> Text:
         f"  β {record.kl_coef:.3g}",
     )
     if not record.kl.is_trusted:
-        figures.append(f"  one response holds {record.kl.largest_share:.0%} of it", style="yellow")
+        share = record.kl.largest_share
+        what = "no number" if share is None else f"one response holds {share:.0%} of it"
+        figures.append(f"  {what}", style="yellow")
     if record.verdict.action != "accept":
         figures.append(f"  {record.verdict.action}", style="bold red")
     return figures
@@ -165,7 +170,7 @@ def _held(view: RunView) -> Text | None:
     """Whether the leash held: the mean KL over the last third of the steps, against its target."""
     read = view.series(f"kl_policy_ref_per_{view.unit}")
     last = [kl for kl in read[-(len(read) // 3) :] if kl is not None]
-    if view.target is None or not last:
+    if view.target is None or len(read) < SETTLING or not last:
         return None
     mean = sum(last) / len(last)
     text = f"  leash    {fixed(mean)} on average over the last third, for {view.target:g}"

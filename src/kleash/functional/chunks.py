@@ -133,6 +133,9 @@ class Chunk:
             logprobs = self.scratch[: len(q)]
             if with_entropy or softcap is not None:
                 torch.log(q, out=logprobs).clamp_(min=_NEVER)
+                # The given token's own is known where q has underflowed, and its gradient does not vanish with q.
+                known = self.read.logprobs[rows, None].clamp(min=_NEVER)
+                logprobs.scatter_(-1, self.tokens[rows], known)
             if with_entropy:
                 slope.addcmul_(logprobs, c[rows], value=-1)
             q.mul_(slope).scatter_add_(-1, self.tokens[rows], a[rows])

@@ -39,6 +39,8 @@ def reverse_kl(
     # Far out q may underflow while p/q overflows; their product is p.
     far = ref_probs - probs + probs * log_ratio
     terms = torch.where(near, probs * (torch.expm1(-small) + small), far)
+    # Where p is 0 and q is not: inf, also where exp(log q) has underflowed to 0.
+    terms = torch.where(supported & (log_ratio == torch.inf), torch.inf, terms)
     return torch.where(supported, terms, ref_probs).sum(-1)
 
 

@@ -9,8 +9,10 @@ gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the lo
 the chunk is there, and needs four. On a CUDA device that has Triton a chunk is read once by one kernel and turned into
 its gradient by another (`fused`); the numbers are the same.
 
-What is read of a row, and its gradient by `hidden`, depend on that row only, bit for bit. The gradients of `weight` and
-`bias` are sums over rows: NaN in one is NaN in all, so tokens that a mask leaves out have to be left out of the call.
+What is read of a row, and its gradient by `hidden`, depend on no other row's numbers, bit for bit. The gradients of
+`weight` and `bias` are sums over rows: NaN in one is NaN in all, so tokens that a mask leaves out have to be left out
+of the call. Where the reference gives 0 to a token that the policy allows, a row's kl is inf (NaN where that token's
+probability has underflowed) and its gradients are NaN, of logprobs and entropy too.
 """
 
 import math
@@ -52,7 +54,8 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
     """Log-probabilities, exact KL and entropy of every token, without its logits ever being held.
 
     The logits are softcap·tanh((h Wᵀ + b)/softcap)/temperature, in float32 at least. Gradients flow to `hidden`,
-    `weight` and `bias` from any mix of logprobs, kl and entropy; the reference is constant.
+    `weight` and `bias` from any mix of logprobs, kl and entropy; the reference is constant, and must not be changed
+    before the backward pass has read it again.
 
     Args:
         hidden: last hidden states of the policy.

@@ -130,6 +130,9 @@ def check_penalty(penalty: Penalty) -> Gradient:
     refused = REFUSALS.get(penalty)
     if refused is not None:
         raise ValueError(f"{_toml(refused.instead)}; {refused.why}")
+    if penalty.weight != "none" and penalty._replace(weight="none") in GRADIENTS:
+        right = _toml(penalty._replace(weight="none"))
+        raise ValueError(f"{right}; a weight multiplies an estimate in the loss, and there is none")
     same = [_toml(known) for known in GRADIENTS if known.placement == penalty.placement]
     raise ValueError(" or ".join(same))
 

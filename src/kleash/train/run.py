@@ -24,11 +24,12 @@ from kleash.records import StepRecord
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.sampler import encode_prompts
 from kleash.train.card import model_card
+from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import build_learner, resolve_device
 from kleash.train.loop import ALGORITHM, Setup, final_drift, metrics_line, run_loop, seeded
-from kleash.train.self_test import SelfTest, self_test
+from kleash.train.self_test import self_test
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
