@@ -21,7 +21,7 @@ lab = typer.Typer(no_args_is_help=True, help="Closed forms and enumeration.")
 BETA = 0.2
 """β of the policy where neither a table nor a β is given: about 2 nats on the built-in problem."""
 SAME = 1e-24
-"""Below this many nats policy and reference are the same to rounding."""
+"""Nats per response; below it policy and reference are the same to rounding (as in `lab.estimators`)."""
 VALUES = (
     *("k1", "k2", "k3", "k2_sequence", "k3_sequence"),
     *("exact", "exact_regressed", "topk_merged", "topk_sampled"),

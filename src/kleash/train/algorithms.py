@@ -80,7 +80,7 @@ def ppo_targets(
     Whatever scales the advantages scales β in the loss, so that both parts stay one penalty (`functional.penalties`).
     """
     mask, metered = experience.rollout.mask, experience.metered
-    charged = charges(penalty, metered.kl, metered.logprobs - metered.ref_logprobs, mask)
+    charged = charges(penalty, metered.kl, experience.log_ratio, mask)
     rewards = shaped_rewards(experience.penalised, charged, mask, kl_coef)
     scale = 1.0
     if config.whiten_rewards:

@@ -69,7 +69,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             if not keep:
                 learner.restore(proposal.snapshot)
         ending.note(decision.entry, proposal.snapshot)
-        updated = time.perf_counter()
+        updated, due = time.perf_counter(), watch.due(step)
         yield StepRecord(
             step=step,
             kl=decision.entry.kl,
@@ -77,10 +77,8 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
-            samples=watch.draw(step) if watch.due(step) else (),
-            breakdown={"step": step, **experience.breakdown(learner.policy)}
-            if watch.due(step)
-            else None,
+            samples=watch.draw(step) if due else (),
+            breakdown={"step": step, **experience.breakdown(learner.policy)} if due else None,
         )
         state = decision.state
         ending.halt_if_told(decision.entry)
