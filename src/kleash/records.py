@@ -113,6 +113,42 @@ class KLReading:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Signals:
+    """What a controller of β may know beside the reading: of the same rollout, before its update. None: not measured.
+
+    Rewards and log-ratios are taken about each prompt's own mean where a prompt has several responses: what is common
+    to a prompt's responses moves no policy.
+    """
+
+    num_responses: int
+    """Responses in the rollout."""
+    reward_std: float | None = None
+    """σ_r, the standard deviation of the rewards that the update follows."""
+    log_ratio_std: float | None = None
+    """σ_u of u = log π/π_ref of whole responses, nats."""
+    correlation: float | None = None
+    """Of reward and log-ratio, −1 to 1."""
+    response_length: float | None = None
+    """Mean number of tokens."""
+    momentum: float = 0.0
+    """Share of an update's direction that the optimiser carries into the next, 0 to 1."""
+    age: int = 0
+    """Updates made since the policy that was read: 0 where the reading is of the policy about to be updated."""
+    applied: bool = True
+    """Whether the update made with the last β was kept."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as the ledger stores it; non-finite floats as strings."""
+        return {key: _encode(value) for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Signals":
+        """The signals that `to_json` wrote."""
+        floats = ("reward_std", "log_ratio_std", "correlation", "response_length")
+        return cls(**{k: _decode(v) if k in floats else v for k, v in data.items()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateFacts:
     """What was measured of a proposed update, before it is accepted: the guard's evidence beside the reading."""
 

@@ -6,12 +6,12 @@ from kleash.control.controllers import (
     AdaptiveState,
     Controller,
     FixedState,
-    Signals,
     State,
     from_json,
     init,
     update,
 )
+from kleash.records import Signals
 
 __all__ = [
     "CONTROLLERS",

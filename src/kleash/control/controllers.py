@@ -15,15 +15,7 @@ from pydantic import ValidationError
 
 from kleash.control.config import MAX_KL_COEF, MIN_KL_COEF, ControlConfig
 from kleash.errors import ConfigError, InputError
-from kleash.records import KLReading, Unit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signals:
-    """What a controller may know beside the reading."""
-
-    num_responses: int
-    """Responses in the rollout: the reading's own `n`, so that the ledger has all that was seen."""
+from kleash.records import KLReading, Signals, Unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
