@@ -1,26 +1,14 @@
 """Controllers that choose β, the coefficient of the KL penalty, from measured KL. Pure."""
 
 from kleash.control.config import MAX_KL_COEF, MIN_KL_COEF, ControlConfig
-from kleash.control.controllers import (
-    CONTROLLERS,
-    AdaptiveState,
-    Controller,
-    FixedState,
-    State,
-    from_json,
-    init,
-    update,
-)
+from kleash.control.controllers import CONTROLLERS, State, from_json, init, update
 from kleash.records import Signals
 
 __all__ = [
     "CONTROLLERS",
     "MAX_KL_COEF",
     "MIN_KL_COEF",
-    "AdaptiveState",
     "ControlConfig",
-    "Controller",
-    "FixedState",
     "Signals",
     "State",
     "from_json",

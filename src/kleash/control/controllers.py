@@ -1,181 +1,210 @@
-"""The controllers of β: frozen states and pure functions, so that every β can be replayed.
+"""The controllers of β: a frozen state and pure functions, so that every β can be replayed.
 
     state = control.init(config)
-    state = control.update(state, reading, Signals(num_responses=reading.n))  # once a rollout
-    state.kl_coef                                                             # β of the next update
+    state = control.update(state, reading, signals)   # once a rollout, before its update
+    state.kl_coef                                     # β of that update
 
-A new controller is a state record, an `init`, an `update` and a line in `CONTROLLERS`.
+A new controller is a law (`control.law`) and a line in `CONTROLLERS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from kleash.control.config import MAX_KL_COEF, MIN_KL_COEF, ControlConfig
+from kleash.control.config import WITHOUT_TARGET, ControlConfig
+from kleash.control.law import Answer, Law, Question
+from kleash.control.pid import PIDMemory, pid
+from kleash.control.published import dual, fixed, ppo, schedule, ziegler
+from kleash.control.tilt import OLDEST, TiltMemory, tilt, tilt_hold
 from kleash.errors import ConfigError, InputError
-from kleash.records import KLReading, Signals, Unit
+from kleash.records import KLReading, Signals
 
+M = TypeVar("M")
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FixedState:
-    """A β that never moves."""
+Z95 = 1.959963984540054
+"""Standard errors between the middle and an end of a 95 % interval."""
 
-    kl_coef: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict, as the ledger and the checkpoint store it."""
-        return {"controller": "fixed", **asdict(self)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdaptiveState:
-    """β on its way to a target, with its law's constants: the state alone says how it moves."""
-
-    kl_coef: float
-    kl_target: float
-    kl_unit: Unit
-    kl_horizon: int
-    kl_error_clip: float
-    note: str = ""
-    """What kept the last update from being the plain law; empty when nothing did."""
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict, as the ledger and the checkpoint store it."""
-        return {"controller": "adaptive", **asdict(self)}
-
-
-State = FixedState | AdaptiveState
-
-
-class Controller(NamedTuple):
-    """Where β starts and how one reading moves it. Both functions are pure."""
-
-    init: Callable[[ControlConfig], State]
-    update: Callable[[Any, KLReading, Signals], State]
-
-
-def _init_fixed(config: ControlConfig) -> FixedState:
-    return FixedState(kl_coef=config.kl_coef)
-
-
-def _update_fixed(state: FixedState, reading: KLReading, signals: Signals) -> FixedState:
-    return state
-
-
-def _init_adaptive(config: ControlConfig) -> AdaptiveState:
-    assert config.kl_target is not None, "ControlConfig refuses adaptive without a target"
-    return AdaptiveState(
-        kl_coef=config.kl_coef,
-        kl_target=config.kl_target,
-        kl_unit=config.kl_unit,
-        kl_horizon=config.kl_horizon,
-        kl_error_clip=config.kl_error_clip,
-    )
-
-
-def _update_adaptive(state: AdaptiveState, reading: KLReading, signals: Signals) -> AdaptiveState:
-    """β ← β(1 + K e), e = clip(KL/target − 1, ±kl_error_clip), K = responses / kl_horizon.
-
-    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2, in the form of the released code, whose K
-    is n_steps/horizon: 0.0512 at 512 responses and a horizon of 10,000. The paper's constant K_β =
-    0.1 is a horizon of ten batches. Around the published law stand three guards, each named in
-    `note`: an impossible reading holds β, K stays at most 1 (beyond 1/kl_error_clip the factor
-    would turn negative), and β stays on its rails.
-    """
-    _check_kind(state, reading)
-    if not reading.is_possible:
-        return replace(state, note="held: the reading is not finite, or negative beyond rounding")
-    if signals.num_responses < 1:
-        return replace(state, note="held: the reading is of no responses")
-    num_responses = min(signals.num_responses, state.kl_horizon)
-    error = _clip(reading.value / state.kl_target - 1.0, state.kl_error_clip)
-    proposed = state.kl_coef * (1.0 + error * num_responses / state.kl_horizon)
-    kl_coef = min(max(proposed, MIN_KL_COEF), MAX_KL_COEF)
-    note = ""
-    if kl_coef != proposed:
-        note = f"kl_coef stopped at its rail of {kl_coef:g}"
-    elif num_responses < signals.num_responses:
-        note = "gain capped at 1: more responses than kl_horizon"
-    return replace(state, kl_coef=kl_coef, note=note)
-
-
-CONTROLLERS: dict[str, Controller] = {
-    "fixed": Controller(_init_fixed, _update_fixed),
-    "adaptive": Controller(_init_adaptive, _update_adaptive),
+CONTROLLERS: dict[str, Law] = {
+    "fixed": Law(fixed),
+    "schedule": Law(schedule),
+    "ziegler": Law(ziegler),
+    "ppo": Law(ppo),
+    "dual": Law(dual),
+    "pid": Law(pid, memory=PIDMemory),
+    "tilt": Law(tilt, tilt_hold, TiltMemory),
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """A controller between two steps."""
+
+    config: ControlConfig
+    kl_coef: float
+    """β of the last step's update; before the first step, of none."""
+    step: int = 0
+    """Steps made."""
+    note: str = ""
+    """What the controller has to say of the step: why β was held, what can't be had. Empty when nothing."""
+    memory: PIDMemory | TiltMemory | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as the ledger and the checkpoint store it: all but the configuration, which they have."""
+        memory = None if self.memory is None else asdict(self.memory)
+        return {
+            "controller": self.config.controller,
+            "kl_coef": self.kl_coef,
+            "step": self.step,
+            "note": self.note,
+            "memory": _listed(memory),
+        }
 
 
 def init(config: ControlConfig) -> State:
     """The state before the first rollout.
 
     Examples:
-        >>> init(ControlConfig(controller="fixed", kl_coef=0.05))
-        FixedState(kl_coef=0.05)
+        >>> init(ControlConfig(controller="fixed", kl_coef=0.05)).kl_coef
+        0.05
     """
-    return CONTROLLERS[config.controller].init(config)
+    return State(config=config, kl_coef=config.start)
 
 
 def update(state: State, reading: KLReading, signals: Signals) -> State:
-    """The state after one rollout; call it once a rollout, whatever becomes of the proposed update.
+    """The state that has chosen β for one rollout's update; call it once a rollout, before the update.
+
+    A reading that can't be one (not finite, negative beyond rounding, of no responses) holds β, and `note` says so. β
+    stays between `kl_coef_min` and `kl_coef_max`.
 
     Args:
         state: from `init` or the previous `update`.
         reading: KL(π‖π_ref) of the policy that sampled the rollout, in the config's `kl_unit`.
-        signals: what else was measured.
+        signals: what else was measured of it.
 
     Raises:
         ConfigError: the reading has another unit or direction than the target.
 
     Examples:
-        >>> state = init(ControlConfig(kl_coef=0.15, kl_target=6.0))
+        >>> state = init(ControlConfig(controller="ziegler", kl_coef=0.15, kl_target=6.0))
         >>> reading = KLReading(value=9.0, low=None, high=None, n=512, clusters=512,
         ...                     unit="response", direction="policy_ref", estimator="exact",
         ...                     reference="base")
         >>> update(state, reading, Signals(num_responses=512)).kl_coef  # 0.15 (1 + 0.2 x 0.0512)
         0.151536
     """
-    return CONTROLLERS[_name(state)].update(state, reading, signals)
+    config, law, step = state.config, CONTROLLERS[state.config.controller], state.step + 1
+    targeted = config.controller not in WITHOUT_TARGET
+    if targeted:
+        _check_kind(config, reading)
+    if targeted and (why := _unusable(reading, signals)):
+        memory = law.hold(state.kl_coef, signals, state.memory)
+        return replace(state, step=step, note=f"held: {why}", memory=memory)
+    question = Question(
+        config=config,
+        kl_coef=state.kl_coef,
+        step=step,
+        signals=signals,
+        kl=reading.high if config.kl_at_most and reading.high is not None else reading.value,
+        standard_error=_standard_error(reading),
+    )
+    answer = law.move(question, state.memory)
+    if not targeted:
+        return replace(state, kl_coef=answer.kl_coef, step=step)
+    return _on_rails(state, answer, step)
 
 
-def from_json(data: Mapping[str, Any]) -> State:
-    """The state that `to_json` wrote.
+def from_json(data: Mapping[str, Any], config: ControlConfig) -> State:
+    """The state that `to_json` wrote, under the configuration that it was made with.
 
     Raises:
-        InputError: it is not such a state: a field is missing, unknown, out of range or of the
-            wrong type.
+        InputError: it is not such a state: a field is missing, unknown, of the wrong type or not finite, or it is of
+            another controller.
     """
-    fields = {key: value for key, value in data.items() if key != "note"}
     try:
-        state = init(ControlConfig.model_validate(fields))
-    except ValidationError as error:
-        what = error.errors(include_input=False)[0]["msg"]
-        raise InputError("the stored controller state cannot be used", got=what) from error
-    if isinstance(state, AdaptiveState):
-        state = replace(state, note=str(data.get("note")))
-    if state.to_json() != dict(data):
-        raise InputError(
-            "the stored controller state cannot be used",
-            expected=f"the fields {', '.join(state.to_json())}",
-            got="missing or unknown fields, or values of another type",
+        stored = _STORED[CONTROLLERS[config.controller].memory].model_validate(data)
+        state = State(
+            config=config,
+            kl_coef=stored.kl_coef,
+            step=stored.step,
+            note=stored.note,
+            memory=stored.memory,
         )
-    return state
+        if state.to_json() == dict(data):
+            return state
+        got = "a state of another controller, or values of another type"
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(ascii(part).strip("'") for part in first["loc"])
+        got = f"{where}: {first['msg']}"
+    raise InputError(
+        "the stored controller state cannot be used",
+        expected=f"a state of the {config.controller} controller",
+        got=got,
+    )
 
 
-def _name(state: State) -> str:
-    return "fixed" if isinstance(state, FixedState) else "adaptive"
+def _on_rails(state: State, answer: Answer, step: int) -> State:
+    """The state with the answer's β, stopped at the rails."""
+    config = state.config
+    kl_coef, note = answer.kl_coef, answer.note
+    low, high = config.kl_coef_min, config.kl_coef_max
+    if not low <= kl_coef <= high:
+        kl_coef = min(max(kl_coef, low), high)
+        note = "; ".join(filter(None, (note, f"kl_coef stopped at its rail of {kl_coef:g}")))
+    return replace(state, kl_coef=kl_coef, step=step, note=note, memory=answer.memory)
 
 
-def _check_kind(state: AdaptiveState, reading: KLReading) -> None:
-    if (reading.direction, reading.unit) != ("policy_ref", state.kl_unit):
+def _unusable(reading: KLReading, signals: Signals) -> str:
+    """Why nothing can be gone by; empty where something can."""
+    if not reading.is_possible:
+        return "the reading is not finite, or negative beyond rounding"
+    if signals.num_responses < 1:
+        return "the reading is of no responses"
+    if not 0 <= signals.age <= OLDEST:
+        return f"the reading's age of {signals.age} updates is not 0 to {OLDEST}"
+    return ""
+
+
+def _check_kind(config: ControlConfig, reading: KLReading) -> None:
+    if (reading.direction, reading.unit) != ("policy_ref", config.kl_unit):
         raise ConfigError(
             "the controller was shown another KL than its target is for",
-            expected=f"kl_policy_ref_per_{state.kl_unit}",
+            expected=f"kl_policy_ref_per_{config.kl_unit}",
             got=reading.name,
             do="give kl_target in the unit that kl_unit names",
         )
 
 
-def _clip(error: float, bound: float) -> float:
-    return min(max(error, -bound), bound)
+def _standard_error(reading: KLReading) -> float | None:
+    """Half the interval, as if of 95 %; None where there is none."""
+    if reading.low is None or reading.high is None:
+        return None
+    return (reading.high - reading.low) / (2.0 * Z95)
+
+
+def _listed(value: Any) -> Any:
+    """With lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType]
+
+
+class _Stored(BaseModel, Generic[M]):
+    """A state as `to_json` writes it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    controller: str
+    kl_coef: FiniteFloat = Field(ge=0)
+    step: int = Field(ge=0)
+    note: str
+    memory: M | None
+
+
+_STORED: dict[type | None, type[_Stored[Any]]] = {
+    None: _Stored[None],
+    PIDMemory: _Stored[PIDMemory],
+    TiltMemory: _Stored[TiltMemory],
+}

@@ -1,0 +1,276 @@
+"""The controller that knows what it steers: KL under a reward, as an exponential tilt of the reference.
+
+Where reward pulls and a penalty β holds, a policy moves through the family π ∝ π_ref exp(λ r), and the natural gradient
+moves λ by η (1 − β λ) a step. There KL ≈ λ² σ_r²/2, so that its root x = √(2 KL) = λ σ_r is a length that grows evenly:
+
+    x ← x + p (1 − β / β_hold(x)),        β_hold(x) = κ c / x.
+
+p is the stride, how far an update goes without a penalty. β_hold is the penalty that keeps the policy where it is. In
+the family u = log π/π_ref is λ r less a constant, whence β_hold = 1/λ = σ_r/σ_u: **a nat costs what it buys**. So the
+pull c = x σ_r/σ_u is read off every batch, whatever the learning rate and the reward's scale; at the reference it is σ_r,
+which gives the start β = σ_r/√(2 target) before anything was tried. κ is what the family leaves out, such as drift that
+no reward asked for.
+
+x, p and κ are tracked by a Kalman filter whose readings weigh by their own interval. The optimiser's momentum is in its
+model, and so is the age of a reading. It knows the β that was in force, so nothing winds up while β is at a limit.
+docs/control.md has figures; docs/adr/0008 says why it is built so.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf, isfinite, sqrt
+
+from kleash.control.config import ControlConfig
+from kleash.control.kalman import Belief, Matrix, certain_of, correct, diagonal, predict
+from kleash.control.law import Answer, Question, clip
+from kleash.records import Signals
+
+FIRST_STRIDE = 0.02
+"""Of the target's x: the stride assumed before the first move, when any up to the whole way is thought possible."""
+STRIDE_NOISE, RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.1, 0.03, 0.2, 0.02
+"""Standard deviations that a step adds: to the stride and κ, relative; to x, of the move and of the target's x."""
+RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
+"""Relative standard deviations of κ and of the pull before the first move."""
+PULL_REST, PULL_MOVE = 0.01, 0.5
+"""Relative standard deviation that a step adds to the pull, at rest and for a move as long as the target's x."""
+LEAST_RATIO, MOST_RATIO = 0.25, 8.0
+TRIM, TRIM_NEAR, MOST_TRIM = 0.05, 0.07, 0.1
+"""Share of a reading's error by which the aim is shifted, within what share of the target, and by how much at most."""
+DOUBT = 0.25
+"""Of the forecast's variance: gaps below its root may be noise, and are closed by a smaller share."""
+READING_FLOOR = 1e-3
+"""Of the target's x: no reading is taken for surer than this."""
+EMERGENCY, BRAKE = 3.0, 4.0
+"""Times the target from which KL is an emergency, and times β_hold that β is at least then."""
+FAR = 1000.0
+"""Steps to the target from which it is called out of reach."""
+OLDEST = 64
+"""Updates: an older reading, or more of them without one, is not followed step by step."""
+LEAST, MOST = 1e-12, 1e12
+"""Spreads outside this range are no measurements."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TiltMemory:
+    """What is believed of the policy that was last read, and the β of the updates since."""
+
+    belief: Belief
+    """Of x, its last move, the stride p and κ."""
+    inertia: float
+    """Updates behind the last move, each weighted by the momentum to the power of its age: momentum is not there from
+    the start, as an optimiser's averages are corrected for their own."""
+    pull: float
+    """c: reward per root of a nat."""
+    pull_variance: float
+    trim: float = 0.0
+    """What is added to the aim: near the target the readings' mean is held there, whatever the model has wrong."""
+    pending: tuple[float, ...] = ()
+
+
+def tilt(question: Question, memory: TiltMemory | None) -> Answer:
+    """β such that the predicted x comes to the target's in `steps_to_target` steps, within what β may do on the way."""
+    signals = question.signals
+    root = sqrt(2.0 * max(question.kl, 0.0))
+    memory = _begin(question, root) if memory is None else _follow(question, memory, root)
+    if memory is None:
+        return Answer(question.kl_coef, None, "held: the rewards have no spread to start from")
+    memory = _measure_pull(memory, signals)
+    if not _is_sound(memory):
+        return Answer(
+            question.kl_coef, None, "held: the model broke on this reading; it starts anew"
+        )
+    now = _forecast(memory, memory.pending, signals.momentum, _target(question.config))
+    kl_coef, note = _choose(question, now)
+    return Answer(kl_coef, replace(memory, pending=(*memory.pending, kl_coef)), note)
+
+
+def tilt_hold(kl_coef: float, signals: Signals, memory: TiltMemory | None) -> TiltMemory | None:
+    """A step without a usable reading: β stays, the policy moves on, and the next reading finds it."""
+    if memory is None:
+        return None
+    pending = (*_applied(memory, signals), kl_coef)
+    return replace(memory, pending=pending[-OLDEST:])
+
+
+def _begin(question: Question, root: float) -> TiltMemory | None:
+    """What is believed at the first reading; None where the rewards say nothing of the pull."""
+    signals, goal = question.signals, _target(question.config)
+    spread = _usable(signals.reward_std)
+    if spread is None:
+        return None
+    pull = spread
+    if question.config.kl_unit == "token" and (length := _usable(signals.response_length)):
+        pull /= sqrt(length)
+    error = _reading_error(question, root, goal)
+    root = min(root, FAR * goal)
+    variances = (error * error, 0.0, goal * goal, RATIO_SPREAD * RATIO_SPREAD)
+    belief = Belief(mean=(root, 0.0, FIRST_STRIDE * goal, 1.0), cov=certain_of(variances))
+    return TiltMemory(
+        belief=belief,
+        inertia=0.0,
+        pull=pull,
+        pull_variance=(PULL_SPREAD * pull) * (PULL_SPREAD * pull),
+    )
+
+
+def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
+    """The memory moved to the policy that was read, and corrected by the reading."""
+    signals, goal = question.signals, _target(question.config)
+    pending = _applied(memory, signals)
+    due = max(len(pending) - signals.age, 0)
+    memory = _forecast(memory, pending[:due], signals.momentum, goal)
+    error = _reading_error(question, root, goal)
+    before = memory.belief
+    belief = correct(before, min(root, FAR * goal), error * error)
+    x, move, stride, ratio = belief.mean
+    # No single reading more than halves what is known of the plant.
+    mean = (
+        max(x, 0.0),
+        move,
+        max(stride, before.mean[2] / 2.0, READING_FLOOR * READING_FLOOR * goal),
+        clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
+    )
+    trim = _trim(memory.trim, root, mean[0], sqrt(2.0 * question.target), goal)
+    return replace(memory, belief=replace(belief, mean=mean), trim=trim, pending=pending[due:])
+
+
+def _trim(trim: float, root: float, x: float, aim: float, goal: float) -> float:
+    """The trim after one reading: an integral that works near the target only, so that it can't wind up on the way."""
+    if abs(x - aim) > TRIM_NEAR * aim:
+        return trim
+    return clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
+
+
+def _applied(memory: TiltMemory, signals: Signals) -> tuple[float, ...]:
+    """The β of the updates that are in the policy: one that was undone moved nothing."""
+    return memory.pending if signals.applied else memory.pending[:-1]
+
+
+def _forecast(
+    memory: TiltMemory, coefs: tuple[float, ...], momentum: float, goal: float
+) -> TiltMemory:
+    """The memory after updates with these β."""
+    for kl_coef in coefs:
+        memory = _advance(memory, kl_coef, momentum, goal)
+    return memory
+
+
+def _advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) -> TiltMemory:
+    """One update: x ← x + m, m ← f m + (1 − f) p (1 − β x/(κ c)), f the share that momentum has in it."""
+    x, move, stride, ratio = memory.belief.mean
+    inertia = momentum * memory.inertia + 1.0
+    fresh = 1.0 / inertia
+    slope = kl_coef / (ratio * memory.pull)
+    free = 1.0 - slope * x
+    moved = (1.0 - fresh) * move + fresh * stride * free
+    row = (-fresh * stride * slope, 1.0 - fresh, fresh * free, fresh * stride * slope * x / ratio)
+    jacobian: Matrix = (
+        (1.0 + row[0], row[1], row[2], row[3]),
+        row,
+        (0.0, 0.0, 1.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
+    *_, stride_variance, ratio_variance = diagonal(memory.belief.cov)
+    made, rest = MOVE_NOISE * moved, REST_NOISE * goal
+    loosened, bent = STRIDE_NOISE * stride, RATIO_NOISE * ratio
+    noise = (
+        made * made + rest * rest,
+        0.0,
+        # At rest neither shows itself, and without a bound what isn't known of them would grow for ever.
+        loosened * loosened if stride_variance < stride * stride else 0.0,
+        bent * bent if ratio_variance < ratio * ratio else 0.0,
+    )
+    belief = predict(memory.belief, (max(x + moved, 0.0), moved, stride, ratio), jacobian, noise)
+    drift = memory.pull * PULL_MOVE * moved / goal
+    rested = memory.pull * PULL_REST
+    variance = memory.pull_variance + drift * drift + rested * rested
+    return replace(memory, belief=belief, inertia=inertia, pull_variance=variance)
+
+
+def _measure_pull(memory: TiltMemory, signals: Signals) -> TiltMemory:
+    """c corrected by x σ_r/σ_u of this rollout.
+
+    Reward and log-ratio of the same responses: the more they are correlated, the less their spreads' quotient varies,
+    by √((1 − ρ²)/n), and in the tilt family not at all.
+    """
+    reward, log_ratio = _usable(signals.reward_std), _usable(signals.log_ratio_std)
+    x = memory.belief.mean[0]
+    if reward is None or log_ratio is None or x <= 0.0 or signals.num_responses < 1:
+        return memory
+    correlation = signals.correlation
+    if correlation is None or not -1.0 <= correlation <= 1.0:
+        correlation = 0.0
+    relative = (1.0 - correlation * correlation) / signals.num_responses + 1e-4
+    prior = Belief(mean=(memory.pull,), cov=((memory.pull_variance,),))
+    seen = x * reward / log_ratio
+    largest = max(seen, memory.pull)
+    # Followed however far it is: a reward that was rescaled is to be answered at once.
+    after = correct(prior, seen, largest * largest * relative, most=inf)
+    pull = clip(after.mean[0], memory.pull / 4.0, memory.pull * 4.0)
+    return replace(memory, pull=pull, pull_variance=after.cov[0][0])
+
+
+def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
+    """β for the policy as it is forecast to be now, and what there is to say of it."""
+    config, goal = question.config.tilt, _target(question.config)
+    aim = sqrt(2.0 * question.config.target_at(question.step + 1))
+    x, move, stride, ratio = now.belief.mean
+    # What momentum will yet add, whatever β is now.
+    coasting = x + move * (now.inertia * question.signals.momentum)
+    gap = aim + now.trim - coasting
+    doubt = DOUBT * now.belief.cov[0][0]
+    wanted = gap * (gap * gap / (gap * gap + doubt)) if gap else 0.0
+    hold = ratio * now.pull / aim
+    kl_coef = hold * aim / max(x, 0.1 * aim) * (1.0 - wanted / (config.steps_to_target * stride))
+    kl_coef = clip(kl_coef, config.loosest * hold, config.tightest * hold)
+    notes = _remarks(stride, now.belief.cov[2][2], gap, goal)
+    if question.kl > EMERGENCY * question.config.target_at(
+        max(question.step, question.config.kl_ramp)
+    ):
+        kl_coef = max(kl_coef, BRAKE * hold)
+        notes.append(
+            f"emergency: KL is over {EMERGENCY:g} times the target, β at least {BRAKE:g} times what holds it"
+        )
+    if question.step > 1 or question.config.kl_coef is not None:
+        kl_coef = clip(kl_coef, question.kl_coef / config.slew, question.kl_coef * config.slew)
+    return kl_coef, "; ".join(notes)
+
+
+def _remarks(stride: float, variance: float, gap: float, goal: float) -> list[str]:
+    """What of the target can't be had, with the number."""
+    if 4.0 * variance > stride * stride:  # not known well enough to say
+        return []
+    if stride > goal:
+        return [
+            f"one update moves KL by up to {stride * stride / 2.0:.2g} nats, and the target is "
+            f"{goal * goal / 2.0:.4g}: lower the learning rate or raise the target"
+        ]
+    if gap > FAR * stride and gap > 0.1 * goal:
+        return [
+            f"at its pace the policy is {gap / stride:.0f} steps from the target: "
+            "the reward or the learning rate does not carry it there"
+        ]
+    return []
+
+
+def _reading_error(question: Question, root: float, goal: float) -> float:
+    """Standard error of √(2 KL): that of KL over the root, or, near 0, the root of twice it."""
+    error = question.standard_error
+    if error is None or not isfinite(error):
+        error = 0.2 * question.kl
+    error = max(error, 0.0)
+    return max(error / max(root, sqrt(2.0 * error), READING_FLOOR * goal), READING_FLOOR * goal)
+
+
+def _is_sound(memory: TiltMemory) -> bool:
+    pull, variance = memory.pull, memory.pull_variance
+    return memory.belief.is_sound and LEAST < pull < MOST and isfinite(variance) and variance >= 0.0
+
+
+def _target(config: ControlConfig) -> float:
+    """x of the target that the run ends with: the scale of all lengths here."""
+    return sqrt(2.0 * config.target_at(config.kl_ramp))
+
+
+def _usable(spread: float | None) -> float | None:
+    """A standard deviation that something can be divided by; NaN and infinities are none."""
+    return spread if spread is not None and LEAST < spread < MOST else None
