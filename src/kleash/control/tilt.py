@@ -7,7 +7,7 @@ moves λ by η (1 − β λ) a step. There KL ≈ λ² σ_r²/2, so that its roo
 
 p is the stride, how far an update goes without a penalty. β_hold is the penalty that keeps the policy where it is. In
 the family u = log π/π_ref is λ r less a constant, whence β_hold = 1/λ = σ_r/σ_u: **a nat costs what it buys**. So the
-pull c = x σ_r/σ_u is read off every batch, whatever the learning rate and the reward's scale; at the reference it is σ_r,
+pull c = x σ_r/σ_u is read off every batch, whatever learning rate and reward scale; at the reference it is σ_r,
 which gives the start β = σ_r/√(2 target) before anything was tried. κ is what the family leaves out, such as drift that
 no reward asked for.
 
