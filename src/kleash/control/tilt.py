@@ -197,14 +197,15 @@ def _measure_pull(memory: TiltMemory, signals: Signals) -> TiltMemory:
     if reward is None or log_ratio is None or x <= 0.0 or signals.num_responses < 1:
         return memory
     correlation = signals.correlation
-    if correlation is None or not -1.0 <= correlation <= 1.0:
+    # Rounding takes a correlation of 1 a little above it.
+    if correlation is None or not isfinite(correlation):
         correlation = 0.0
+    correlation = clip(correlation, -1.0, 1.0)
     relative = (1.0 - correlation * correlation) / signals.num_responses + 1e-4
     prior = Belief(mean=(memory.pull,), cov=((memory.pull_variance,),))
     seen = x * reward / log_ratio
-    largest = max(seen, memory.pull)
-    # Followed however far it is: a reward that was rescaled is to be answered at once.
-    after = correct(prior, seen, largest * largest * relative, most=inf)
+    # Followed however far it is: a reward that was rescaled is to be answered at once, up as down.
+    after = correct(prior, seen, seen * memory.pull * relative, most=inf)
     pull = clip(after.mean[0], memory.pull / 4.0, memory.pull * 4.0)
     return replace(memory, pull=pull, pull_variance=after.cov[0][0])
 
