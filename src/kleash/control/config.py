@@ -100,7 +100,7 @@ class ControlConfig(BaseModel):
     kl_coef_min: FiniteFloat = Field(default=MIN_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)
     """Rails of a β that moves by readings."""
     kl_coef_max: FiniteFloat = Field(default=MAX_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)
-    kl_target: FiniteFloat | None = Field(default=None, gt=0)
+    kl_target: FiniteFloat | None = Field(default=None, ge=1e-9, le=1e6)
     """KL(π‖π_ref) to hold, nats per `kl_unit`."""
     kl_unit: Unit = "response"
     """What `kl_target` is per: nats per `response` or per `token`."""
@@ -118,10 +118,8 @@ class ControlConfig(BaseModel):
 
     @property
     def start(self) -> float:
-        """β before the first reading; for `tilt`, where none is given, that of rewards with σ_r = 1 per nat's root."""
-        if self.kl_coef is not None:
-            return self.kl_coef
-        return 0.1
+        """β before the first reading."""
+        return 0.1 if self.kl_coef is None else self.kl_coef
 
     def target_at(self, step: int) -> float:
         """The target at step 1, 2, …, nats per `kl_unit`.
@@ -155,7 +153,8 @@ class ControlConfig(BaseModel):
                 f"the {self.controller} controller needs kl_target, in nats; "
                 "set kl_target (6.0 is a usual start) or controller = 'fixed'"
             )
-        if not self.kl_coef_min <= self.start <= self.kl_coef_max:
+        given = self.kl_coef is not None or self.controller != "tilt"
+        if given and not self.kl_coef_min <= self.start <= self.kl_coef_max:
             raise ValueError(
                 f"the {self.controller} controller cannot start at kl_coef = {self.start:g}: expected "
                 f"{self.kl_coef_min:g} to {self.kl_coef_max:g}; for no penalty set controller = 'fixed'"

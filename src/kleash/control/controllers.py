@@ -7,6 +7,7 @@
 A new controller is a law (`control.law`) and a line in `CONTROLLERS`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -131,7 +132,8 @@ def from_json(data: Mapping[str, Any], config: ControlConfig) -> State:
             note=stored.note,
             memory=stored.memory,
         )
-        if state.to_json() == dict(data):
+        # As text: in Python True is 1 and 1 is 1.0.
+        if _text(state.to_json()) == _text(data):
             return state
         got = "a state of another controller, or values of another type"
     except ValidationError as error:
@@ -182,6 +184,10 @@ def _standard_error(reading: KLReading) -> float | None:
     if reading.low is None or reading.high is None:
         return None
     return (reading.high - reading.low) / (2.0 * Z95)
+
+
+def _text(data: Mapping[str, Any]) -> str:
+    return json.dumps(dict(data), sort_keys=True)
 
 
 def _listed(value: Any) -> Any:

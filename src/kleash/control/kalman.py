@@ -22,9 +22,8 @@ class Belief:
 
     @property
     def is_sound(self) -> bool:
-        """Whether all numbers are finite and no variance is negative."""
-        numbers = [*self.mean, *(x for row in self.cov for x in row)]
-        return all(isfinite(x) for x in numbers) and all(v >= 0.0 for v in diagonal(self.cov))
+        """Whether all numbers are finite."""
+        return all(isfinite(x) for row in (self.mean, *self.cov) for x in row)
 
 
 def diagonal(matrix: Matrix) -> Vector:
@@ -82,9 +81,15 @@ def correct(belief: Belief, reading: float, variance: float, *, most: float = DI
     mean = tuple(x + g * gap for x, g in zip(belief.mean, gain, strict=True))
     size = range(len(cov))
     left = tuple(tuple(cov[i][j] - gain[i] * cov[0][j] for j in size) for i in size)
-    # Rounding must not make it lopsided: over thousands of steps that would grow.
-    return Belief(
-        mean=mean, cov=tuple(tuple((left[i][j] + left[j][i]) / 2.0 for j in size) for i in size)
+    return Belief(mean=mean, cov=_tidy(left))
+
+
+def _tidy(cov: Matrix) -> Matrix:
+    """Even, and without a negative variance: what rounding does to either would grow over the steps."""
+    size = range(len(cov))
+    even = tuple(tuple((cov[i][j] + cov[j][i]) / 2.0 for j in size) for i in size)
+    return tuple(
+        tuple(max(x, 0.0) if i == j else x for j, x in enumerate(row)) for i, row in enumerate(even)
     )
 
 

@@ -66,9 +66,9 @@ def log_ratio(value: float, target: float) -> float:
 
     Examples:
         >>> log_ratio(1.1, 1.0)  # log 1.1 = 0.09531
-        0.09523809523809532
+        0.09523809523809534
     """
-    return 2.0 * (value - target) / (value + target)
+    return 2.0 - 4.0 / (value / target + 1.0)
 
 
 def exponential(exponent: float) -> float:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from kleash.control.law import Answer, Question, clip, exponential, log_ratio
 
+FURTHEST = 1e6
+"""Times the target: an average of anything further off would overflow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PIDMemory:
@@ -21,8 +24,8 @@ def pid(question: Question, memory: PIDMemory | None) -> Answer:
     (`docs/control.md`). In velocity form nothing is summed up but β itself: where a rail or the slew holds it, nothing
     winds up behind.
     """
-    config = question.config.pid
-    kl = question.kl
+    config, furthest = question.config.pid, FURTHEST * question.target
+    kl = clip(question.kl, -furthest, furthest)
     if memory is not None:
         kl = memory.kl + config.smoothing * (kl - memory.kl)
     # k1 may read below 0, where no logarithm is: as at 0, the furthest below any target.

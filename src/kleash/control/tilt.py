@@ -33,16 +33,18 @@ RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
 PULL_REST, PULL_MOVE = 0.01, 0.5
 """Relative standard deviation that a step adds to the pull, at rest and for a move as long as the target's x."""
 LEAST_RATIO, MOST_RATIO = 0.25, 8.0
-TRIM, TRIM_NEAR, MOST_TRIM = 0.05, 0.07, 0.1
-"""Share of a reading's error by which the aim is shifted, within what share of the target, and by how much at most."""
+TRIM, TRIM_NEAR, TRIM_STRIDES, MOST_TRIM = 0.05, 0.07, 3.0, 0.1
+"""Share of a reading's error by which the aim is shifted; the share of the target, and the strides, within which."""
 DOUBT = 0.25
 """Of the forecast's variance: gaps below its root may be noise, and are closed by a smaller share."""
 READING_FLOOR = 1e-3
 """Of the target's x: no reading is taken for surer than this."""
 EMERGENCY, BRAKE = 3.0, 4.0
 """Times the target from which KL is an emergency, and times β_hold that β is at least then."""
-FAR = 1000.0
-"""Steps to the target from which it is called out of reach."""
+FAR = 100.0
+"""Steps to the target from which that is worth a remark."""
+FURTHEST = 1000.0
+"""Times the target's x: what is read as further off is as far."""
 OLDEST = 64
 """Updates: an older reading, or more of them without one, is not followed step by step."""
 LEAST, MOST = 1e-12, 1e12
@@ -88,7 +90,7 @@ def tilt_hold(kl_coef: float, signals: Signals, memory: TiltMemory | None) -> Ti
     if memory is None:
         return None
     pending = (*_applied(memory, signals), kl_coef)
-    return replace(memory, pending=pending[-OLDEST:])
+    return replace(memory, pending=pending[-OLDEST:])  # what is older no longer tells where it is
 
 
 def _begin(question: Question, root: float) -> TiltMemory | None:
@@ -101,7 +103,7 @@ def _begin(question: Question, root: float) -> TiltMemory | None:
     if question.config.kl_unit == "token" and (length := _usable(signals.response_length)):
         pull /= sqrt(length)
     error = _reading_error(question, root, goal)
-    root = min(root, FAR * goal)
+    root = min(root, FURTHEST * goal)
     variances = (error * error, 0.0, goal * goal, RATIO_SPREAD * RATIO_SPREAD)
     belief = Belief(mean=(root, 0.0, FIRST_STRIDE * goal, 1.0), cov=certain_of(variances))
     return TiltMemory(
@@ -120,7 +122,7 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     memory = _forecast(memory, pending[:due], signals.momentum, goal)
     error = _reading_error(question, root, goal)
     before = memory.belief
-    belief = correct(before, min(root, FAR * goal), error * error)
+    belief = correct(before, min(root, FURTHEST * goal), error * error)
     x, move, stride, ratio = belief.mean
     # No single reading more than halves what is known of the plant.
     mean = (
@@ -129,15 +131,12 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         max(stride, before.mean[2] / 2.0, READING_FLOOR * READING_FLOOR * goal),
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
-    trim = _trim(memory.trim, root, mean[0], sqrt(2.0 * question.target), goal)
+    aim, trim = sqrt(2.0 * question.target), memory.trim
+    if abs(mean[0] - aim) < min(
+        TRIM_NEAR * aim, TRIM_STRIDES * mean[2]
+    ):  # not on the way: it would wind up
+        trim = clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
     return replace(memory, belief=replace(belief, mean=mean), trim=trim, pending=pending[due:])
-
-
-def _trim(trim: float, root: float, x: float, aim: float, goal: float) -> float:
-    """The trim after one reading: an integral that works near the target only, so that it can't wind up on the way."""
-    if abs(x - aim) > TRIM_NEAR * aim:
-        return trim
-    return clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
 
 
 def _applied(memory: TiltMemory, signals: Signals) -> tuple[float, ...]:
@@ -238,17 +237,16 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
 
 def _remarks(stride: float, variance: float, gap: float, goal: float) -> list[str]:
     """What of the target can't be had, with the number."""
-    if 4.0 * variance > stride * stride:  # not known well enough to say
-        return []
-    if stride > goal:
+    spread = 2.0 * sqrt(variance)  # said only where the stride is known well enough
+    if stride - spread > goal:
         return [
             f"one update moves KL by up to {stride * stride / 2.0:.2g} nats, and the target is "
             f"{goal * goal / 2.0:.4g}: lower the learning rate or raise the target"
         ]
-    if gap > FAR * stride and gap > 0.1 * goal:
+    if gap > FAR * (stride + spread) and gap > 0.1 * goal:
         return [
-            f"at its pace the policy is {gap / stride:.0f} steps from the target: "
-            "the reward or the learning rate does not carry it there"
+            f"at its pace the policy is over {FAR:.0f} steps from the target: "
+            "out of this reward's reach, or the learning rate is small"
         ]
     return []
 

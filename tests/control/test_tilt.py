@@ -1,0 +1,300 @@
+"""`tilt` on a plant that it knows: mirror descent on a Gaussian reward, where every number has a closed form."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kleash import control
+from kleash.control import ControlConfig, Signals
+from kleash.control.tilt import TiltMemory
+from kleash.records import KLReading
+
+Reading = Callable[..., KLReading]
+
+
+@dataclass
+class Plant:
+    """λ ← (1 − η β) λ + η s, KL = λ² σ²/2, u = λ r less a constant; s is the reward's scale."""
+
+    eta: float
+    sigma: float = 1.0
+    scale: float = 1.0
+    tilt: float = 0.0
+    momentum: float = 0.0
+    inertia: float = 0.0
+    move: float = 0.0
+
+    @property
+    def kl(self) -> float:
+        return (self.tilt * self.sigma) ** 2 / 2
+
+    def signals(self, **more: Any) -> Signals:
+        return Signals(
+            num_responses=512,
+            reward_std=self.scale * self.sigma,
+            log_ratio_std=abs(self.tilt) * self.sigma,
+            correlation=1.0 if self.tilt else None,
+            response_length=16.0,
+            momentum=self.momentum,
+            **more,
+        )
+
+    def step(self, kl_coef: float) -> None:
+        self.inertia = self.momentum * self.inertia + 1
+        fresh = self.eta * (self.scale - kl_coef * self.tilt)
+        self.move += (fresh - self.move) / self.inertia
+        self.tilt += self.move
+
+    def holding(self, target: float) -> float:
+        """The β at which KL stays at the target."""
+        return self.scale * self.sigma / math.sqrt(2 * target)
+
+
+class Run:
+    """A plant under a controller, and the KL before each update."""
+
+    def __init__(self, plant: Plant, reading: Reading, **config: Any) -> None:
+        self.plant, self.reading = plant, reading
+        self.config = ControlConfig.model_validate({"kl_target": 2.0, **config})
+        self.state = control.init(self.config)
+        self.drift: list[float] = []
+        self.betas: list[float] = []
+        self.seen: list[tuple[KLReading, Signals]] = []
+
+    def go(self, steps: int, *, delay: int = 0, undo: Callable[[int], bool] | None = None) -> "Run":
+        applied = True
+        for _ in range(steps):
+            kl, now = self.plant.kl, len(self.drift)
+            self.drift.append(kl)
+            age = min(delay, now)
+            self.seen.append((self.reading(kl, 0.01 * kl + 1e-6), self.plant.signals(age=age)))
+            seen, signals = self.seen[now - age]
+            signals = replace(signals, age=age, applied=applied)
+            self.state = control.update(self.state, seen, signals)
+            self.betas.append(self.state.kl_coef)
+            applied = undo is None or not undo(now)
+            if applied:
+                self.plant.step(self.state.kl_coef)
+        return self
+
+    def held(self, target: float, within: float, last: int = 20) -> bool:
+        return all(abs(kl / target - 1) <= within for kl in self.drift[-last:])
+
+
+def test_the_start_is_the_closed_forms_for_a_gaussian(reading: Reading) -> None:
+    """β = σ_r/√(2 target) would hold the target; on the way there `loosest` of it is left."""
+    run = Run(Plant(eta=0.1, sigma=1.3), reading, kl_target=6.0).go(1)
+
+    assert run.betas[0] == pytest.approx(0.2 * 1.3 / math.sqrt(12), rel=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("target", [0.5, 2.0, 18.0])
+def test_the_target_is_met_as_fast_as_the_plant_can_and_not_passed(
+    reading: Reading, eta: float, target: float
+) -> None:
+    plant = Plant(eta=eta)
+    fastest = math.sqrt(2 * target) * math.sqrt(0.9) / eta
+    run = Run(plant, reading, kl_target=target).go(int(3 * fastest) + 60)
+    rise = next(i for i, kl in enumerate(run.drift) if kl >= 0.9 * target)
+
+    assert rise <= 1.2 * math.ceil(fastest)
+    assert max(run.drift) <= 1.05 * target
+    assert run.held(target, 0.02)
+    assert run.state.kl_coef == pytest.approx(plant.holding(target), rel=0.02)
+    assert run.state.note == ""
+
+
+@pytest.mark.parametrize("delay", [1, 2, 4])
+def test_old_readings_are_brought_up_to_date_by_the_model(reading: Reading, delay: int) -> None:
+    run = Run(Plant(eta=0.1), reading).go(120, delay=delay)
+
+    assert max(run.drift) <= 1.1 * 2.0
+    assert run.held(2.0, 0.03)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.8])
+def test_momentum_is_braked_for_in_time(reading: Reading, momentum: float) -> None:
+    """Told of it, the controller stops short; not told, it runs past the target."""
+    told = Run(Plant(eta=0.1, momentum=momentum), reading).go(150)
+    plant = Plant(eta=0.1, momentum=momentum)
+    honest = plant.signals
+    plant.signals = lambda **more: replace(honest(**more), momentum=0.0)  # type: ignore[method-assign]
+    untold = Run(plant, reading).go(150)
+
+    assert max(told.drift) <= 1.1 * 2.0
+    assert max(untold.drift) > max(told.drift)
+    assert told.held(2.0, 0.03)
+
+
+def test_an_update_that_was_undone_is_not_thought_to_have_moved_the_policy(
+    reading: Reading,
+) -> None:
+    run = Run(Plant(eta=0.1), reading).go(140, undo=lambda step: step % 2 == 0)
+
+    assert max(run.drift) <= 1.1 * 2.0
+    assert run.held(2.0, 0.03)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.03, 30.0, 100.0])
+def test_a_start_that_is_wrong_by_far_costs_a_few_steps(reading: Reading, factor: float) -> None:
+    right = Run(Plant(eta=0.05), reading).go(150)
+    wrong = Run(Plant(eta=0.05), reading, kl_coef=factor * 0.5).go(150)
+    settled = [
+        max((i for i, kl in enumerate(run.drift) if abs(kl / 2.0 - 1) > 0.1), default=0)
+        for run in (right, wrong)
+    ]
+
+    assert settled[1] <= 1.3 * settled[0]
+    assert wrong.held(2.0, 0.02)
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5, 2.0, 3.9])
+def test_a_rescaled_reward_is_answered_in_the_same_step(reading: Reading, factor: float) -> None:
+    run = Run(Plant(eta=0.1), reading).go(100)
+    before = run.state.kl_coef
+    run.plant.scale = factor
+    run.go(1)
+    assert run.state.kl_coef == pytest.approx(factor * before, rel=0.1)
+    run.go(60)
+
+    assert max(abs(kl / 2.0 - 1) for kl in run.drift[100:]) <= 0.12
+    assert run.held(2.0, 0.02)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 0.25, 1024.0])
+def test_scaling_the_reward_scales_beta_and_nothing_else(reading: Reading, scale: float) -> None:
+    """To the last bit for a power of two: no constant in the law has the reward's unit."""
+    one = Run(Plant(eta=0.1), reading).go(60)
+    # The same policies: the plant's λ is in units of 1/reward, so η goes with 1/scale².
+    other = Run(Plant(eta=0.1 / scale**2, sigma=1.0, scale=1.0), reading)
+    for (seen, signals), beta in zip(one.seen, one.betas, strict=True):
+        spread = signals.reward_std
+        assert spread is not None
+        scaled = replace(signals, reward_std=spread * scale)
+        other.state = control.update(other.state, seen, scaled)
+        assert other.state.kl_coef == beta * scale
+
+
+def test_a_target_per_token_is_the_same_target(reading: Reading) -> None:
+    """16 tokens a response: the same β to the last bit, as √16 and 16 are exact."""
+    one = Run(Plant(eta=0.1), reading).go(60)
+    state = control.init(ControlConfig(kl_target=2.0 / 16, kl_unit="token"))
+    for (seen, signals), beta in zip(one.seen, one.betas, strict=True):
+        assert seen.low is not None
+        assert seen.high is not None
+        token = replace(
+            seen, unit="token", value=seen.value / 16, low=seen.low / 16, high=seen.high / 16
+        )
+        state = control.update(state, token, signals)
+        assert state.kl_coef == beta
+
+
+def test_at_rest_on_the_target_nothing_moves(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1, tilt=2.0), reading, kl_coef=0.5).go(200)
+
+    assert run.drift[100:] == pytest.approx([2.0] * 100, rel=0.005)
+    assert run.betas[100:] == pytest.approx([0.5] * 100, rel=0.01)
+
+
+def test_above_the_target_beta_rises_and_below_it_falls(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1), reading).go(100)
+    signals = run.plant.signals()
+    low, same, high = (
+        control.update(run.state, reading(kl, 0.01), signals).kl_coef for kl in (1.6, 2.0, 2.4)
+    )
+
+    assert low < same < high
+
+
+def test_a_ramp_is_followed(reading: Reading) -> None:
+    """At most 6 nats by step 200, spent evenly."""
+    run = Run(Plant(eta=0.1), reading, kl_target=6.0, kl_ramp=200).go(260)
+
+    for step in (50, 100, 150, 200, 259):
+        assert run.drift[step] == pytest.approx(run.config.target_at(step + 1), rel=0.06)
+    assert max(run.drift) <= 1.03 * 6.0
+
+
+def test_drift_that_no_reward_asked_for_is_learnt(reading: Reading) -> None:
+    """Every update adds 0.05 nats of its own: the closed form's β is too small, and κ makes up for it."""
+    run = Run(Plant(eta=0.1), reading)
+    for _ in range(300):
+        run.go(1)
+        run.plant.tilt = math.sqrt(run.plant.tilt**2 + 2 * 0.05)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+
+    assert sum(run.drift[-50:]) / 50 == pytest.approx(2.0, rel=0.02)
+    assert run.state.kl_coef > 1.2 * run.plant.holding(2.0)
+    assert memory.belief.mean[3] > 1.2
+
+
+def test_an_emergency_brakes_and_says_so(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1), reading).go(100)
+    before = run.state.kl_coef
+    after = control.update(run.state, reading(6.5, 0.1), run.plant.signals())
+
+    assert after.kl_coef >= 3.0 * before
+    assert "emergency" in after.note
+
+
+def test_a_rescue_from_far_beyond_the_target(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1, tilt=20.0), reading).go(150)
+
+    assert run.drift[0] == 200.0
+    assert run.held(2.0, 0.03)
+
+
+def test_a_target_smaller_than_one_update_is_named_with_the_number(reading: Reading) -> None:
+    run = Run(Plant(eta=0.5), reading, kl_target=0.02).go(4)
+
+    assert "one update moves KL by up to" in run.state.note
+    assert "lower the learning rate" in run.state.note
+
+
+def test_a_target_that_is_out_of_reach_is_named_with_the_number(reading: Reading) -> None:
+    """A policy that has come to rest at 1 nat, as one does on a reward with nothing left to give."""
+    state = control.init(ControlConfig(kl_target=50.0))
+    signals = Plant(eta=0.1, tilt=1.4).signals()
+    for _ in range(150):
+        state = control.update(state, reading(1.0, 0.01), signals)
+
+    assert "steps from the target" in state.note
+
+
+def test_rewards_without_spread_hold_beta_until_they_have_one(reading: Reading) -> None:
+    state = control.init(ControlConfig(kl_target=2.0))
+    flat = Signals(num_responses=64, reward_std=0.0)
+    state = control.update(state, reading(0.0, 0.0), flat)
+    assert (state.kl_coef, state.memory) == (0.1, None)
+    assert "no spread" in state.note
+
+    assert control.update(state, reading(0.0, 0.0), replace(flat, reward_std=1.0)).memory
+
+
+@settings(max_examples=30)
+@given(
+    eta=st.floats(0.01, 0.4),
+    sigma=st.floats(0.1, 10.0),
+    target=st.floats(0.3, 30.0),
+    delay=st.integers(0, 2),
+)
+def test_any_plant_of_the_family_is_held(
+    reading: Reading, eta: float, sigma: float, target: float, delay: int
+) -> None:
+    """No knob: whatever learning rate, reward scale and target, where an update is shorter than the way."""
+    eta /= sigma**2
+    strides = math.sqrt(2 * target) / (eta * sigma)
+    if not 4 <= strides <= 300:
+        return
+    run = Run(Plant(eta=eta, sigma=sigma), reading, kl_target=target)
+    run.go(int(2.5 * strides) + 60, delay=delay)
+
+    assert run.held(target, 0.05)
+    assert max(run.drift) <= (1.15 if delay == 0 else 1.3) * target
