@@ -10,9 +10,9 @@ A new controller is a law (`control.law`) and a line in `CONTROLLERS`.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from kleash.control.config import WITHOUT_TARGET, ControlConfig
 from kleash.control.law import Answer, Law, Question
@@ -21,8 +21,6 @@ from kleash.control.published import dual, fixed, ppo, schedule, ziegler
 from kleash.control.tilt import OLDEST, TiltMemory, tilt, tilt_hold
 from kleash.errors import ConfigError, InputError
 from kleash.records import KLReading, Signals
-
-M = TypeVar("M")
 
 Z95 = 1.959963984540054
 """Standard errors between the middle and an end of a 95 % interval."""
@@ -33,8 +31,8 @@ CONTROLLERS: dict[str, Law] = {
     "ziegler": Law(ziegler),
     "ppo": Law(ppo),
     "dual": Law(dual),
-    "pid": Law(pid, memory=PIDMemory),
-    "tilt": Law(tilt, tilt_hold, TiltMemory),
+    "pid": Law(pid),
+    "tilt": Law(tilt, tilt_hold),
 }
 
 
@@ -124,13 +122,16 @@ def from_json(data: Mapping[str, Any], config: ControlConfig) -> State:
             another controller.
     """
     try:
-        stored = _STORED[CONTROLLERS[config.controller].memory].model_validate(data)
+        stored, adapter = _Stored.model_validate(data), _MEMORIES.get(config.controller)
+        memory = None
+        if adapter is not None and stored.memory is not None:
+            memory = adapter.validate_python(stored.memory)
         state = State(
             config=config,
             kl_coef=stored.kl_coef,
             step=stored.step,
             note=stored.note,
-            memory=stored.memory,
+            memory=memory,
         )
         # As text: in Python True is 1 and 1 is 1.0.
         if _text(state.to_json()) == _text(data):
@@ -197,20 +198,19 @@ def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType]
 
 
-class _Stored(BaseModel, Generic[M]):
+class _Stored(BaseModel):
     """A state as `to_json` writes it."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid")
 
     controller: str
     kl_coef: FiniteFloat = Field(ge=0)
     step: int = Field(ge=0)
     note: str
-    memory: M | None
+    memory: dict[str, Any] | None
 
 
-_STORED: dict[type | None, type[_Stored[Any]]] = {
-    None: _Stored[None],
-    PIDMemory: _Stored[PIDMemory],
-    TiltMemory: _Stored[TiltMemory],
+_MEMORIES: dict[str, TypeAdapter[Any]] = {
+    "pid": TypeAdapter(PIDMemory),
+    "tilt": TypeAdapter(TiltMemory),
 }

@@ -53,7 +53,6 @@ class Law(NamedTuple):
     move: Callable[[Question, Any], Answer]
     hold: Callable[[float, Signals, Any], Any] = lambda kl_coef, signals, memory: memory
     """What is remembered of a step whose β was held, as there was nothing to go by."""
-    memory: type | None = None
 
 
 def clip(value: float, low: float, high: float) -> float:
