@@ -1,0 +1,393 @@
+"""A simulated plant for controllers of β: mirror descent on a problem that can be enumerated.
+
+A step of size η on E[S·R] − β·KL(π‖π_ref) takes a tilt π_λ ∝ π_ref exp(λR) to another one,
+
+    λ' = λ + η(S − β λ) = (1 − η β) λ + η S,
+
+so that a whole policy is one number and its KL(λ) is known exactly. What a controller sees of it is what it sees in
+training, a reading by the same meter from a batch of sampled sequences; what it did is judged by the true KL.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash import control
+from kleash.control import ControlConfig
+from kleash.drift import measure_drift
+from kleash.errors import InputError
+from kleash.lab.mdp import LEAST_LOGPROB, MDP
+from kleash.records import KLReading, Signals
+
+RISEN = 0.9
+"""Share of the target at which a KL counts as having come up."""
+BAND = 0.1
+"""How far from the target, relatively, a KL still counts as settled."""
+WINDOW = 150
+"""Steps over which what remains of the error is averaged."""
+MAX_DELAY = 15
+MAX_BATCH = 2**20
+MAX_STEPS = 100_000
+MAX_ETA = 1e6
+MAX_SCALE = 1e6
+"""The reward's scale may move so far, up or down."""
+LEAST_SPREAD = 1e-12
+"""Of the rewards: below it no tilt tells the sequences apart."""
+
+
+class Law(NamedTuple):
+    """A tilt's law; S prefixes, N sequences."""
+
+    kl: float
+    """KL(π_λ‖π_ref), nats per response."""
+    kl_at: Tensor
+    """[S], at each prefix."""
+    probs: Tensor
+    """[N]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """The tilts of one problem, with what does not change between them; made by `plant`.
+
+    Prefixes and, last, whole sequences are nodes of one tree, ordered by depth: the children of the i-th prefix are
+    the nodes V·i + 1 to V·i + V.
+    """
+
+    mdp: MDP
+    prefixes: Tensor
+    """[N, L], the prefix that each token of every sequence is drawn after."""
+    ref_logprobs: Tensor
+    """[N], log π_ref of each sequence."""
+    ref_nodes: Tensor
+    """[1 + S·V], log π_ref of each node."""
+    low: float
+    high: float
+    """The ends of the range in which a float holds every sequence's probability under π_λ."""
+
+    def law(self, weight: float) -> Law:
+        """The tilt at λ.
+
+        The KL at a prefix is Σ π (e^{−d} − 1 + d) over d = log π/π_ref of the next token (`functional.divergences`);
+        that of the sequence is their mean under π, by the chain rule. No sum here loses digits near the reference.
+
+        Args:
+            weight: λ, within [low, high].
+
+        Examples:
+            >>> from kleash.lab.mdp import golden
+            >>> round(plant(golden()).law(5.0).kl, 8)
+            2.04046781
+        """
+        vocab = self.mdp.vocab
+        nodes = _nodes(self.mdp, self.ref_logprobs + weight * self.mdp.rewards)
+        own = nodes[: self.mdp.num_prefixes]
+        log_ratio = nodes.log() - self.ref_nodes
+        step = log_ratio[1:].view(-1, vocab) - log_ratio[: len(own), None]
+        probs = nodes[1:].view(-1, vocab) / own[:, None]
+        kl_at = (probs * (torch.expm1(-step) + step)).sum(-1)
+        return Law(float(own @ kl_at), kl_at, nodes[-self.mdp.num_sequences :])
+
+    @property
+    def kl_max(self) -> float:
+        """The KL that no tilt exceeds: −log π_ref(argmax R)."""
+        best = self.mdp.rewards == self.mdp.rewards.max()
+        return -float(self.ref_logprobs[best].logsumexp(-1))
+
+    def hold(self, weight: float) -> float:
+        """λ, or the end of the range that it would leave."""
+        return min(max(weight, self.low), self.high)
+
+
+def plant(mdp: MDP) -> Plant:
+    """The plant of a problem.
+
+    Raises:
+        InputError: its rewards are all the same: nothing moves a policy.
+    """
+    spread = float(mdp.rewards.max() - mdp.rewards.min())
+    if not spread > LEAST_SPREAD:
+        raise InputError(
+            "no policy can drift on this problem",
+            expected=f"rewards that differ by more than {LEAST_SPREAD:g}",
+            got=f"{spread:g}",
+        )
+    reference = mdp.logprobs(mdp.ref_logits).sum(-1)
+    # There log π_λ of the worst sequence, at most log π_ref − λ·spread − log π_ref(best), is out of range.
+    far = (1 - 2 * LEAST_LOGPROB) / spread
+    low, high = (_last_held(mdp, reference, end) for end in (-far, far))
+    return Plant(mdp, mdp.states(), reference, _nodes(mdp, reference).log(), low, high)
+
+
+def _nodes(mdp: MDP, log_weights: Tensor) -> Tensor:
+    """Probability of each node of the tree of prefixes where the sequences have these weights, [1 + S·V]."""
+    levels = [log_weights.softmax(-1)]
+    for _ in range(mdp.length):
+        levels.append(levels[-1].view(-1, mdp.vocab).sum(-1))
+    return torch.cat(levels[::-1])
+
+
+def _last_held(mdp: MDP, reference: Tensor, end: float) -> float:
+    """The λ between 0 and `end` up to which every sequence's log-probability is one a float holds.
+
+    Their least is a concave function of λ, so that the range is an interval.
+    """
+
+    def is_held(weight: float) -> bool:
+        tilted = reference + weight * mdp.rewards
+        return float((tilted - tilted.logsumexp(-1)).min()) >= LEAST_LOGPROB
+
+    return _bisect(is_held, end)
+
+
+def _bisect(holds: Callable[[float], bool], end: float) -> float:
+    """The number between 0 and `end` up to which something holds."""
+    near, far = 0.0, end
+    for _ in range(100):
+        middle = (near + far) / 2
+        near, far = (middle, far) if holds(middle) else (near, middle)
+    return near
+
+
+def weight_for(plant: Plant, target: float) -> float:
+    """λ*, the tilt whose KL is the target, by bisection; 1/λ* is the β that holds it.
+
+    Args:
+        plant: the plant.
+        target: T, nats per response.
+
+    Raises:
+        InputError: no tilt has this KL.
+
+    Examples:
+        >>> from kleash.lab.mdp import golden
+        >>> round(weight_for(plant(golden()), 2.04046781), 6)
+        5.0
+    """
+    largest = min(plant.kl_max, plant.law(plant.high).kl)
+    if not 0 < target < largest:
+        raise InputError(
+            "no policy on this problem has the target's KL",
+            expected=f"above 0 and below {largest:.6g} nats; KL_max = −log π_ref(argmax R) = {plant.kl_max:.6g}",
+            got=f"{target:g}",
+            do="name a target inside",
+        )
+    return _bisect(lambda weight: plant.law(weight).kl < target, plant.high)
+
+
+def fastest_rise(plant: Plant, target: float, eta: float) -> int:
+    """The first step at which the KL can be at 0.9 of the target: there β was 0 all the way and λ is tη.
+
+    Examples:
+        >>> from kleash.lab.mdp import golden
+        >>> fastest_rise(plant(golden()), 2.04046781, eta=0.1)
+        44
+    """
+    return math.ceil(weight_for(plant, RISEN * target) / eta)
+
+
+class ScaleChange(NamedTuple):
+    """A reward that from a step on is larger, or smaller."""
+
+    step: int
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What a controller is put to.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    eta: float = 0.1
+    """η, the size of an update."""
+    batch: int = 512
+    """Sequences in a rollout."""
+    delay: int = 0
+    """D, updates that a reading is late: at step t that of step t − D is shown."""
+    seed: int = 0
+    """Of the sequences drawn."""
+    steps: int = 600
+    changes: tuple[ScaleChange, ...] = ()
+    """Of the reward's scale S, which starts at 1."""
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be simulated."""
+        _in_range("eta", self.eta, self.eta > 0 and self.eta <= MAX_ETA, f"above 0, to {MAX_ETA:g}")
+        for name, value, low, high in (
+            ("batch", self.batch, 2, MAX_BATCH),
+            ("delay", self.delay, 0, MAX_DELAY),
+            ("seed", self.seed, 0, 2**63 - 1),
+            ("steps", self.steps, 1, MAX_STEPS),
+        ):
+            _in_range(name, value, low <= value <= high, f"a whole number, {low} to {high}")
+        scale = 1.0
+        for step, factor in self.changes:
+            expected = f"at a step from 1 to {self.steps - 1}, the last of this run"
+            _in_range("change of the reward", step, 1 <= step < self.steps, expected)
+            scale *= factor
+            expected = f"a scale from {1 / MAX_SCALE:g} to {MAX_SCALE:g}"
+            held = 1 / MAX_SCALE <= scale <= MAX_SCALE
+            _in_range("change of the reward", factor, held, expected)
+
+    def scale(self, step: int) -> float:
+        """S, what the reward is multiplied with at a step."""
+        return math.prod(change.factor for change in self.changes if change.step <= step)
+
+
+def _in_range(name: str, value: float, is_held: bool, expected: str) -> None:
+    if not is_held:
+        raise InputError(f"the simulation's {name} is wrong", expected=expected, got=f"{value}")
+
+
+class Trace(NamedTuple):
+    """What happened, step by step: `kl[t + 1]` follows from `kl_coef[0..t]` by the plant's law alone."""
+
+    kl: list[float]
+    """KL(π‖π_ref) of the policy of each step, nats per response, exact."""
+    kl_coef: list[float]
+    """β of each step's update."""
+    shown: list[tuple[KLReading, Signals]]
+    """What the controller was told at each step."""
+    held: int
+    """Updates after which λ would have left the range that floats hold, where it was kept: the plant ran away."""
+
+
+def simulate(plant: Plant, config: ControlConfig, conditions: Conditions) -> Trace:
+    """A run of one controller from the reference, λ = 0.
+
+    The controller is asked before each update, with a reading of the policy about to be updated (or, under a delay,
+    of an earlier one), and the update is made with the β that it answers. One with η·β above 2 throws λ farther than
+    it was, to the other side: it is held where every probability can be represented, and counted.
+
+    Examples:
+        >>> from kleash.lab.mdp import golden
+        >>> fixed = ControlConfig(controller="fixed", kl_coef=0.0)
+        >>> trace = simulate(plant(golden()), fixed, Conditions(eta=0.5, steps=9))
+        >>> [round(trace.kl[step], 5) for step in (1, 2, 4, 8)]
+        [0.07575, 0.27516, 0.80756, 1.69836]
+    """
+    generator = torch.Generator().manual_seed(conditions.seed)
+    state, weight = control.init(config), 0.0
+    seen: list[tuple[KLReading, Signals]] = []
+    trace = Trace([], [], [], 0)
+    held = 0
+    for step in range(conditions.steps):
+        scale, law = conditions.scale(step), plant.law(weight)
+        drawn = law.probs.multinomial(conditions.batch, replacement=True, generator=generator)
+        seen.append(observe(plant, law, drawn, weight=weight, scale=scale))
+        reading, signals = seen[max(step - conditions.delay, 0)]
+        signals = replace(signals, age=min(conditions.delay, step))
+        state = control.update(state, reading, signals)
+        trace.kl.append(law.kl)
+        trace.kl_coef.append(state.kl_coef)
+        trace.shown.append((reading, signals))
+        proposed = (1 - conditions.eta * state.kl_coef) * weight + conditions.eta * scale
+        weight = plant.hold(proposed)
+        held += weight != proposed
+    return trace._replace(held=held)
+
+
+def observe(
+    plant: Plant, law: Law, drawn: Tensor, *, weight: float, scale: float = 1.0
+) -> tuple[KLReading, Signals]:
+    """What training would have measured from these sequences.
+
+    Args:
+        plant: the plant.
+        law: of the policy that drew them.
+        drawn: [B], the sequences, by number.
+        weight: λ of that policy.
+        scale: S.
+
+    Returns:
+        The reading, exact at each sampled prefix, each sequence a cluster of its own; and the other signals. On a
+        tilt u = log π/π_ref = λR − log Z, so that reward and log-ratio correlate wholly, or at λ = 0 not at all.
+    """
+    kl = law.kl_at[plant.prefixes[drawn]]
+    mask = torch.ones_like(kl, dtype=torch.bool)
+    reading = measure_drift(kl, mask, torch.arange(len(drawn)), reference="the problem's reference")
+    spread = float(plant.mdp.rewards[drawn].std())
+    return reading, Signals(
+        num_responses=len(drawn),
+        reward_std=scale * spread,
+        log_ratio_std=abs(weight) * spread,
+        correlation=math.copysign(1.0, weight) if weight * spread else None,
+        response_length=float(plant.mdp.length),
+    )
+
+
+class Figures(NamedTuple):
+    """How a KL came to its target and was held there. Steps and, relative to the target, shares; None: never."""
+
+    rise: int | None
+    """First step with KL ≥ 0.9 T."""
+    overshoot: float
+    """max KL/T − 1 before the disturbance; negative where the target was never reached."""
+    settling: int | None
+    """First step from which KL stays within ±10 % of T, up to the disturbance."""
+    rms: float
+    """Root mean square of KL/T − 1 over the last 150 steps before the disturbance."""
+    mean_error: float
+    """Mean of KL/T − 1 over the same steps."""
+    peak: float | None
+    """max |KL/T − 1| after the disturbance."""
+    recovery: int | None
+    """Steps from the disturbance on until KL stays within ±10 % of T."""
+
+
+def figures(kl: Sequence[float], target: float, disturbed: int | None = None) -> Figures:
+    """The figures of a KL, step by step.
+
+    Args:
+        kl: of the policy of each step, nats.
+        target: T.
+        disturbed: the first step whose update something new acts on, where there is one.
+
+    Examples:
+        >>> found = figures([0.0, 1.0, 2.6, 2.1, 2.0], target=2.0)
+        >>> found.rise, round(found.overshoot, 6), found.settling
+        (2, 0.3, 3)
+    """
+    errors = [nats / target - 1 for nats in kl]
+    before = errors[:disturbed]
+    after = [] if disturbed is None else errors[disturbed:]
+    last = before[-WINDOW:]
+    return Figures(
+        rise=next((step for step, nats in enumerate(kl[:disturbed]) if nats >= RISEN * target), None),
+        overshoot=max(before),
+        settling=_settled(before),
+        rms=math.sqrt(sum(error**2 for error in last) / len(last)),
+        mean_error=sum(last) / len(last),
+        peak=max(map(abs, after), default=None),
+        recovery=_settled(after),
+    )
+
+
+def _settled(errors: Sequence[float]) -> int | None:
+    """The first step from which all stay within the band; None where the last one is not."""
+    outside = [step for step, error in enumerate(errors) if not abs(error) <= BAND]
+    first = outside[-1] + 1 if outside else 0
+    return first if first < len(errors) else None
+
+
+def controllers(target: float, kl_coef: float, batch: int) -> dict[str, ControlConfig]:
+    """The controllers that can be put to a plant, by name.
+
+    Args:
+        target: T, nats per response.
+        kl_coef: β before the first reading.
+        batch: responses in a rollout: the paper's gain of 0.1 is a horizon of ten rollouts.
+    """
+    moving = ControlConfig(kl_coef=kl_coef, kl_target=target)
+    return {
+        "fixed": ControlConfig(controller="fixed", kl_coef=kl_coef, kl_target=target),
+        "ziegler": moving.model_copy(update={"kl_horizon": 10 * batch}),
+        "ziegler-code": moving,
+    }
