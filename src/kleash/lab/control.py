@@ -360,7 +360,9 @@ def figures(kl: Sequence[float], target: float, disturbed: int | None = None) ->
     after = [] if disturbed is None else errors[disturbed:]
     last = before[-WINDOW:]
     return Figures(
-        rise=next((step for step, nats in enumerate(kl[:disturbed]) if nats >= RISEN * target), None),
+        rise=next(
+            (step for step, nats in enumerate(kl[:disturbed]) if nats >= RISEN * target), None
+        ),
         overshoot=max(before),
         settling=_settled(before),
         rms=math.sqrt(sum(error**2 for error in last) / len(last)),
