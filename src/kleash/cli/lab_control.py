@@ -36,7 +36,7 @@ COLUMNS: dict[str, JustifyMethod] = {
 }
 BLOCKS = "▁▂▃▄▅▆▇█"
 AT_TARGET = 3
-"""Which block is the target; each above it is a quarter of the target more, each below it a third of it less."""
+"""Which block is the target; the others are a third of it apart."""
 SPARKS = 60
 """Blocks in a sparkline."""
 
@@ -258,7 +258,7 @@ def _level(error: float, band: float) -> int:
         return AT_TARGET
     if error < 0:
         return min(AT_TARGET - 1, int(AT_TARGET * (1 + error)))
-    return min(len(BLOCKS) - 1, AT_TARGET + 1 + int(error * (len(BLOCKS) - 1 - AT_TARGET)))
+    return min(len(BLOCKS) - 1, AT_TARGET + 1 + int(AT_TARGET * min(error, 1)))
 
 
 def _draw(out: Path, traces: "dict[str, Trace]", target: float) -> None:

@@ -36,7 +36,7 @@ MAX_ETA = 1e6
 MAX_SCALE = 1e6
 """The reward's scale may move so far, up or down."""
 LEAST_SPREAD = 1e-12
-"""Of the rewards: below it no tilt tells the sequences apart."""
+"""Of rewards: below it they differ by rounding alone."""
 
 
 class Law(NamedTuple):
@@ -318,7 +318,7 @@ def observe(
         num_responses=len(drawn),
         reward_std=scale * spread,
         log_ratio_std=abs(weight) * spread,
-        correlation=math.copysign(1.0, weight) if weight * spread else None,
+        correlation=math.copysign(1.0, weight) if weight and spread > LEAST_SPREAD else None,
         response_length=float(plant.mdp.length),
     )
 
