@@ -11,18 +11,15 @@ from kleash.errors import InputError
 from kleash.functional.divergences import reverse_kl
 from kleash.lab.control import (
     Conditions,
-    Plant,
     ScaleChange,
     Trace,
     controllers,
-    fastest_rise,
     figures,
     observe,
-    plant,
     simulate,
-    weight_for,
 )
 from kleash.lab.mdp import MDP, golden, optimum, tilt
+from kleash.lab.plant import Plant, fastest_rise, plant, weight_for
 
 TARGET = 2.04046781
 

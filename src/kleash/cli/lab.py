@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kleash.cli.console import Screen, fixed
 from kleash.cli.lab_control import control
-from kleash.cli.options import AsJson, train_extra
+from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.errors import InputError
 from kleash.report.text import number
 
@@ -62,14 +62,7 @@ GRADIENT_COLUMNS: dict[str, JustifyMethod] = {
 
 @lab.command(epilog="Example: kleash lab estimators --beta 1")
 def estimators(
-    mdp: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='A problem as JSON: "vocab", "length", "ref_logits", "rewards".',
-            show_default="a built-in one, 8 tokens, 4 steps",
-        ),
-    ] = None,
+    mdp: ProblemFile = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The policy's logits, as JSON.")
     ] = None,

@@ -10,7 +10,7 @@ from rich.console import JustifyMethod
 from rich.text import Text
 
 from kleash.cli.console import Screen, plain
-from kleash.cli.options import AsJson, train_extra
+from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.control import MAX_KL_COEF, MIN_KL_COEF
 from kleash.errors import InputError
 from kleash.report import write_report
@@ -18,7 +18,8 @@ from kleash.report.simulation import render_simulation
 from kleash.report.text import DASH, number
 
 if TYPE_CHECKING:
-    from kleash.lab.control import Conditions, Figures, Plant, ScaleChange, Trace
+    from kleash.lab.control import Conditions, Figures, ScaleChange, Trace
+    from kleash.lab.plant import Plant
 
 TARGET = 2.04046781
 """Nats per response; on the built-in problem it is held by β = 0.2."""
@@ -39,31 +40,25 @@ AT_TARGET = 3
 """Which block is the target; the others are a third of it apart."""
 SPARKS = 60
 """Blocks in a sparkline."""
+ScaleChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="STEP:FACTOR",
+        help="Multiply the reward from that step on; may be repeated.",
+        show_default=f"{CHANGES[0]}, none where --steps is given",
+    ),
+]
 
 
 def control(  # noqa: PLR0913, PLR0917 - the options of a command line
-    mdp: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='A problem as JSON: "vocab", "length", "ref_logits", "rewards".',
-            show_default="a built-in one, 8 tokens, 4 steps",
-        ),
-    ] = None,
+    mdp: ProblemFile = None,
     target: Annotated[float, typer.Option(help="KL to hold, nats per response.")] = TARGET,
     eta: Annotated[float, typer.Option(help="η, the size of an update.")] = 0.1,
     batch: Annotated[int, typer.Option(help="Sequences in a rollout.")] = 512,
     delay: Annotated[int, typer.Option(help="Updates that a reading is late.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the sequences drawn.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Updates.", show_default=str(STEPS))] = None,
-    reward_scale_at: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="STEP:FACTOR",
-            help="Multiply the reward from that step on; may be repeated.",
-            show_default=f"{CHANGES[0]}, none where --steps is given",
-        ),
-    ] = None,
+    reward_scale_at: ScaleChanges = None,
     kl_coef: Annotated[float, typer.Option(help="β before the first reading.")] = KL_COEF,
     controller: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
@@ -83,8 +78,9 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
         expected = f"{MIN_KL_COEF:g} to {MAX_KL_COEF:g}"
         raise InputError("--kl-coef is wrong", expected=expected, got=f"{kl_coef:g}")
     with train_extra():
-        from kleash.lab.control import Conditions, controllers, plant, simulate, weight_for
+        from kleash.lab.control import Conditions, controllers, simulate
         from kleash.lab.mdp import golden, load_mdp
+        from kleash.lab.plant import plant, weight_for
 
     default = CHANGES if steps is None else ()
     conditions = Conditions(
@@ -149,7 +145,7 @@ def _figures(trace: "Trace", target: float, conditions: "Conditions") -> "Figure
 
 
 def _facts(simulated: "Plant", target: float, conditions: "Conditions") -> dict[str, object]:
-    from kleash.lab.control import fastest_rise, weight_for
+    from kleash.lab.plant import fastest_rise, weight_for
 
     weight = weight_for(simulated, target)
     return {
