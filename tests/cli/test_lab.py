@@ -1,4 +1,4 @@
-"""`kleash lab`: the golden table on the terminal and as JSON, other problems, and what is refused."""
+"""`kleash lab`: the golden table and the plant, on the terminal and as JSON; other problems, and what is refused."""
 
 import json
 from pathlib import Path
@@ -159,6 +159,119 @@ def test_a_wrong_file_has_exit_code_2_and_says_what_is_wrong(
     problem = tmp_path / "mdp.json"
     problem.write_text(json.dumps(PROBLEM | change), encoding="utf-8")
     assert cli.run(["lab", "estimators", "--mdp", str(problem), "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)["error"]
+    assert said["what"]
+    assert said["expected"]
+    assert said["got"]
+
+
+def control(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    assert cli.run(["lab", "control", "--batch", "8", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_controllers_on_the_plant(capsys: pytest.CaptureFixture[str]) -> None:
+    found = control(capsys, "--steps", "80", "--delay", "1")
+    each = found["controllers"]
+    assert next(iter(each)) == "fixed"
+    assert len(each) > 1
+    for run_ in each.values():
+        assert len(run_["kl"]) == len(run_["kl_coef"]) == 80
+        assert run_["kl"][0] == 0
+        assert (run_["peak"], run_["recovery"], run_["held"]) == (None, None, 0)
+        assert {"rise", "overshoot", "settling", "rms", "mean_error"} <= run_.keys()
+    assert each["fixed"]["kl_coef"] == [0.2] * 80
+    assert found["lambda_target"] == pytest.approx(5, abs=1e-6)
+    assert found["beta_target"] == pytest.approx(0.2, abs=1e-6)
+    assert found["fastest_rise"] == 44
+    assert found["kl_max"] == pytest.approx(8.084461, abs=1e-6)
+    conditions = {"eta": 0.1, "batch": 8, "delay": 1, "seed": 0, "steps": 80, "reward_scale_at": []}
+    assert conditions.items() <= found.items()
+
+
+def test_the_reward_doubles_half_way_where_nothing_else_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = control(capsys, "--controller", "fixed")
+    assert list(found["controllers"]) == ["fixed"]
+    assert found["steps"] == 1200
+    assert found["reward_scale_at"] == [{"step": 600, "factor": 2}]
+    run_ = found["controllers"]["fixed"]
+    assert run_["kl"][599] == pytest.approx(2.04046781, abs=1e-4)
+    assert run_["kl"][1199] == pytest.approx(3.33920208, abs=1e-4)
+    assert run_["recovery"] is None
+    assert run_["peak"] == pytest.approx(3.33920208 / 2.04046781 - 1, abs=1e-4)
+
+
+def test_figures_are_of_one_change_of_the_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--controller", "fixed", "--eta", "1", "--steps", "200")
+    changes = ("--reward-scale-at", "150:8", "--reward-scale-at", "100:1")
+    run_ = control(capsys, *words, *changes)["controllers"]["fixed"]
+    assert run_["peak"] == pytest.approx(0, abs=1e-6)
+    assert max(run_["kl"]) > 4
+
+
+def test_the_plant_is_shown_in_eighty_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "control.html"
+    words = ["--batch", "8", "--steps", "90", "--reward-scale-at", "60:2", "--out", str(out)]
+    assert cli.run(["lab", "control", *words]) == 0
+    said = capsys.readouterr().out.replace(str(out), "OUT")
+    assert max(len(line.rstrip()) for line in said.splitlines()) <= 80
+    assert "┊ step 60: the reward times 2" in said
+    assert "never" in said
+    assert said.count("▁▁") >= 2
+    page = out.read_text(encoding="utf-8")
+    assert "KL(π‖π_ref), nats per response" in page
+    assert "target 2.04047 nats" in page
+    assert "Run by run" not in page
+
+
+def test_a_plant_that_runs_away_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--batch", "8", "--steps", "30", "--kl-coef", "60", "--controller", "fixed")
+    assert cli.run(["lab", "control", *words]) == 0
+    assert "ηβ reached 6" in capsys.readouterr().out
+
+
+def test_a_plant_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """π_ref = (.5, .5), R = (2 log 2, 0): at λ = 1 π = (.8, .2) and the KL 0.192745 nats; at most log 2."""
+    problem = tmp_path / "mdp.json"
+    problem.write_text(json.dumps(PROBLEM), encoding="utf-8")
+    found = control(capsys, "--mdp", str(problem), "--target", "0.1927447", "--steps", "5")
+    assert found["lambda_target"] == pytest.approx(1, abs=1e-5)
+    assert found["kl_max"] == pytest.approx(0.693147, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--eta", "-0.1"],
+        ["--eta", "nan"],
+        ["--target", "8.1"],
+        ["--target", "0"],
+        ["--target", "nan"],
+        ["--batch", "1"],
+        ["--delay", "-1"],
+        ["--delay", "16"],
+        ["--steps", "0"],
+        ["--seed", "-1"],
+        ["--kl-coef", "-1"],
+        ["--kl-coef", "nan"],
+        ["--controller", "none"],
+        ["--reward-scale-at", "600"],
+        ["--reward-scale-at", "600:"],
+        ["--reward-scale-at", "half:2"],
+        ["--reward-scale-at", "600:nan"],
+        ["--reward-scale-at", "600:-1"],
+        ["--reward-scale-at", "1200:2"],
+        ["--mdp", "missing.json"],
+    ],
+)
+def test_a_plant_that_cannot_be_has_exit_code_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["lab", "control", *words, "--json"]) == 2
     said = json.loads(capsys.readouterr().out)["error"]
     assert said["what"]
     assert said["expected"]

@@ -9,7 +9,8 @@ from rich.console import JustifyMethod
 from rich.text import Text
 
 from kleash.cli.console import Screen, fixed
-from kleash.cli.options import AsJson, train_extra
+from kleash.cli.lab_control import control
+from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.errors import InputError
 from kleash.report.text import number
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from kleash.lab.estimators import Figures, Measurement
 
 lab = typer.Typer(no_args_is_help=True, help="Closed forms and enumeration.")
+lab.command(epilog="Example: kleash lab control --target 1 --delay 2 --out control.html")(control)
 
 BETA = 0.2
 """β of the policy where neither a table nor a β is given: about 2 nats on the built-in problem."""
@@ -58,21 +60,9 @@ GRADIENT_COLUMNS: dict[str, JustifyMethod] = {
 }
 
 
-@lab.callback()
-def _group() -> None:
-    """Keeps `kleash lab NAME` a group while it has one command."""
-
-
 @lab.command(epilog="Example: kleash lab estimators --beta 1")
 def estimators(
-    mdp: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help='A problem as JSON: "vocab", "length", "ref_logits", "rewards".',
-            show_default="a built-in one, 8 tokens, 4 steps",
-        ),
-    ] = None,
+    mdp: ProblemFile = None,
     policy: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The policy's logits, as JSON.")
     ] = None,

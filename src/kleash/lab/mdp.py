@@ -85,11 +85,37 @@ def golden() -> MDP:
     return MDP(vocab, length, logits, rewards)
 
 
-def optimum(mdp: MDP, beta: float) -> Tensor:
-    """The policy that maximises E[R] − β·KL(π‖π_ref), by one soft Bellman backup.
+def tilt(mdp: MDP, weight: float) -> Tensor:
+    """The policy π_λ ∝ π_ref exp(λR) over sequences, by one soft Bellman backup.
 
-    V(h) = β log Σ_a π_ref(a|h) exp(Q(h, a)/β) and π*(a|h) = π_ref(a|h) exp((Q − V)/β): its law over sequences is
-    π_ref exp(R/β)/Z (Korbak et al. 2022, arXiv 2205.11275), and V at the root is J* = β log Z.
+    V(h) = log Σ_a π_ref(a|h) exp(Q(h, a)) from Q = λR at the last token, π_λ(a|h) = π_ref(a|h) exp(Q − V); V at the
+    root is log Z. The family is what mirror descent on E[R] − β·KL(π‖π_ref) moves in, from π_ref to the optimum.
+
+    Args:
+        mdp: the problem.
+        weight: λ, nats per unit of reward: 0 is the reference, below 0 what is worst is likeliest.
+
+    Returns:
+        [S, V] log-probabilities, which are logits.
+
+    Raises:
+        InputError: λ is so far from 0 that a sequence's probability underflows.
+
+    Examples:
+        >>> mdp = golden()
+        >>> log_law = mdp.logprobs(tilt(mdp, -5.0)).sum(-1)
+        >>> round(float(log_law.exp() @ mdp.rewards), 6)  # the reference's mean is 0.022531
+        -1.255384
+    """
+    what = f"the tilt at λ = {weight:g}"
+    return _supported(mdp, _backup(mdp, weight), what, do="take a λ nearer to 0")
+
+
+def optimum(mdp: MDP, beta: float) -> Tensor:
+    """The policy that maximises E[R] − β·KL(π‖π_ref): the tilt at λ = 1/β.
+
+    Its law over sequences is π_ref exp(R/β)/Z (Korbak et al. 2022, arXiv 2205.11275), and its value is
+    J* = β log Z.
 
     Returns:
         [S, V] log-probabilities, which are logits.
@@ -97,16 +123,19 @@ def optimum(mdp: MDP, beta: float) -> Tensor:
     Raises:
         InputError: β is so small that a sequence's probability underflows.
     """
+    logits = _backup(mdp, 1 / beta if beta else math.inf)
+    return _supported(mdp, logits, f"the optimum at β = {beta:g}", do="take a larger β")
+
+
+def _backup(mdp: MDP, weight: float) -> Tensor:
     reference = torch.log_softmax(mdp.ref_logits, -1)
-    values, rows = mdp.rewards.view(-1, mdp.vocab), []
+    values, rows = (weight * mdp.rewards).view(-1, mdp.vocab), []
     for depth in range(mdp.length - 1, -1, -1):
         first = sum(mdp.vocab**i for i in range(depth))
-        tilted = reference[first : first + mdp.vocab**depth] + values / beta
+        tilted = reference[first : first + mdp.vocab**depth] + values
         rows.append(torch.log_softmax(tilted, -1))
-        values = (beta * tilted.logsumexp(-1)).view(-1, mdp.vocab) if depth else values
-    return _supported(
-        mdp, torch.cat(rows[::-1]), f"the optimum at β = {beta:g}", do="take a larger β"
-    )
+        values = tilted.logsumexp(-1).view(-1, mdp.vocab) if depth else values
+    return torch.cat(rows[::-1])
 
 
 def _supported(mdp: MDP, logits: Tensor, what: str, *, do: str = "") -> Tensor:

@@ -83,6 +83,7 @@ def by_step(
     curves: Sequence[Curve],
     *,
     target: float | None = None,
+    band: float = BAND,
     zero: bool = False,
     log: bool = False,
     height: int = 190,
@@ -91,7 +92,8 @@ def by_step(
 
     Args:
         curves: the lines, in drawing order. A single one goes without its name: the title has it.
-        target: nats; drawn as a dashed line with a ±20 % band.
+        target: nats; drawn as a dashed line with a band around it.
+        band: half-width of that band, as a share of the target.
         zero: whether the y axis starts at 0.
         log: whether the y axis is logarithmic; the values must be positive.
         height: pixels of the drawn area, for keeping labels apart.
@@ -102,7 +104,7 @@ def by_step(
     values += [
         value for curve in curves for end in curve.bounds for value in end if value is not None
     ]
-    values += [] if target is None else [target * (1 + BAND)]
+    values += [] if target is None else [target * (1 + band)]
     low, high = _span([math.log10(value) for value in values]) if log else _span(values, zero=zero)
     layout: Figure = {
         "xaxis": {
@@ -122,8 +124,8 @@ def by_step(
         layout["annotations"] = place(labels, pixels_per_unit=height / (high - low))
         layout["margin"] = {"r": margin_for(labels)}
     if target is not None:
-        layout["shapes"] = _target_shapes(target)
-        layout["annotations"].append(_target_name(target))
+        layout["shapes"] = _target_shapes(target, band)
+        layout["annotations"].append(_target_name(target, band))
     return {
         "data": [trace for curve in curves for trace in _shade(curve)] + [_line(c) for c in curves],
         "layout": layout,
@@ -260,22 +262,22 @@ def _shade(curve: Curve) -> list[Figure]:
     return [{"type": "scatter", "mode": "lines", "x": x, "y": y} | fill]
 
 
-def _target_shapes(target: float) -> list[Figure]:
+def _target_shapes(target: float, band: float) -> list[Figure]:
     across = {"xref": "paper", "x0": 0, "x1": 1}
-    band = {"type": "rect", "y0": target * (1 - BAND), "y1": target * (1 + BAND), "layer": "below"}
+    ends = {"type": "rect", "y0": target * (1 - band), "y1": target * (1 + band), "layer": "below"}
     fill = {"fillcolor": "rgba(128,134,144,0.16)", "line": {"width": 0}}
     return [
-        across | band | fill,
+        across | ends | fill,
         across | {"type": "line", "y0": target, "y1": target},
     ]
 
 
-def _target_name(target: float) -> Figure:
+def _target_name(target: float, band: float) -> Figure:
     corner = {
         "x": 0,
         "xref": "paper",
         "xanchor": "left",
-        "y": target * (1 + BAND),
+        "y": target * (1 + band),
         "yanchor": "bottom",
     }
     return {"text": f"target {target:g} nats", "font": {"size": 11}} | corner

@@ -106,6 +106,11 @@ def render_runs(
     return _page(title=title, lead=arm_charts(runs, colours), panels=panels, summary=rows)
 
 
+def render_charts(charts: Sequence[Chart], *, title: str) -> str:
+    """A page of charts alone, of what is no run."""
+    return _page(title=title, lead=charts, panels=(), summary=())
+
+
 def write_report(html: str, path: str | Path) -> None:
     """Write the page in one move: whoever opens it finds the old file or the whole new one.
 
