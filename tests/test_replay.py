@@ -33,6 +33,13 @@ KL = KLReading(
 )
 FACTS = UpdateFacts(finite=True, kl_new_old=None, grad_norm=1.0)
 RL = {"controller": "adaptive", "kl_coef": 0.1, "kl_target": 4.0}
+OPTIMISATION = {
+    "optimizer": {"beta1": 0.9},
+    "ppo": {"num_epochs": 2, "num_minibatches": 2},
+    "rollout": {"num_prompts": 64, "group_size": 8},
+}
+"""Four gradient steps an update."""
+SIGNALS = Signals(num_responses=512, reward_std=1.0, correlation=0.5, momentum=0.9**4)
 VERSIONS = {"kleash": "0.1.0"}
 DIGESTS = {"policy": "p" * 64}
 
@@ -52,33 +59,38 @@ class Script:
 def make_run(run: Path, script: Script = Script()) -> Path:
     """Write a run directory as a training loop would."""
     rl, limits = ControlConfig.model_validate(dict(script.rl)), GuardConfig(max_kl=script.max_kl)
-    config = {"rl": rl.model_dump(mode="json"), "guard": limits.model_dump(mode="json")}
+    config = OPTIMISATION | {
+        "rl": rl.model_dump(mode="json"),
+        "guard": limits.model_dump(mode="json"),
+    }
     started = {"config": config, "versions": VERSIONS, "digests": DIGESTS}
     (run / "final").mkdir(parents=True)
     (run / "final" / "model.safetensors").write_bytes(b"weights")
     (run / "samples.jsonl").write_text("{}\n")
     (run / "config.json").write_text(json.dumps(started, indent=2))
-    state = control.init(rl)
+    state, applied = control.init(rl), True
     with Ledger.create(run / "ledger") as ledger, (run / "metrics.jsonl").open("wb") as metrics:
         ledger.append("run.started", {**started, "kleash": "0.1.0"})
         for step, kl in enumerate(script.drifts, start=1):
             seen = script.per_token[step - 1] if script.per_token else kl
+            signals = replace(SIGNALS, applied=applied)
+            state = control.update(state, seen, signals)
             line = encode({"step": step, "kl_coef": state.kl_coef}) + b"\n"
-            after = control.update(state, seen, Signals(num_responses=seen.n))
             entry = UpdateEntry(
                 step=step,
                 kl=kl,
                 kl_control=seen if script.per_token else None,
+                signals=signals,
                 kl_coef=state.kl_coef,
                 facts=script.facts,
                 verdict=judge(limits, kl, script.facts),
-                control=after.to_json(),
+                control=state.to_json(),
                 rollout_sha256="a" * 64,
                 metrics_sha256=hashlib.sha256(line).hexdigest(),
             )
             ledger.append("update", entry.to_json())
             metrics.write(line)
-            state = after
+            applied = entry.verdict.action == "accept"
         metrics.flush()
         if script.ending:
             ending = {"steps": len(script.drifts), "files": digest_run(run)}
@@ -171,22 +183,42 @@ def set_path(entries: list[dict], line: int, keys: tuple[str, ...], value: Any) 
 @pytest.mark.parametrize(
     ("line", "keys", "value", "where", "what"),
     [
-        (3, ("kl_coef",), 0.2, 3, "kl_coef is 0.2; the controller gives 0.09897"),
+        (3, ("kl_coef",), 0.2, 3, "kl_coef is 0.2; the controller gives 0.0979"),
+        (2, ("kl_coef",), 0.1, 2, "kl_coef is 0.1; the controller gives 0.09897"),
         (2, ("kl", "value"), 5.0, 2, "not the one its reading leads to"),
         (3, ("control", "kl_coef"), 0.2, 3, "not the one its reading leads to"),
-        (3, ("control", "kl_coef"), 0.2, 4, "kl_coef is 0.09"),
+        (3, ("control", "kl_coef"), 0.2, 4, "kl_coef is 0.098"),
         (3, ("control",), {}, 3, "not a state at all"),
         (3, ("verdict", "action"), "reject", 3, "the verdict is reject; the guard gives accept"),
         (3, ("kl", "value"), 21.0, 3, "the verdict is accept; the guard gives halt"),
         (3, ("facts", "finite"), False, 3, "the guard gives reject"),
-        (3, ("kl", "n"), 64, 3, "not the one its reading leads to"),
+        (3, ("kl", "n"), 64, 3, "signals.num_responses is 512, where the reading is of 64"),
+        (3, ("signals", "num_responses"), 64, 3, "not the one its reading leads to"),
+        (3, ("signals", "num_responses"), 64, 3, "where the reading is of 512"),
+        (3, ("signals", "applied"), False, 3, "not whether the update before was accepted, True"),
+        (2, ("signals", "applied"), False, 2, "not whether the update before was accepted, True"),
+        (3, ("verdict", "action"), "reject", 4, "update before was accepted, False"),
+        (
+            3,
+            ("signals", "momentum"),
+            0.0,
+            3,
+            "signals.momentum is 0.0; the configuration gives 0.6",
+        ),
+        (3, ("signals", "momentum"), "nan", 3, "signals.momentum is nan"),
+        (3, ("signals", "age"), 1, 3, "signals.age is 1, where 0 belongs"),
+        (3, ("signals",), None, 3, "not the body of an update"),
+        (1, ("config", "optimizer", "beta1"), 0.5, 2, "the configuration gives 0.0625"),
+        (1, ("config", "ppo", "num_epochs"), 1, 2, "the configuration gives 0.81"),
+        (1, ("config", "ppo", "num_epochs"), 10**400, 1, "no usable configuration"),
+        (1, ("config", "ppo"), None, 1, "no usable configuration"),
         (3, ("kl", "unit"), "token", 3, "another KL"),
         (3, ("kl", "value"), "much", 3, "not the body of an update"),
         (3, ("kl",), None, 3, "not the body of an update"),
         (3, ("step",), 7, 3, "not step 2"),
         (3, ("extra",), 1, 3, "not the body of an update"),
         (1, ("config", "rl", "kl_target"), 6.0, 2, "not the one its reading leads to"),
-        (1, ("config", "rl", "kl_coef"), 0.3, 2, "the controller gives 0.3"),
+        (1, ("config", "rl", "kl_coef"), 0.3, 2, "the controller gives 0.29"),
         (1, ("config", "guard", "max_kl"), 4.5, 4, "the guard gives halt"),
         (1, ("config", "rl"), {"kl_target": 0}, 1, "no usable configuration"),
         (1, ("config",), None, 1, "no usable configuration"),

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from kleash import control
-from kleash.control import ControlConfig, Signals
+from kleash.control import ControlConfig
 from kleash.guard import GuardConfig, judge
 from kleash.ledger import Ledger, UpdateEntry, digest_run, encode
-from kleash.records import KLReading, Unit, UpdateFacts
+from kleash.records import KLReading, Signals, Unit, UpdateFacts
 from kleash.replay import verify_run
 
 PER_RESPONSE = KLReading(
@@ -33,23 +33,42 @@ PER_RESPONSE = KLReading(
 PER_TOKEN = replace(PER_RESPONSE, unit="token", value=0.25, low=0.2, high=0.3)
 MOVED = replace(PER_TOKEN, direction="new_old", value=0.01, low=None, high=None)
 FACTS = UpdateFacts(finite=True, kl_new_old=MOVED, grad_norm=1.0)
+OPTIMISATION = {
+    "optimizer": {"beta1": 0.9},
+    "ppo": {"num_epochs": 2, "num_minibatches": 2},
+    "rollout": {"num_prompts": 16, "group_size": 4},
+}
+"""Four gradient steps an update."""
+SIGNALS = Signals(
+    num_responses=64,
+    reward_std=1.5,
+    log_ratio_std=2.5,
+    correlation=0.25,
+    response_length=16.0,
+    momentum=0.9**4,
+)
 STEPS = 3
 
 Metrics = dict[str, Any]
 
 
-def entry_of(unit: Unit, step: int, state: control.State, limits: GuardConfig) -> UpdateEntry:
+def entry_of(
+    unit: Unit, step: int, state: control.State, limits: GuardConfig, *, applied: bool = True
+) -> UpdateEntry:
     """An honest step; the digest of its metrics is yet to come."""
     kl = replace(PER_RESPONSE, value=3.0 + step)
     seen = kl if unit == "response" else PER_TOKEN
+    signals = replace(SIGNALS, applied=applied)
+    chosen = control.update(state, seen, signals)
     return UpdateEntry(
         step=step,
         kl=kl,
         kl_control=None if seen is kl else seen,
-        kl_coef=state.kl_coef,
+        signals=signals,
+        kl_coef=chosen.kl_coef,
         facts=FACTS,
         verdict=judge(limits, kl, FACTS),
-        control=control.update(state, seen, Signals(num_responses=seen.n)).to_json(),
+        control=chosen.to_json(),
         rollout_sha256="a" * 64,
         metrics_sha256="",
     )
@@ -66,6 +85,10 @@ def metrics_of(entry: UpdateEntry) -> Metrics:
         **{f"{name}_high": reading.high for name, reading in readings.items()},
         "kl_new_old_per_token": MOVED.value,
         "kl_coef": entry.kl_coef,
+        "reward_std_within": SIGNALS.reward_std,
+        "log_ratio_std_within": SIGNALS.log_ratio_std,
+        "reward_log_ratio_correlation": SIGNALS.correlation,
+        "response_length": SIGNALS.response_length,
     }
 
 
@@ -81,15 +104,18 @@ def write_run(
     target = {"kl_target": 4.0 if unit == "response" else 0.2, "kl_unit": unit}
     config = ControlConfig.model_validate(target if rl is None else {**rl, "kl_unit": unit})
     limits = GuardConfig(max_kl=None)
-    settings = {"rl": config.model_dump(mode="json"), "guard": limits.model_dump(mode="json")}
+    settings = OPTIMISATION | {
+        "rl": config.model_dump(mode="json"),
+        "guard": limits.model_dump(mode="json"),
+    }
     started = {"config": settings, "versions": {}, "digests": {}}
     run.mkdir()
     (run / "config.json").write_bytes(encode(started))
-    state, lines = control.init(config), list[bytes]()
+    state, applied, lines = control.init(config), True, list[bytes]()
     with Ledger.create(run / "ledger") as ledger:
         ledger.append("run.started", started)
         for step in range(1, STEPS + 1):
-            entry = entry_of(unit, step, state, limits)
+            entry = entry_of(unit, step, state, limits, applied=applied)
             metrics = metrics_of(entry)
             if step == 2:
                 entry = edit_entry(entry)
@@ -98,6 +124,7 @@ def write_run(
             digest = hashlib.sha256(lines[-1]).hexdigest()
             ledger.append("update", replace(entry, metrics_sha256=digest).to_json())
             state = control.from_json(entry.control)
+            applied = entry.verdict.action == "accept"
         (run / "metrics.jsonl").write_bytes(b"".join(lines))
         ledger.append("run.finished", {"steps": STEPS, "files": digest_run(run)})
     return run
@@ -119,11 +146,10 @@ def steered(seen: KLReading) -> Callable[[UpdateEntry], UpdateEntry]:
     """The controller is shown another reading than was measured, and does what follows from that."""
 
     def edit(entry: UpdateEntry) -> UpdateEntry:
-        state = control.init(
-            ControlConfig(kl_target=4.0, kl_unit="response", kl_coef=entry.kl_coef)
-        )
-        after = control.update(state, seen, Signals(num_responses=seen.n))
-        return replace(entry, kl_control=seen, control=after.to_json())
+        start = control.init(ControlConfig(kl_target=4.0, kl_unit="response"))
+        first = entry_of("response", 1, start, GuardConfig(max_kl=None))
+        chosen = control.update(control.from_json(first.control), seen, entry.signals)
+        return replace(entry, kl_control=seen, kl_coef=chosen.kl_coef, control=chosen.to_json())
 
     return edit
 
@@ -159,7 +185,11 @@ def test_with_a_target_per_token_it_saw_the_same_rollout_per_token(
         tmp_path / "run",
         "token",
         rl={"controller": "fixed", "kl_coef": 0.1},
-        edit_entry=lambda entry: replace(entry, kl_control=seen),
+        edit_entry=lambda entry: replace(
+            entry,
+            kl_control=seen,
+            signals=replace(SIGNALS, num_responses=(seen or entry.kl).n),
+        ),
     )
     assert len(problems(run)) == 1
     assert problems(run)[0].startswith("ledger.jsonl line 3: ")
@@ -195,6 +225,10 @@ def test_the_reading_of_a_step_is_the_kl_from_the_reference_per_response(
         ("kl_policy_ref_per_response_high", None),
         ("kl_new_old_per_token", 0.0),
         ("kl_coef", 0.5),
+        ("reward_std_within", 1.0),
+        ("log_ratio_std_within", None),
+        ("reward_log_ratio_correlation", -0.25),
+        ("response_length", 17.0),
         ("step", 2.0),
     ],
 )
@@ -203,6 +237,29 @@ def test_metrics_show_the_figures_of_the_ledger(
 ) -> None:
     run = write_run(
         tmp_path / "run", unit, edit_metrics=lambda metrics: metrics.update({key: value})
+    )
+    says = f"{key}: not what the ledger says was used or measured"
+    assert problems(run) == [f"metrics.jsonl line 2: {says}"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "key"),
+    [
+        ("correlation", -0.25, "reward_log_ratio_correlation"),
+        ("correlation", None, "reward_log_ratio_correlation"),
+        ("reward_std", 1.5000000000000002, "reward_std_within"),
+        ("log_ratio_std", float("inf"), "log_ratio_std_within"),
+        ("response_length", 15.0, "response_length"),
+    ],
+)
+def test_a_signal_in_the_ledger_is_the_one_that_the_run_showed(
+    tmp_path: Path, field: str, value: float | None, key: str
+) -> None:
+    """With a fixed β, which follows from any signals."""
+    run = write_run(
+        tmp_path / "run",
+        rl={"controller": "fixed", "kl_coef": 0.1},
+        edit_entry=lambda entry: replace(entry, signals=replace(SIGNALS, **{field: value})),
     )
     says = f"{key}: not what the ledger says was used or measured"
     assert problems(run) == [f"metrics.jsonl line 2: {says}"]

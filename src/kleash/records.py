@@ -145,7 +145,22 @@ class Signals:
     def from_json(cls, data: Mapping[str, Any]) -> "Signals":
         """The signals that `to_json` wrote."""
         floats = ("reward_std", "log_ratio_std", "correlation", "response_length")
-        return cls(**{k: _decode(v) if k in floats else v for k, v in data.items()})
+        fields: dict[str, Any] = {
+            key: _decode(value) if key in floats else value for key, value in data.items()
+        }
+        return cls(**fields)
+
+
+def carried_momentum(
+    beta1: float, num_epochs: int, num_minibatches: int, num_responses: int
+) -> float:
+    """Share of one update's direction that Adam carries into the next: β₁ to the power of an update's gradient steps.
+
+    Examples:
+        >>> carried_momentum(0.5, num_epochs=2, num_minibatches=4, num_responses=3)  # no minibatch is empty
+        0.015625
+    """
+    return beta1 ** (num_epochs * min(num_minibatches, num_responses))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +214,9 @@ class StepRecord:
     kl: KLReading
     """KL(π‖π_ref) per response, of the policy that sampled this step's rollout."""
     kl_coef: float
-    """The β that this step's update used."""
+    """The β that this step's update used, chosen from `kl`'s rollout."""
+    note: str = ""
+    """What the controller has to say of this step; empty when nothing."""
     verdict: Verdict
     metrics: Mapping[str, float | int | None] = field(default_factory=dict[str, float | int | None])
     """One line of metrics.jsonl. Deterministic: no times in it."""

@@ -1,15 +1,14 @@
 """Verification of a run from its own record: every β and verdict recomputed, without torch."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import ValidationError
+from typing import Any, Literal, NamedTuple
 
 from kleash import control
-from kleash.control import ControlConfig, Signals
+from kleash.control import ControlConfig
 from kleash.errors import InputError, KleashError
 from kleash.guard import GuardConfig, judge
 from kleash.ledger import (
@@ -25,7 +24,7 @@ from kleash.ledger import (
     refusal,
     verify_chain,
 )
-from kleash.records import KLReading, Unit
+from kleash.records import KLReading, Unit, carried_momentum
 
 Status = Literal["finished", "interrupted", "failed", "unfinished"]
 
@@ -144,7 +143,7 @@ def check_sequence(entries: Sequence[Entry]) -> list[Problem]:
 
 
 def replay(entries: Sequence[Entry]) -> list[Problem]:
-    """Recompute every kl_coef, controller state and verdict from the recorded readings and config.
+    """Recompute every controller state, its kl_coef, and every verdict from readings, signals and config as recorded.
 
     After a mismatch the recomputation goes on from the recorded state, so that each mismatch is
     reported where it is. Sentences, the reasons of a verdict, are not compared: their wording may
@@ -152,19 +151,44 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
     """
     if not entries:
         return []
-    try:
-        config = entries[0].body["config"]
-        limits = GuardConfig.model_validate(config["guard"])
-        rl = ControlConfig.model_validate(config["rl"])
-    except (KeyError, TypeError, ValidationError):
-        return [_problem(entries[0], "no usable configuration of controller and guard")]
+    settings = _settings_of(entries[0])
+    if settings is None:
+        return [_problem(entries[0], "no usable configuration of controller, guard and optimizer")]
     problems = _check_self_test(entries[0])
-    state = control.init(rl)
+    state, applied = control.init(settings.rl), True
     for entry in entries:
         if entry.type == "update":
-            state, found = _replay_update(entry, state, limits, rl.kl_unit)
+            state, found = _replay_update(entry, state, settings, applied=applied)
             problems += found
+            applied = _action(entry.body.get("verdict")) == "accept"
     return problems
+
+
+class _Settings(NamedTuple):
+    """What a run's configuration says of its decisions."""
+
+    rl: ControlConfig
+    limits: GuardConfig
+    momentum: float
+
+
+def _settings_of(started: Entry) -> _Settings | None:
+    try:
+        config = started.body["config"]
+        ppo, rollout = config["ppo"], config["rollout"]
+        momentum = carried_momentum(
+            float(config["optimizer"]["beta1"]),
+            int(ppo["num_epochs"]),
+            int(ppo["num_minibatches"]),
+            int(rollout["num_prompts"]) * int(rollout["group_size"]),
+        )
+        return _Settings(
+            ControlConfig.model_validate(config["rl"]),
+            GuardConfig.model_validate(config["guard"]),
+            momentum,
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _check_self_test(started: Entry) -> list[Problem]:
@@ -183,18 +207,18 @@ def _check_self_test(started: Entry) -> list[Problem]:
 
 
 def _replay_update(
-    entry: Entry, state: control.State, limits: GuardConfig, unit: Unit
+    entry: Entry, state: control.State, settings: _Settings, *, applied: bool
 ) -> tuple[control.State, list[Problem]]:
     try:
         update = UpdateEntry.from_json(entry.body)
-        verdict = judge(limits, update.kl, update.facts)
-        seen = update.kl_control or update.kl
-        after = control.update(state, seen, Signals(num_responses=seen.n))
+        verdict = judge(settings.limits, update.kl, update.facts)
+        after = control.update(state, update.kl_control or update.kl, update.signals)
     except KleashError as error:
         return state, [_problem(entry, str(error))]
-    found = _wrong_readings(update, unit)
-    if update.kl_coef != state.kl_coef:
-        found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {state.kl_coef!r}")
+    found = _wrong_readings(update, settings.rl.kl_unit)
+    found += _wrong_signals(update, settings.momentum, applied=applied)
+    if update.kl_coef != after.kl_coef:
+        found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
     if update.verdict.action != verdict.action:
         found.append(f"the verdict is {update.verdict.action}; the guard gives {verdict.action}")
     if update.control != after.to_json():
@@ -220,6 +244,26 @@ def _wrong_readings(update: UpdateEntry, unit: Unit) -> list[str]:
     elif _taken_from(seen) != _taken_from(update.kl):
         found.append("kl_control and kl are not readings of one rollout")
     return found
+
+
+def _wrong_signals(update: UpdateEntry, momentum: float, *, applied: bool) -> list[str]:
+    """Signals that the readings, the configuration or the step before contradict."""
+    signals, n = update.signals, (update.kl_control or update.kl).n
+    # A power's last bit is the platform's own.
+    is_momentum = math.isclose(signals.momentum, momentum, rel_tol=1e-12)
+    wrong = {
+        f"signals.num_responses is {signals.num_responses}, where the reading is of {n}": (
+            signals.num_responses != n
+        ),
+        f"signals.applied is not whether the update before was accepted, {applied}": (
+            signals.applied != applied
+        ),
+        f"signals.momentum is {signals.momentum!r}; the configuration gives {momentum!r}": (
+            not is_momentum
+        ),
+        f"signals.age is {signals.age}, where 0 belongs": signals.age != 0,
+    }
+    return [what for what, is_so in wrong.items() if is_so]
 
 
 def _taken_from(reading: KLReading) -> tuple[Any, ...]:

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from kleash.cli import main as cli
+from kleash.cli.console import Screen
 from kleash.cli.options import vacant_directory
+from kleash.cli.train import noting
 from kleash.errors import InputError
+from kleash.records import KLReading, StepRecord, Verdict
 
 CONFIG = """
 [rollout]
@@ -129,6 +132,29 @@ def test_a_run_takes_the_next_free_name(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError):
         vacant_directory(Path("runs/a"), "b")
     assert vacant_directory(Path("runs/new"), "b") == Path("runs/new")
+
+
+def test_what_the_controller_has_to_say_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    kl = KLReading(
+        value=4.0,
+        low=None,
+        high=None,
+        n=8,
+        clusters=4,
+        unit="response",
+        direction="policy_ref",
+        estimator="exact",
+        reference="base",
+    )
+    notes = ("", "held", "held", "", "at its rail", "held", "\x1b[2J\nred")
+    records = [
+        StepRecord(step=i, kl=kl, kl_coef=0.1, verdict=Verdict(action="accept"), note=note)
+        for i, note in enumerate(notes, 1)
+    ]
+    assert list(noting(iter(records), Screen())) == records
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == ["step 2: held", "step 5: at its rail", "step 7: ␛[2J⏎red"]
 
 
 @pytest.mark.slow

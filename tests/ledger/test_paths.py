@@ -23,7 +23,13 @@ from kleash.ledger import (
 from kleash.replay import Verification, verify_run
 
 CONFIG = {
-    "config": {"rl": {"controller": "fixed", "kl_coef": 0.1}, "guard": {}},
+    "config": {
+        "rl": {"controller": "fixed", "kl_coef": 0.1},
+        "guard": {},
+        "optimizer": {"beta1": 0.9},
+        "ppo": {"num_epochs": 1, "num_minibatches": 1},
+        "rollout": {"num_prompts": 1, "group_size": 1},
+    },
     "versions": {},
     "digests": {},
 }

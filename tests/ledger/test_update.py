@@ -8,7 +8,7 @@ import pytest
 
 from kleash.errors import TamperError
 from kleash.ledger import UpdateEntry, encode
-from kleash.records import KLReading, UpdateFacts, Verdict
+from kleash.records import KLReading, Signals, UpdateFacts, Verdict
 
 KL = KLReading(
     value=4.0,
@@ -21,9 +21,19 @@ KL = KLReading(
     estimator="exact",
     reference="base",
 )
+SIGNALS = Signals(
+    num_responses=64,
+    reward_std=1.5,
+    log_ratio_std=None,
+    correlation=-0.25,
+    response_length=12.5,
+    momentum=0.6561,
+    applied=False,
+)
 UPDATE = UpdateEntry(
     step=1,
     kl=KL,
+    signals=SIGNALS,
     kl_coef=0.1,
     facts=UpdateFacts(finite=True, kl_new_old=None, grad_norm=1.5),
     verdict=Verdict(action="reject", reasons=("too far",)),
@@ -40,6 +50,8 @@ BODY = json.loads(encode(UPDATE.to_json()))
         UPDATE,
         replace(UPDATE, kl_control=replace(KL, unit="token")),
         replace(UPDATE, kl=replace(KL, value=math.inf, low=None, high=None)),
+        replace(UPDATE, signals=Signals(num_responses=64)),
+        replace(UPDATE, signals=replace(SIGNALS, reward_std=math.inf, log_ratio_std=-math.inf)),
         replace(
             UPDATE,
             facts=UpdateFacts(
@@ -52,11 +64,15 @@ def test_round_trip(update: UpdateEntry) -> None:
     assert UpdateEntry.from_json(json.loads(encode(update.to_json()))) == update
 
 
-def test_an_unmeasurable_reading_survives() -> None:
-    update = replace(UPDATE, kl=replace(KL, value=math.nan))
+def test_what_could_not_be_measured_survives() -> None:
+    update = replace(
+        UPDATE, kl=replace(KL, value=math.nan), signals=replace(SIGNALS, reward_std=math.nan)
+    )
     back = UpdateEntry.from_json(json.loads(encode(update.to_json())))
 
     assert math.isnan(back.kl.value)
+    assert back.signals.reward_std is not None
+    assert math.isnan(back.signals.reward_std)
 
 
 def test_the_fields_of_the_format() -> None:
@@ -67,6 +83,7 @@ def test_the_fields_of_the_format() -> None:
         "kl_coef",
         "metrics_sha256",
         "rollout_sha256",
+        "signals",
         "step",
         "verdict",
     ]
@@ -81,6 +98,13 @@ def test_the_fields_of_the_format() -> None:
         {"kl": {}},
         {"kl": {**BODY["kl"], "unit": "batch"}},
         {"kl": {**BODY["kl"], "extra": 1}},
+        {"signals": None},
+        {"signals": {}},
+        {"signals": {**BODY["signals"], "extra": 1}},
+        {"signals": {**BODY["signals"], "reward_std": "1.5"}},
+        {"signals": {**BODY["signals"], "num_responses": 64.5}},
+        {"signals": {**BODY["signals"], "momentum": None}},
+        {"signals": {**BODY["signals"], "applied": "yes"}},
         {"verdict": {"action": "shrug", "reasons": []}},
         {"control": []},
         {"facts": None},
@@ -92,6 +116,14 @@ def test_another_body_is_refused(change: dict) -> None:
     with pytest.raises(TamperError, match="not the body of an update") as caught:
         UpdateEntry.from_json({**BODY, **change})
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("field", sorted(BODY["signals"]))
+def test_a_missing_signal_is_refused(field: str) -> None:
+    """Though the record has defaults: what was not measured is recorded as null, not left out."""
+    signals = {key: value for key, value in BODY["signals"].items() if key != field}
+    with pytest.raises(TamperError, match="not the body of an update"):
+        UpdateEntry.from_json({**BODY, "signals": signals})
 
 
 @pytest.mark.parametrize("field", sorted(BODY))

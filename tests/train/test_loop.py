@@ -14,7 +14,7 @@ from kleash import control
 from kleash.control import ControlConfig
 from kleash.errors import ConfigError, InputError, LimitError, RewardError
 from kleash.guard import GuardConfig
-from kleash.ledger import Ledger, read
+from kleash.ledger import Ledger, UpdateEntry, read
 from kleash.models.hub import load_language_model
 from kleash.models.policy import weights_digest
 from kleash.records import KLReading
@@ -87,15 +87,34 @@ def test_a_run_verifies_repeats_bit_for_bit_and_loads_in_transformers(tmp_path: 
     assert str(records[-1].kl) in card
 
 
-def test_the_controller_moves_once_a_rollout_however_many_minibatches(tmp_path: Path) -> None:
-    """Pitfalls 40 and 49: a step uses the β of the state after the step before, moved once by its reading."""
-    config = _config(ppo=PPOConfig(num_epochs=3, num_minibatches=4))
+def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path: Path) -> None:
+    """Pitfalls 40 and 49: chosen once a rollout, however many minibatches, from the policy about to be updated."""
+    config = _config(
+        rl=ControlConfig(kl_target=0.05, kl_coef=0.1, kl_horizon=4, kl_unit="token"),
+        ppo=PPOConfig(num_epochs=1, num_minibatches=4),
+        # The first update is refused, the later ones are smaller.
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"),
+        guard=GuardConfig(max_kl_new_old=0.12),
+    )
     records = list(train(config, tmp_path / "run"))
+    assert [record.verdict.action for record in records] == ["reject", "accept", "accept"]
+    entries = [
+        UpdateEntry.from_json(entry.body)
+        for entry in read(tmp_path / "run" / "ledger")
+        if entry.type == "update"
+    ]
+    assert [entry.signals.applied for entry in entries] == [True, False, True]
     state = control.init(config.rl)
-    for record in records:
-        assert record.kl_coef == record.metrics["kl_coef"] == state.kl_coef
-        state = control.update(state, record.kl, control.Signals(num_responses=record.kl.n))
+    for record, entry in zip(records, entries, strict=True):
+        assert (entry.signals.num_responses, entry.signals.age) == (8, 0)
+        assert entry.signals.momentum == pytest.approx(config.optimizer.beta1**4)
+        assert entry.kl_control is not None
+        state = control.update(state, entry.kl_control, entry.signals)
+        assert record.kl_coef == record.metrics["kl_coef"] == entry.kl_coef == state.kl_coef
+        assert entry.control == state.to_json()
+        assert record.note == entry.control["note"]
     assert len({record.kl_coef for record in records}) == 3
+    assert verify_run(tmp_path / "run").ok
 
 
 def test_a_policy_without_a_weight_to_train_is_refused() -> None:

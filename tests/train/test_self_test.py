@@ -17,6 +17,7 @@ from kleash.ledger import read
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze
 from kleash.models.policy import Head, LanguageModel, weights_digest
+from kleash.records import Unit
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
@@ -394,3 +395,27 @@ def test_the_drift_from_the_first_reference_is_measured_when_there_is_another(
     assert readings.response.value < 1e-9
     assert readings.origin.value > 1e-2
     assert readings.origin.name == "kl_policy_origin_per_response"
+
+
+def test_a_target_within_the_noise_is_refused(tmp_path: Path) -> None:
+    """The embedded model's floor is some 1e-13 nats a token: no controller can tell such a target from rounding."""
+    config = CONFIG.model_copy(update={"rl": ControlConfig(kl_target=1e-14)})
+    with pytest.raises(ConfigError, match="are noise") as caught:
+        next(train(config, tmp_path / "run"))
+    assert "rl.kl_target = 1e-14 nats per response" in caught.value.what
+    assert "raise rl.kl_target" in caught.value.do
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_is_held_against_ten_times_the_noise_in_its_own_unit(learner: Learner) -> None:
+    def found(unit: Unit, target: float) -> tuple[Check, float]:
+        rl = ControlConfig(kl_target=target, kl_unit=unit)
+        checks = run(learner, config=CONFIG.model_copy(update={"rl": rl})).checks
+        return checks[-1], next(check.value for check in checks if check.name == "noise floor")
+
+    check, floor = found("token", 1.0)
+    assert check.value == pytest.approx(10 * floor)
+    assert check.passed
+    per_response, _ = found("response", check.value)
+    assert check.value < per_response.value <= CONFIG.rollout.max_new_tokens * check.value
+    assert not per_response.passed

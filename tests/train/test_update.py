@@ -23,6 +23,7 @@ from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, build_learner
 from kleash.train.metrics import Settings, step_metrics
+from kleash.train.signals import measure
 from kleash.train.update import Loss, Proposal, mean_parts, propose_update
 
 PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
@@ -216,11 +217,9 @@ def test_the_line_of_a_step_says_what_is_maximised(
 ) -> None:
     """objective = E[R] − β KL(π‖π_ref), of the raw scores; pitfalls 29 and 49: the β that was applied, and its sign."""
     targets, proposal = _propose(learner, experience)
-    readings = experience.readings(learner)
+    measured = measure(learner, experience, CONFIG, applied=True)
     settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
-    line = step_metrics(
-        1, experience, readings, targets, proposal, Verdict(action="accept"), settings
-    )
+    line = step_metrics(1, measured, targets, proposal, Verdict(action="accept"), settings)
     mask = experience.rollout.mask
     kl = float(experience.metered.kl.double()[mask].sum()) / len(mask)
     reward = float(experience.scores.mean())
@@ -241,8 +240,7 @@ def test_every_kl_in_the_line_is_what_its_name_says(
     learner.restore(proposal.snapshot)
     line = step_metrics(
         1,
-        experience,
-        experience.readings(learner),
+        measure(learner, experience, CONFIG, applied=True),
         targets,
         proposal,
         Verdict(action="accept"),

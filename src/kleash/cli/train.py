@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text
+from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text, line
 from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
 from kleash.config import load
 from kleash.errors import KleashError
@@ -58,7 +58,7 @@ def train(
         # Closing it ends the run as Ctrl-C inside it does.
         training = run_training(config, directory, skip_self_test=skip_self_test)
         with closing(training) as records, screen.progress() as steps:
-            watch(_noting_self_test(records, directory, screen), config, steps)
+            watch(noting(_noting_self_test(records, directory, screen), screen), config, steps)
     except KeyboardInterrupt:
         interrupted = True
     except KleashError:
@@ -90,6 +90,16 @@ def _noting_self_test(
     for record in records:
         if record.step == 1:
             screen.note(_self_test_line(directory))
+        yield record
+
+
+def noting(records: Iterator[StepRecord], screen: Screen) -> Iterator[StepRecord]:
+    """The records, with a line for what the controller has to say, the first time that it says it."""
+    told = {""}
+    for record in records:
+        if record.note not in told:
+            told.add(record.note)
+            screen.note(f"step {record.step}: {line(record.note)}")
         yield record
 
 

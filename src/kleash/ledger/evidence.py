@@ -129,6 +129,13 @@ def _figures(update: UpdateEntry) -> dict[str, Any]:
         if reading is not None:
             figures[reading.name] = reading.value
             figures |= {f"{reading.name}_low": reading.low, f"{reading.name}_high": reading.high}
+    signals = update.signals
+    figures |= {
+        "reward_std_within": signals.reward_std,
+        "log_ratio_std_within": signals.log_ratio_std,
+        "reward_log_ratio_correlation": signals.correlation,
+        "response_length": signals.response_length,
+    }
     moved = update.facts.kl_new_old
     figures["kl_new_old_per_token"] = None if moved is None else moved.value
     return figures

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from kleash.errors import TamperError
-from kleash.records import KLReading, UpdateFacts, Verdict
+from kleash.records import KLReading, Signals, UpdateFacts, Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,12 +20,14 @@ class UpdateEntry:
     """KL(π‖π_ref) per response, as the guard saw it."""
     kl_control: KLReading | None = None
     """What the controller saw where its target is per token; None: it saw `kl`."""
+    signals: Signals
+    """What the controller knew beside the reading."""
     kl_coef: float
-    """The β that this step's update used."""
+    """The β that this step's update used: that of `control`."""
     facts: UpdateFacts
     verdict: Verdict
     control: dict[str, Any]
-    """The controller's state after this step, as its `to_json` gives it."""
+    """The controller's state as it chose this step's `kl_coef`, as its `to_json` gives it."""
     rollout_sha256: str
     """Commits to the sampled tokens without storing them."""
     metrics_sha256: str
@@ -37,6 +39,7 @@ class UpdateEntry:
             "step": self.step,
             "kl": self.kl.to_json(),
             **({} if self.kl_control is None else {"kl_control": self.kl_control.to_json()}),
+            "signals": self.signals.to_json(),
             "kl_coef": self.kl_coef,
             "facts": self.facts.to_json(),
             "verdict": self.verdict.to_json(),

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from kleash import control
-from kleash.control import Signals
 from kleash.errors import LimitError
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
@@ -24,6 +23,7 @@ from kleash.train.evaluate import collect, fresh_drift, sample_lines
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
+from kleash.train.signals import Measured, measure
 from kleash.train.update import Proposal, propose_update
 
 ALGORITHM = ALGORITHMS["ppo"]
@@ -41,7 +41,9 @@ class Setup:
 
 
 def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
-    """Samples, scores, meters, proposes, judges, records and applies, `train.steps` times.
+    """Samples, scores, meters, chooses β, proposes, judges, records and applies, `train.steps` times.
+
+    The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
 
     Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
     the way to that, an update that was not accepted is undone.
@@ -53,20 +55,23 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     generator = seeded(config.train.seed, "training")
     batches = prompt_batches(setup.prompts, config.rollout.num_prompts, generator)
     state, ending, watch = control.init(config.rl), _Ending(setup), _Samples(setup)
+    kept = True
     for step, prompts in zip(range(1, config.train.steps + 1), batches, strict=False):
         started = time.perf_counter()
         experience = _collect(setup, prompts, generator)
+        measured = measure(learner, experience, config, applied=kept)
+        state = control.update(state, measured.seen, measured.signals)
         collected = time.perf_counter()
         rate = _set_learning_rate(setup, step)
         targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo, config.penalty.resolved)
         proposal = propose_update(learner, ALGORITHM, experience, targets, config, generator)
-        keep = False
+        kept = False
         try:
-            decision = _decide(setup, step, experience, targets, proposal, state, rate)
+            decision = _decide(setup, step, measured, targets, proposal, state, rate)
             ledger.append("update", decision.entry.to_json())
-            keep = decision.entry.verdict.action == "accept"
+            kept = decision.entry.verdict.action == "accept"
         finally:
-            if not keep:
+            if not kept:
                 learner.restore(proposal.snapshot)
         ending.note(decision.entry, proposal.snapshot)
         updated, due = time.perf_counter(), watch.due(step)
@@ -74,13 +79,13 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             step=step,
             kl=decision.entry.kl,
             kl_coef=state.kl_coef,
+            note=_note(state),
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
             samples=watch.draw(step) if due else (),
             breakdown={"step": step, **experience.breakdown(learner.policy)} if due else None,
         )
-        state = decision.state
         ending.halt_if_told(decision.entry)
     ending.check()
 
@@ -90,40 +95,40 @@ class _Decision(NamedTuple):
 
     entry: UpdateEntry
     metrics: Metrics
-    state: control.State
-    """Of the controller, for the next step."""
 
 
 def _decide(
     setup: Setup,
     step: int,
-    experience: Experience,
+    measured: Measured,
     targets: Targets,
     proposal: Proposal,
     state: control.State,
     learning_rate: float,
 ) -> _Decision:
-    """The guard's verdict, the controller's next β, and the record of both."""
-    config = setup.config
-    readings = experience.readings(setup.learner)
-    kl = readings.response
-    seen = kl if config.rl.kl_unit == "response" else readings.token
+    """The guard's verdict, and the record of it with all that it and β were chosen from."""
+    config, kl, seen = setup.config, measured.readings.response, measured.seen
     verdict = judge(config.guard, kl, proposal.facts)
-    after = control.update(state, seen, Signals(num_responses=seen.n))
     settings = Settings(state.kl_coef, config.rl.kl_target, learning_rate)
-    metrics = step_metrics(step, experience, readings, targets, proposal, verdict, settings)
+    metrics = step_metrics(step, measured, targets, proposal, verdict, settings)
     entry = UpdateEntry(
         step=step,
         kl=kl,
         kl_control=None if seen is kl else seen,
+        signals=measured.signals,
         kl_coef=state.kl_coef,
         facts=proposal.facts,
         verdict=verdict,
-        control=after.to_json(),
-        rollout_sha256=experience.rollout.sha256(),
+        control=state.to_json(),
+        rollout_sha256=measured.experience.rollout.sha256(),
         metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
     )
-    return _Decision(entry, metrics, after)
+    return _Decision(entry, metrics)
+
+
+def _note(state: control.State) -> str:
+    """What the controller has to say; a β that never moves has nothing."""
+    return "" if isinstance(state, control.FixedState) else state.note
 
 
 def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -> Experience:

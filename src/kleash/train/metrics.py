@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
-from kleash.records import KLReading, Verdict
+from kleash.records import KLReading, Signals, Verdict
 from kleash.train.algorithms import Targets
 from kleash.train.experience import Experience, Readings
+from kleash.train.signals import Measured
 from kleash.train.update import Proposal
 
 Metrics = dict[str, float | int | None]
@@ -22,8 +23,7 @@ class Settings(NamedTuple):
 
 def step_metrics(
     step: int,
-    experience: Experience,
-    readings: Readings,
+    measured: Measured,
     targets: Targets,
     proposal: Proposal,
     verdict: Verdict,
@@ -33,13 +33,13 @@ def step_metrics(
 
     Args:
         step: 1-based.
-        experience: the rollout with scores and metering.
-        readings: of it.
+        measured: the rollout, its readings and its signals.
         targets: what the update aimed at.
         proposal: the update.
         verdict: what became of it.
         settings: as used in this step.
     """
+    experience, readings = measured.experience, measured.readings
     reward = float(experience.scores.mean())
     count = len(experience.scores)
     return {
@@ -47,6 +47,7 @@ def step_metrics(
         "reward_mean": reward,
         "reward_std": float(experience.scores.std()) if count > 1 else None,
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
+        **_signal_metrics(measured.signals),
         **_drift_metrics(readings),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
         "kl_coef_effective": targets.kl_coef_effective,
@@ -57,6 +58,15 @@ def step_metrics(
         **_critic_metrics(experience, targets),
         "grad_norm": proposal.facts.grad_norm,
         "accepted": int(verdict.action == "accept"),
+    }
+
+
+def _signal_metrics(signals: Signals) -> Metrics:
+    return {
+        "reward_std_within": signals.reward_std,
+        "log_ratio_std_within": signals.log_ratio_std,
+        "reward_log_ratio_correlation": signals.correlation,
+        "response_length": signals.response_length,
     }
 
 
@@ -93,7 +103,6 @@ def _response_metrics(experience: Experience) -> Metrics:
     gap = (metered.logprobs - rollout.sampled_logprobs)[rollout.mask].abs().max()
     return {
         "entropy_per_token": float(masked_mean(metered.entropy, rollout.mask)),
-        "response_length": float(rollout.mask.sum(-1).float().mean()),
         "eos_rate": float(rollout.finished.float().mean()),
         "sampler_logprob_gap_max": float(gap),
     }

@@ -49,6 +49,8 @@ FLOORS = {
     torch.float16: Precision(2e-3, 0.1),
 }
 """Far over what arithmetic does and far under what a mistake does: a temperature of 0.99 for 1.0 is 1e-4 nats."""
+ABOVE_NOISE = 10.0
+"""Times the noise floor that a target must be at least."""
 TINY = 1e-10
 """Nats per token, where the measured noise is nothing at all."""
 FAR = 0.6
@@ -86,7 +88,8 @@ def self_test(
         micro_batch_size=config.train.micro_batch_size,
     )
     floor = FLOORS[next(learner.policy.model.parameters()).dtype]
-    noise = _noise(learner, rollout, metered, few.temperature, floor)
+    between = _kl_of_padding(learner, rollout, metered, few.temperature)
+    noise = _noise(between, rollout, floor)
     scores = torch.randn(len(rollout.mask), generator=generator).to(metered.kl.device)
     trial = Experience(
         rollout=rollout, scores=scores, penalised=scores, monitor={}, metered=metered
@@ -103,6 +106,7 @@ def self_test(
             _placement(learner, rollout, metered, config, algorithm),
             _first_ratio(learner, trial, config, algorithm, floor),
             _reference(learner, trial, config, algorithm, generator),
+            *_target(between, rollout, config),
         )
     )
 
@@ -138,10 +142,10 @@ def _states(side: LanguageModel, part: Rollout) -> Tensor:
 
 
 @torch.no_grad()
-def _noise(
-    learner: Learner, rollout: Rollout, metered: Metered, temperature: float, floor: Precision
-) -> Check:
-    """The noise floor: exact KL between a response's distributions in its batch and alone, without padding."""
+def _kl_of_padding(
+    learner: Learner, rollout: Rollout, metered: Metered, temperature: float
+) -> Tensor:
+    """Exact KL between a response's distributions in its batch and alone, without padding; [B, T]."""
     kl = torch.zeros_like(metered.kl)
     head = metered.head
     for i in range(len(kl)):
@@ -150,6 +154,11 @@ def _noise(
         alone, together = _states(learner.policy, part)[keep], metered.hidden[i : i + 1, :length]
         read = head.read(together[keep], head, alone, part.response_ids[keep], temperature)
         kl[i : i + 1, :length][keep] = read.kl
+    return kl
+
+
+def _noise(kl: Tensor, rollout: Rollout, floor: Precision) -> Check:
+    """The noise floor: what the meter reads where there is nothing to read."""
     reading = measure_drift(
         kl, rollout.mask, rollout.prompt_index, reference="the same, unpadded", unit="token"
     )
@@ -161,6 +170,27 @@ def _noise(
         passed=reading.value <= floor.kl,
         wrong="a response has other probabilities in a batch than alone",
         do="check the padding side, the position ids and the attention mask of this architecture",
+    )
+
+
+def _target(kl: Tensor, rollout: Rollout, config: RunConfig) -> tuple[Check, ...]:
+    """That a target, where one is given, can be told from noise: the floor in its own unit, on responses as drawn."""
+    target, unit = config.rl.kl_target, config.rl.kl_unit
+    if target is None:
+        return ()
+    noise = measure_drift(
+        kl, rollout.mask, rollout.prompt_index, reference="the same, unpadded", unit=unit
+    ).value
+    return (
+        Check(
+            name=f"{ABOVE_NOISE:g} times the noise floor, against rl.kl_target",
+            value=ABOVE_NOISE * noise,
+            limit=target,
+            unit=f"nats per {unit}",
+            passed=ABOVE_NOISE * noise <= target,
+            wrong=f"rl.kl_target = {target:.3g} nats per {unit} can't be held where {noise:.3g} are noise",
+            do=f"raise rl.kl_target to {ABOVE_NOISE * noise:.3g} or more",
+        ),
     )
 
 

@@ -1,0 +1,98 @@
+"""What is read off a rollout before its update: the drift, and what else may choose its β."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash.records import KLReading, Signals, carried_momentum
+from kleash.train.config import RunConfig
+from kleash.train.experience import Experience, Readings
+from kleash.train.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """A rollout with all that its β, its verdict and its record rest on, each read once."""
+
+    experience: Experience
+    readings: Readings
+    seen: KLReading
+    """What the controller is shown: KL(π‖π_ref) in the unit of its target."""
+    signals: Signals
+
+
+class Spread(NamedTuple):
+    """How two figures of a rollout's responses vary, and vary together; None where that can't be said."""
+
+    first_std: float | None
+    second_std: float | None
+    correlation: float | None
+
+
+def measure(
+    learner: Learner, experience: Experience, config: RunConfig, *, applied: bool
+) -> Measured:
+    """Reads a rollout of the policy that is about to be updated.
+
+    Args:
+        learner: whose policy sampled it.
+        experience: the rollout with scores and metering.
+        config: of the run.
+        applied: whether the update before was kept.
+    """
+    readings, rollout = experience.readings(learner), experience.rollout
+    seen = readings.response if config.rl.kl_unit == "response" else readings.token
+    log_ratio = experience.log_ratio.double().sum(-1)
+    spread = spread_within(experience.penalised, log_ratio, rollout.prompt_index)
+    signals = Signals(
+        num_responses=seen.n,
+        reward_std=spread.first_std,
+        log_ratio_std=spread.second_std,
+        correlation=spread.correlation,
+        response_length=float(rollout.mask.sum(-1).double().mean()),
+        momentum=carried_momentum(
+            config.optimizer.beta1, config.ppo.num_epochs, config.ppo.num_minibatches, seen.n
+        ),
+        applied=applied,
+    )
+    return Measured(experience=experience, readings=readings, seen=seen, signals=signals)
+
+
+def spread_within(first: Tensor, second: Tensor, prompt_index: Tensor) -> Spread:
+    """Standard deviations and correlation of two figures, each about its own prompt's mean.
+
+        σ² = Σ_i (x_i − x̄_prompt(i))² / (n − number of prompts)
+
+    About the mean of all where each prompt has one response, n − 1 below the line then. None without a degree of
+    freedom; no correlation with what does not vary or is not finite.
+
+    Args:
+        first: [B].
+        second: [B].
+        prompt_index: [B], which prompt each response answers.
+
+    Examples:
+        >>> rewards, log_ratios = torch.tensor([1.0, 3.0, 7.0, 9.0]), torch.tensor([0.0, 2.0, 1.0, 3.0])
+        >>> spread_within(rewards, log_ratios, torch.tensor([0, 0, 1, 1]))
+        Spread(first_std=1.4142135623730951, second_std=1.4142135623730951, correlation=1.0)
+    """
+    both = torch.stack([first, second], -1).cpu().double()  # [B, 2]
+    prompts = prompt_index.cpu()
+    groups = [both[prompts == prompt] for prompt in prompts.unique()]
+    if len(groups) == len(both):
+        groups = [both]
+    freedom = len(both) - len(groups)
+    if freedom < 1:
+        return Spread(None, None, None)
+    # From the first of each group, so that what is equal does not vary: a mean may be off by a last bit.
+    shifted = [group - group[0] for group in groups]
+    about = torch.cat([group - group.mean(0) for group in shifted])
+    covariance = about.T @ about / freedom
+    stds = covariance.diagonal().sqrt()
+    correlation = None
+    if bool(stds.isfinite().all()) and bool((stds > 0).all()):
+        # Its last bit may lie beyond 1.
+        correlation = float((covariance[0, 1] / stds.prod()).clamp(-1.0, 1.0))
+    return Spread(float(stds[0]), float(stds[1]), correlation)
