@@ -86,7 +86,7 @@ def run(job: tuple[Cell, int]) -> tuple[Cell, Found]:
     half = before(cell, weight)
 
     def trace(kl_coef: float, steps: int, changes: tuple[ScaleChange, ...] = ()) -> Trace:
-        config = controllers(cell.target, kl_coef, cell.batch)[cell.controller]
+        config = controllers(cell.target, kl_coef)[cell.controller]
         conditions = Conditions(
             eta=cell.eta,
             batch=cell.batch,
@@ -211,7 +211,7 @@ def document(cells: dict[Cell, dict[str, dict[str, float]]], seeds: int) -> dict
 
 def main() -> None:
     """The whole grid, or the part of it that was asked for."""
-    names = list(controllers(1.0, KL_COEF, 64))
+    names = list(controllers(1.0, KL_COEF))
     parser = argparse.ArgumentParser(description="Controllers of β on the simulated plant.")
     parser.add_argument("--controller", nargs="+", default=names, choices=names)
     parser.add_argument("--target", nargs="+", type=float, default=TARGETS)

@@ -32,7 +32,7 @@ KL = KLReading(
     reference="base",
 )
 FACTS = UpdateFacts(finite=True, kl_new_old=None, grad_norm=1.0)
-RL = {"controller": "adaptive", "kl_coef": 0.1, "kl_target": 4.0}
+RL = {"controller": "ziegler", "kl_coef": 0.1, "kl_target": 4.0}
 OPTIMISATION = {
     "optimizer": {"beta1": 0.9},
     "ppo": {"num_epochs": 2, "num_minibatches": 2},
@@ -217,7 +217,7 @@ def set_path(entries: list[dict], line: int, keys: tuple[str, ...], value: Any) 
         (3, ("kl",), None, 3, "not the body of an update"),
         (3, ("step",), 7, 3, "not step 2"),
         (3, ("extra",), 1, 3, "not the body of an update"),
-        (1, ("config", "rl", "kl_target"), 6.0, 2, "not the one its reading leads to"),
+        (1, ("config", "rl", "kl_target"), 6.0, 4, "not the one its reading leads to"),
         (1, ("config", "rl", "kl_coef"), 0.3, 2, "the controller gives 0.29"),
         (1, ("config", "guard", "max_kl"), 4.5, 4, "the guard gives halt"),
         (1, ("config", "rl"), {"kl_target": 0}, 1, "no usable configuration"),

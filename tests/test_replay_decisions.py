@@ -123,7 +123,7 @@ def write_run(
             lines.append(encode(metrics) + b"\n")
             digest = hashlib.sha256(lines[-1]).hexdigest()
             ledger.append("update", replace(entry, metrics_sha256=digest).to_json())
-            state = control.from_json(entry.control)
+            state = control.from_json(entry.control, config)
             applied = entry.verdict.action == "accept"
         (run / "metrics.jsonl").write_bytes(b"".join(lines))
         ledger.append("run.finished", {"steps": STEPS, "files": digest_run(run)})
@@ -146,9 +146,9 @@ def steered(seen: KLReading) -> Callable[[UpdateEntry], UpdateEntry]:
     """The controller is shown another reading than was measured, and does what follows from that."""
 
     def edit(entry: UpdateEntry) -> UpdateEntry:
-        start = control.init(ControlConfig(kl_target=4.0, kl_unit="response"))
-        first = entry_of("response", 1, start, GuardConfig(max_kl=None))
-        chosen = control.update(control.from_json(first.control), seen, entry.signals)
+        config = ControlConfig(kl_target=4.0, kl_unit="response")
+        first = entry_of("response", 1, control.init(config), GuardConfig(max_kl=None))
+        chosen = control.update(control.from_json(first.control, config), seen, entry.signals)
         return replace(entry, kl_control=seen, kl_coef=chosen.kl_coef, control=chosen.to_json())
 
     return edit
@@ -180,7 +180,7 @@ def test_with_a_target_per_response_the_controller_saw_what_the_guard_saw(
 def test_with_a_target_per_token_it_saw_the_same_rollout_per_token(
     tmp_path: Path, seen: KLReading | None, says: str
 ) -> None:
-    """With a fixed β, which takes any reading: the adaptive law refuses most of these itself."""
+    """With a fixed β, which takes any reading: a law with a target refuses most of these itself."""
     run = write_run(
         tmp_path / "run",
         "token",

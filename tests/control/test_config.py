@@ -19,9 +19,9 @@ def test_defaults_with_a_target() -> None:
     ("section", "words"),
     [
         ({}, "needs kl_target"),
-        ({"kl_target": 0.0}, "greater than or equal to 0.000000001"),
-        ({"kl_target": -4.0}, "greater than or equal to 0.000000001"),
-        ({"kl_target": 1e-10}, "greater than or equal to 0.000000001"),
+        ({"kl_target": 0.0}, "greater than or equal to 0.000000000000001"),
+        ({"kl_target": -4.0}, "greater than or equal to 0.000000000000001"),
+        ({"kl_target": 1e-16}, "greater than or equal to 0.000000000000001"),
         ({"kl_target": 1e7}, "less than or equal to 1000000"),
         ({"kl_target": math.nan}, "finite number"),
         ({"kl_target": math.inf}, "finite number"),

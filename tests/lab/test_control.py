@@ -90,7 +90,7 @@ def test_free_mirror_descent(simulated: Plant) -> None:
 def test_the_next_kl_follows_from_the_betas(simulated: Plant) -> None:
     """Whoever has β of each step has every KL, under a controller that moves and a reward that changes too."""
     conditions = Conditions(steps=60, batch=64, delay=1, changes=(ScaleChange(30, 2.0),))
-    trace = simulate(simulated, controllers(TARGET, 0.1, 64)["ziegler"], conditions)
+    trace = simulate(simulated, controllers(TARGET, 0.1)["ziegler"], conditions)
     assert len({*trace.kl_coef}) > 50
     weight = 0.0
     for step, (kl, kl_coef) in enumerate(zip(trace.kl, trace.kl_coef, strict=True)):
@@ -167,7 +167,7 @@ def test_under_a_delay_an_earlier_step_is_shown(simulated: Plant) -> None:
 
 def test_a_seed_repeats_bit_for_bit(simulated: Plant) -> None:
     def run(seed: int) -> Trace:
-        config = controllers(TARGET, 0.2, 16)["ziegler"]
+        config = controllers(TARGET, 0.2)["ziegler"]
         return simulate(simulated, config, Conditions(steps=40, batch=16, seed=seed))
 
     assert run(1) == run(1)
@@ -216,7 +216,7 @@ def test_the_published_controllers_flaws(
     target: float, rise: int, overshoot: float, settling: int, simulated: Plant
 ) -> None:
     """A17: Ziegler's law drives β down while the KL rises, although β was right from the start."""
-    trace = simulate(simulated, controllers(target, 0.2, 512)["ziegler"], Conditions(steps=400))
+    trace = simulate(simulated, controllers(target, 0.2)["ziegler"], Conditions(steps=400))
     found = figures(trace.kl, target)
     assert found.rise == pytest.approx(rise, rel=0.2)
     assert found.overshoot == pytest.approx(overshoot, rel=0.2)

@@ -9,7 +9,7 @@ import pytest
 
 CONFIG = {
     "model": {"policy": "tiny-reviews/base", "reference": None},
-    "rl": {"controller": "adaptive", "kl_coef": 0.1, "kl_target": 4.0, "kl_unit": "response"},
+    "rl": {"controller": "tilt", "kl_coef": 0.1, "kl_target": 4.0, "kl_unit": "response"},
     "train": {"steps": 4, "seed": 0},
 }
 

@@ -89,7 +89,7 @@ def test_the_head_says_what_the_run_says(run: RunView) -> None:
     assert "KL(π‖π_ref), last step 4 [3.75, 4.25] nats per response, 95 % interval" in words
     assert "Target 4 nats per response" in words
     assert "3 accepted · 1 rejected 4 of 4 steps" in words
-    assert "Algorithm PPO adaptive β" in words
+    assert "Algorithm PPO tilt β" in words
     assert "Model tiny-reviews/base against its own frozen copy" in words
 
 

@@ -63,7 +63,7 @@ def _config(reward: str = "loop_rewards:count_e", **sections: object) -> RunConf
     fields: dict[str, object] = {
         "rollout": RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8),
         "reward": RewardConfig(model=reward),
-        "rl": ControlConfig(controller="adaptive", kl_target=0.5, kl_coef=0.1, kl_horizon=16),
+        "rl": ControlConfig(kl_target=0.5),
         "optimizer": OptimizerConfig(learning_rate=1e-3),
         "train": TrainConfig(
             steps=3, threads=1, device="cpu", num_samples=2, sample_every=2, trackers=()
@@ -90,7 +90,7 @@ def test_a_run_verifies_repeats_bit_for_bit_and_loads_in_transformers(tmp_path: 
 def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path: Path) -> None:
     """Pitfalls 40 and 49: chosen once a rollout, however many minibatches, from the policy about to be updated."""
     config = _config(
-        rl=ControlConfig(kl_target=0.05, kl_coef=0.1, kl_horizon=4, kl_unit="token"),
+        rl=ControlConfig(controller="ppo", kl_target=0.05, kl_unit="token"),
         ppo=PPOConfig(num_epochs=1, num_minibatches=4),
         # The first update is refused, the later ones are smaller.
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"),

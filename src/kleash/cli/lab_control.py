@@ -93,7 +93,7 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
     )
     simulated = plant(golden() if mdp is None else load_mdp(mdp))
     weight_for(simulated, target)  # refuses a target that there is not, before anything is run
-    configs = controllers(target, kl_coef, batch)
+    configs = controllers(target, kl_coef)
     chosen = _chosen(controller, list(configs))
     traces: dict[str, Trace] = {}
     with screen.progress() as shown:

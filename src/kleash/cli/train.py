@@ -186,7 +186,7 @@ def _held(view: RunView) -> Text | None:
     text = f"  leash    {fixed(mean)} on average over the last third, for {view.target:g}"
     if abs(mean / view.target - 1) <= LEASH:
         return Text(f"{text}: held", style="green")
-    hint = "rl.kl_horizon (smaller is faster), rl.kl_coef, optimizer.learning_rate"
+    hint = "docs/control.md; often optimizer.learning_rate is large or train.steps small for it"
     return Text(f"{text}: not held; see {hint}", style="yellow")
 
 

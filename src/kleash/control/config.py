@@ -100,7 +100,7 @@ class ControlConfig(BaseModel):
     kl_coef_min: FiniteFloat = Field(default=MIN_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)
     """Rails of a β that moves by readings."""
     kl_coef_max: FiniteFloat = Field(default=MAX_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)
-    kl_target: FiniteFloat | None = Field(default=None, ge=1e-9, le=1e6)
+    kl_target: FiniteFloat | None = Field(default=None, ge=1e-15, le=1e6)
     """KL(π‖π_ref) to hold, nats per `kl_unit`."""
     kl_unit: Unit = "response"
     """What `kl_target` is per: nats per `response` or per `token`."""

@@ -165,6 +165,8 @@ def _unusable(reading: KLReading, signals: Signals) -> str:
         return "the reading is not finite, or negative beyond rounding"
     if signals.num_responses < 1:
         return "the reading is of no responses"
+    if not 0.0 <= signals.momentum < 1.0:
+        return f"a momentum of {signals.momentum:g} is not 0 to 1"
     if not 0 <= signals.age <= OLDEST:
         return f"the reading's age of {signals.age} updates is not 0 to {OLDEST}"
     return ""

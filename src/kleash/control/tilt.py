@@ -82,7 +82,8 @@ def tilt(question: Question, memory: TiltMemory | None) -> Answer:
         )
     now = _forecast(memory, memory.pending, signals.momentum, _target(question.config))
     kl_coef, note = _choose(question, now)
-    return Answer(kl_coef, replace(memory, pending=(*memory.pending, kl_coef)), note)
+    in_force = clip(kl_coef, question.config.kl_coef_min, question.config.kl_coef_max)
+    return Answer(kl_coef, replace(memory, pending=(*memory.pending, in_force)), note)
 
 
 def tilt_hold(kl_coef: float, signals: Signals, memory: TiltMemory | None) -> TiltMemory | None:

@@ -7,7 +7,7 @@ sequences; what it did is judged by the true KL.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -221,17 +221,24 @@ def _settled(errors: Sequence[float]) -> int | None:
     return first if first < len(errors) else None
 
 
-def controllers(target: float, kl_coef: float, batch: int) -> dict[str, ControlConfig]:
+def controllers(target: float, kl_coef: float) -> dict[str, ControlConfig]:
     """The controllers that can be put to a plant, by name.
 
     Args:
         target: T, nats per response.
         kl_coef: β before the first reading.
-        batch: responses in a rollout: the paper's gain of 0.1 is a horizon of ten rollouts.
     """
-    moving = ControlConfig(kl_coef=kl_coef, kl_target=target)
+    laws: dict[str, dict[str, Any]] = {
+        "fixed": {},
+        "ziegler": {"ziegler": {"gain": 0.1}},
+        "ziegler-code": {"controller": "ziegler"},
+        "ppo": {},
+        "dual": {},
+        "pid": {},
+        "tilt": {},
+    }
+    start = {"kl_coef": kl_coef, "kl_target": target}
     return {
-        "fixed": ControlConfig(controller="fixed", kl_coef=kl_coef, kl_target=target),
-        "ziegler": moving.model_copy(update={"kl_horizon": 10 * batch}),
-        "ziegler-code": moving,
+        name: ControlConfig.model_validate({"controller": name, **start, **law})
+        for name, law in laws.items()
     }

@@ -57,7 +57,7 @@ class DemoConfig(BaseModel):
     kl_target: float = Field(default=10.0, gt=0)
     """What the leashed arm is held to, nats per response."""
     kl_coef: float = Field(default=0.2, gt=0)
-    """β of the fixed arm, and the leashed arm's start.
+    """β of the fixed arm; the leashed arm finds its own.
 
     The optimum for a Gaussian reward of standard deviation σ has KL = (σ/β)²/2: 12.5 nats at σ = 1."""
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -128,11 +128,8 @@ def arm_configs(config: DemoConfig, proxy: Path) -> dict[str, RunConfig]:
         "no penalty": ControlConfig(controller="fixed", kl_coef=0.0),
         "fixed β": ControlConfig(controller="fixed", kl_coef=config.kl_coef),
         "leashed": ControlConfig(
-            controller="adaptive",
-            kl_coef=config.kl_coef,
+            controller="tilt",
             kl_target=config.kl_target,
-            # Published law, gain K = 1/2: the run has dozens of steps to settle in, not thousands.
-            kl_horizon=2 * config.num_prompts * config.group_size,
         ),
     }
     return {name: _arm_config(config, proxy, control) for name, control in controls.items()}

@@ -118,7 +118,7 @@ def kl_coef(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
     curves = [_curve(run, "kl_coef", colour) for run, colour in zip(runs, colours, strict=True)]
     log = spans_a_decade(value for curve in curves for value in curve.y)
     figure = by_step(curves, log=log)
-    reading = "The price of a nat: reward taken away for each nat of KL. An adaptive run turns this one knob."
+    reading = "The price of a nat: reward taken away for each nat of KL. A run with a target turns this one knob."
     return Chart(
         title="β, the KL penalty" + (" (log axis)" if log else ""),
         reading=reading,

@@ -139,6 +139,10 @@ class TrainConfig(BaseModel):
     """Names that accelerate knows: tensorboard, wandb, mlflow, trackio …"""
 
 
+DEFAULT_TARGET = 6.0
+"""Nats per response, where nothing is said of β: Ziegler et al. 2019 held 6 to 10."""
+
+
 class RunConfig(BaseModel):
     """A whole training run.
 
@@ -153,7 +157,7 @@ class RunConfig(BaseModel):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
-    rl: ControlConfig = ControlConfig(controller="fixed")
+    rl: ControlConfig = ControlConfig(kl_target=DEFAULT_TARGET)
     ppo: PPOConfig = PPOConfig()
     penalty: PenaltyConfig = PenaltyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

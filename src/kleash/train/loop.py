@@ -79,7 +79,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             step=step,
             kl=decision.entry.kl,
             kl_coef=state.kl_coef,
-            note=_note(state),
+            note=state.note,
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
@@ -124,11 +124,6 @@ def _decide(
         metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
     )
     return _Decision(entry, metrics)
-
-
-def _note(state: control.State) -> str:
-    """What the controller has to say; a β that never moves has nothing."""
-    return "" if isinstance(state, control.FixedState) else state.note
 
 
 def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -> Experience:
