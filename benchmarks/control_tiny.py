@@ -1,10 +1,11 @@
 """Whether a controller holds its target on a language model: PPO on the embedded model, its reward doubled mid-run.
 
-    python benchmarks/control_tiny.py                        targets 2 and 6, 3 seeds, β₀ 30 times too large and too small
-    python benchmarks/control_tiny.py --controllers tilt ziegler-code dual fixed --targets 6 --seeds 1 --factors 1
+    python benchmarks/control_tiny.py            targets 2 and 6, 3 seeds, β₀ 30 times too large and too small
+    python benchmarks/control_tiny.py --controllers tilt ziegler-code dual fixed --targets 6 --seeds 0 --factors 1
 
-A run is PPO as `kleash train` runs it. `held` is KL over the target, the mean over the last third of the steps before the
-reward is rescaled; `overshoot` is by the mean of five readings, `highest` by one, whose own error is a few per cent.
+A run is PPO as `kleash train` runs it. `held` is the mean KL over the last third of the steps before the reward is
+rescaled, against the target; `overshoot` is by the mean of five readings, `highest` by one, whose own error is a few
+per cent.
 """
 
 import argparse
@@ -19,13 +20,10 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kleash.control import ControlConfig
+from kleash.config import build, override
 from kleash.ledger import Ledger
-from kleash.models.config import ModelConfig
-from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
-from kleash.rollout.config import RolloutConfig
-from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
+from kleash.train.config import RunConfig
 from kleash.train.loop import run_loop
 from kleash.train.run import prepare
 
@@ -54,6 +52,8 @@ class Case(NamedTuple):
     more: int
     """Steps after the reward is rescaled."""
     scale: float
+    settings: tuple[str, ...]
+    """`section.key=value`, over everything else."""
 
 
 @dataclass
@@ -76,22 +76,20 @@ class Rescaled:
 def configure(case: Case) -> RunConfig:
     """PPO as `kleash train` runs it, for that case."""
     law = LAWS[case.controller]
-    rl = {
-        "controller": case.controller,
-        "kl_target": case.target,
-        "kl_coef": case.factor * HOLDING[case.target],
-        **law,
+    steps = case.steps + case.more
+    settings: dict[str, Any] = {
+        "rollout": {"num_prompts": 32, "group_size": 2, "max_new_tokens": 24},
+        "reward": {"model": "tiny-reviews/gold"},
+        "rl": {
+            "controller": case.controller,
+            "kl_target": case.target,
+            "kl_coef": case.factor * HOLDING[case.target],
+            **law,
+        },
+        "optimizer": {"learning_rate": 1e-4},
+        "train": {"steps": steps, "seed": case.seed, "device": "cpu", "threads": 1, "trackers": []},
     }
-    return RunConfig(
-        model=ModelConfig(policy="tiny-reviews/base"),
-        rollout=RolloutConfig(num_prompts=32, group_size=2, max_new_tokens=24),
-        reward=RewardConfig(model="tiny-reviews/gold"),
-        rl=ControlConfig.model_validate(rl),
-        optimizer=OptimizerConfig(learning_rate=1e-4),
-        train=TrainConfig(
-            steps=case.steps + case.more, seed=case.seed, device="cpu", threads=1, trackers=()
-        ),
-    )
+    return build(RunConfig, override(settings, case.settings), "benchmark")
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -140,17 +138,27 @@ def main() -> None:
     parser.add_argument("--controllers", nargs="+", default=["tilt"], choices=sorted(LAWS))
     parser.add_argument("--targets", nargs="+", type=float, default=[2.0, 6.0], choices=HOLDING)
     parser.add_argument("--factors", nargs="+", type=float, default=[30.0, 1 / 30])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--more", type=int, default=30, help="steps after the reward is rescaled")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--more", type=int, default=20, help="steps after the reward is rescaled")
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, help="write every step as JSON")
     asked = parser.parse_args()
     cases = [
-        Case(controller, target, seed, factor, asked.steps, asked.more, asked.scale)
+        Case(
+            controller,
+            target,
+            seed,
+            factor,
+            asked.steps,
+            asked.more,
+            asked.scale,
+            tuple(asked.settings),
+        )
         for seed, target, controller, factor in product(
-            range(asked.seeds), asked.targets, asked.controllers, asked.factors
+            asked.seeds, asked.targets, asked.controllers, asked.factors
         )
     ]
     done: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, build_learner
-from kleash.train.signals import Spread, measure, spread_within
+from kleash.train.signals import Spread, measure, out_of_reach, spread_within
 
 PROMPTS = ["the film is", "a", "despite its best efforts , this movie", "it's"]
 CONFIG = RunConfig(
@@ -182,3 +182,21 @@ def test_rewards_that_overflow_are_recorded_as_they_are(
     assert signals.correlation is None
     assert signals.log_ratio_std is not None
     assert math.isfinite(signals.log_ratio_std)
+
+
+def test_a_target_beyond_the_best_responses_seen_is_remarked_on_with_the_number(
+    learner: Learner, experience: Experience
+) -> None:
+    """−log π_ref of each prompt's best response, by hand; per token that over the mean length."""
+    metered, rollout = experience.metered, experience.rollout
+    best: list[float] = []
+    for prompt in range(4):
+        rows = [i for i in range(12) if int(rollout.prompt_index[i]) == prompt]
+        top = max(rows, key=lambda i: float(experience.penalised[i]))
+        kept = rollout.mask[top].nonzero().flatten().tolist()
+        best.append(-math.fsum(float(metered.ref_logprobs[top, t]) for t in kept))
+    reach = math.fsum(best) / 4 / (int(rollout.mask.sum()) / 12)
+    measured = measure(learner, experience, CONFIG, applied=True)
+    assert out_of_reach(measured, 0.999 * reach) == ""
+    assert f"is over {reach:.3g}" in out_of_reach(measured, 1.001 * reach)
+    assert out_of_reach(measured, None) == ""

@@ -23,7 +23,7 @@ from kleash.train.evaluate import collect, fresh_drift, sample_lines
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
-from kleash.train.signals import Measured, measure
+from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Proposal, propose_update
 
 ALGORITHM = ALGORITHMS["ppo"]
@@ -61,6 +61,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         experience = _collect(setup, prompts, generator)
         measured = measure(learner, experience, config, applied=kept)
         state = control.update(state, measured.seen, measured.signals)
+        remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
         collected = time.perf_counter()
         rate = _set_learning_rate(setup, step)
         targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo, config.penalty.resolved)
@@ -79,7 +80,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             step=step,
             kl=decision.entry.kl,
             kl_coef=state.kl_coef,
-            note=state.note,
+            note="; ".join(filter(None, (remark, state.note))),
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},

@@ -23,6 +23,36 @@ class Measured:
     signals: Signals
 
 
+def out_of_reach(measured: Measured, target: float | None) -> str:
+    """A remark where a target is over what the rewards seem to carry a policy to; empty where it isn't.
+
+    No tilt of the reference goes further than the one that always gives each prompt's best response y*, and that has
+    KL = −log π_ref(y*). Of y* the best response in the rollout is all that is known, so that this is no refusal.
+
+    Args:
+        measured: a rollout.
+        target: nats, in the unit of the reading that the controller is shown.
+    """
+    experience, rollout = measured.experience, measured.experience.rollout
+    if target is None:
+        return ""
+    logprobs = experience.metered.ref_logprobs.double().sum(-1)
+    scores, prompts = experience.penalised, rollout.prompt_index
+    best = [
+        -float(logprobs[rows[scores[rows].argmax()]])
+        for rows in (torch.nonzero(prompts == prompt).squeeze(-1) for prompt in prompts.unique())
+    ]
+    reach = sum(best) / len(best)
+    if measured.seen.unit == "token":
+        reach /= float(rollout.mask.sum(-1).double().mean())
+    if target <= reach:
+        return ""
+    return (
+        f"the target of {target:g} nats per {measured.seen.unit} is over {reach:.3g}, the KL of a policy that always "
+        "gives the best response seen to each prompt: it may be out of reach"
+    )
+
+
 class Spread(NamedTuple):
     """How two figures of a rollout's responses vary, and vary together; None where that can't be said."""
 
