@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from kleash.config import build, override
 from kleash.ledger import Ledger
+from kleash.report.simulation import render_simulation
 from kleash.rewards.scorers import Scorer
 from kleash.train.config import RunConfig
 from kleash.train.loop import run_loop
@@ -144,6 +145,7 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=20, help="steps after the reward is rescaled")
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="a page with every run, of one target")
     parser.add_argument("--out", type=Path, help="write every step as JSON")
     asked = parser.parse_args()
     cases = [
@@ -181,6 +183,30 @@ def main() -> None:
             )
             if asked.out is not None:
                 asked.out.write_text(json.dumps(done), encoding="utf-8")
+    if asked.plot is not None:
+        asked.plot.write_text(page(done), encoding="utf-8")
+
+
+def page(done: list[dict[str, Any]]) -> str:
+    """The runs' KL and β by step; those of the first run's target."""
+    target = done[0]["target"]
+    traces = {
+        f"{run['controller']} ×{run['factor']:.3g} seed {run['seed']}": run
+        for run in done
+        if run["target"] == target
+    }
+    if len({run["controller"] for run in traces.values()}) == len(traces):
+        traces = {run["controller"]: run for run in traces.values()}
+    figures_of = {
+        name: {key: run[key] for key in ("kl", "kl_coef")} for name, run in traces.items()
+    }
+    return render_simulation(
+        figures_of,
+        title="Controllers of β, PPO on a language model",
+        target=target,
+        band=0.1,
+        what="As metered in training, on the responses of each step.",
+    )
 
 
 def shown(name: str, value: float | int | None) -> str:

@@ -173,7 +173,7 @@ def control(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
 def test_controllers_on_the_plant(capsys: pytest.CaptureFixture[str]) -> None:
     found = control(capsys, "--steps", "80", "--delay", "1")
     each = found["controllers"]
-    assert next(iter(each)) == "fixed"
+    assert next(iter(each)) == "tilt"
     assert len(each) > 1
     for run_ in each.values():
         assert len(run_["kl"]) == len(run_["kl_coef"]) == 80

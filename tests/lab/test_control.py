@@ -210,17 +210,80 @@ def test_only_the_last_steps_are_averaged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "rise", "overshoot", "settling"), [(TARGET, 56, 0.29, 208), (0.5, 15, 1.71, 134)]
+    ("name", "target", "batch", "rise", "overshoot", "settling"),
+    [
+        ("ziegler", TARGET, 512, 56, 0.29, 208),
+        ("ziegler", 0.5, 512, 15, 1.71, 134),
+        ("ziegler-code", TARGET, 512, 64, 0.22, 178),
+        ("ziegler-code", 0.5, 512, 15, 1.94, 166),
+        ("ziegler-code", 0.5, 32, 15, 2.80, None),
+        ("ppo", TARGET, 512, 43, 0.80, None),
+        ("ppo", 0.5, 512, 13, 1.49, None),
+        ("dual", TARGET, 512, 44, 0.31, 180),
+        ("dual", 0.5, 512, 14, 1.56, 149),
+    ],
 )
 def test_the_published_controllers_flaws(
-    target: float, rise: int, overshoot: float, settling: int, simulated: Plant
+    name: str,
+    target: float,
+    batch: int,
+    rise: int,
+    overshoot: float,
+    settling: int | None,
+    simulated: Plant,
 ) -> None:
-    """A17: Ziegler's law drives β down while the KL rises, although β was right from the start."""
-    trace = simulate(simulated, controllers(target, 0.2)["ziegler"], Conditions(steps=400))
+    """A17: what they are known to do where β was right from the start, or (at 0.5 nats) too small by 3.5."""
+    config = controllers(target, 0.2)[name]
+    trace = simulate(simulated, config, Conditions(batch=batch, steps=400))
     found = figures(trace.kl, target)
     assert found.rise == pytest.approx(rise, rel=0.2)
     assert found.overshoot == pytest.approx(overshoot, rel=0.2)
-    assert found.settling == pytest.approx(settling, rel=0.2)
+    if settling is not None:
+        assert found.settling == pytest.approx(settling, rel=0.2)
+    else:  # in a limit cycle, outside the band for good, or too slow to tell within the run
+        assert found.settling is None or found.rms > 0.1
+
+
+@pytest.mark.parametrize("target", [TARGET, 0.5])
+@pytest.mark.parametrize("eta", [0.1, 0.3])
+@pytest.mark.parametrize("delay", [0, 1])
+def test_tilt_meets_the_target_as_fast_as_can_be_and_stays(
+    target: float, eta: float, delay: int, simulated: Plant
+) -> None:
+    """A17 for ours: rise, overshoot, settling, mean; and a reward that is doubled half-way."""
+    change = ScaleChange(300, 2.0)
+    conditions = Conditions(eta=eta, delay=delay, steps=450, changes=(change,))
+    trace = simulate(simulated, controllers(target, 0.2)["tilt"], conditions)
+    found = figures(trace.kl, target, disturbed=change.step + 1)
+    fastest, way = fastest_rise(simulated, target, eta), weight_for(simulated, target) / eta
+    assert found.rise is not None
+    assert found.rise <= max(1.2 * fastest, fastest + 2)
+    assert found.overshoot <= 0.1
+    assert found.settling is not None
+    assert found.settling <= 1.5 * way
+    assert abs(found.mean_error) <= 0.02
+    assert found.rms <= 0.03
+    assert found.recovery is not None
+    assert found.recovery <= 20
+    if delay == 0:  # else what happens before the first reading is the plant's own
+        assert found.peak is not None
+        assert found.peak <= 0.15
+
+
+@pytest.mark.parametrize("factor", [100.0, 0.01])
+def test_tilt_settles_from_a_start_that_is_wrong_by_a_hundred(
+    factor: float, simulated: Plant
+) -> None:
+    right, wrong = (
+        figures(
+            simulate(simulated, controllers(TARGET, 0.2 * x)["tilt"], Conditions(steps=150)).kl,
+            TARGET,
+        )
+        for x in (1.0, factor)
+    )
+    assert right.settling is not None
+    assert wrong.settling is not None
+    assert wrong.settling <= 2 * right.settling
 
 
 @pytest.mark.parametrize(

@@ -229,13 +229,13 @@ def controllers(target: float, kl_coef: float) -> dict[str, ControlConfig]:
         kl_coef: β before the first reading.
     """
     laws: dict[str, dict[str, Any]] = {
-        "fixed": {},
+        "tilt": {},
+        "pid": {},
+        "dual": {},
+        "ppo": {},
         "ziegler": {"ziegler": {"gain": 0.1}},
         "ziegler-code": {"controller": "ziegler"},
-        "ppo": {},
-        "dual": {},
-        "pid": {},
-        "tilt": {},
+        "fixed": {},
     }
     start = {"kl_coef": kl_coef, "kl_target": target}
     return {

@@ -1,4 +1,4 @@
-"""The page of a simulation: what each controller of β did to the KL, and with which β."""
+"""A page for controllers of β: what each did to the KL, and with which β."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +7,16 @@ from kleash.report.html import render_charts
 from kleash.report.theme import PALETTE, run_colour
 from kleash.report.view import RunView
 
+SIMULATED = "Of the policy itself, by enumeration: not what the controller was shown."
+
 
 def render_simulation(
-    traces: Mapping[str, Mapping[str, Sequence[float]]], *, title: str, target: float, band: float
+    traces: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    title: str,
+    target: float,
+    band: float,
+    what: str = SIMULATED,
 ) -> str:
     """A page with the KL of every controller over its β, both by step.
 
@@ -18,12 +25,12 @@ def render_simulation(
         title: the page's heading.
         target: nats per response.
         band: how far from the target, relatively, a KL still counts as settled.
+        what: a sentence that says whose KL it is.
     """
     runs = [_run(name, trace) for name, trace in traces.items()]
     kl = Chart(
         title="KL(π‖π_ref), nats per response",
-        reading="Of the policy itself, by enumeration: not what the controller was shown. The dashed line is the "
-        f"target, with ±{100 * band:g} % around it in grey.",
+        reading=f"{what} The dashed line is the target, with ±{100 * band:g} % around it in grey.",
         figure=by_step(_curves(runs, "kl"), target=target, band=band, zero=True, height=330),
         size="hero",
     )
