@@ -147,7 +147,7 @@ def test_what_the_controller_has_to_say_is_shown_once(capsys: pytest.CaptureFixt
         estimator="exact",
         reference="base",
     )
-    notes = ("", "held", "held", "", "at its rail", "held", "\x1b[2J\nred")
+    notes = ("", "held", "held", "", "at its rail of 0.5", "at its rail of 12", "\x1b[2J\nred")
     records = [
         StepRecord(step=i, kl=kl, kl_coef=0.1, verdict=Verdict(action="accept"), note=note)
         for i, note in enumerate(notes, 1)
@@ -155,7 +155,7 @@ def test_what_the_controller_has_to_say_is_shown_once(capsys: pytest.CaptureFixt
     assert list(noting(iter(records), Screen())) == records
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == ["step 2: held", "step 5: at its rail", "step 7: ␛[2J⏎red"]
+    assert said.err.splitlines() == ["step 2: held", "step 5: at its rail of 0.5", "step 7: ␛[2J⏎red"]
 
 
 @pytest.mark.slow

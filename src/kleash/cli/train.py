@@ -1,5 +1,6 @@
 """`kleash train`: one run, from a configuration to a verified directory."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -94,11 +95,12 @@ def _noting_self_test(
 
 
 def noting(records: Iterator[StepRecord], screen: Screen) -> Iterator[StepRecord]:
-    """The records, with a line for what the controller has to say, the first time that it says it."""
+    """The records, with a line for what the controller has to say, the first time it does, whatever the number in it."""
     told = {""}
     for record in records:
-        if record.note not in told:
-            told.add(record.note)
+        said = re.sub(r"[0-9.]+", "#", record.note)
+        if said not in told:
+            told.add(said)
             screen.note(f"step {record.step}: {line(record.note)}")
         yield record
 

@@ -224,9 +224,7 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
     kl_coef = hold * aim / max(x, 0.1 * aim) * (1.0 - wanted / (config.steps_to_target * stride))
     kl_coef = clip(kl_coef, config.loosest * hold, config.tightest * hold)
     notes = _remarks(stride, now.belief.cov[2][2], gap, goal)
-    if question.kl > EMERGENCY * question.config.target_at(
-        max(question.step, question.config.kl_ramp)
-    ):
+    if question.kl > EMERGENCY * goal * goal / 2.0:
         kl_coef = max(kl_coef, BRAKE * hold)
         notes.append(
             f"emergency: KL is over {EMERGENCY:g} times the target, β at least {BRAKE:g} times what holds it"
