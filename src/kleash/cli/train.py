@@ -95,7 +95,7 @@ def _noting_self_test(
 
 
 def noting(records: Iterator[StepRecord], screen: Screen) -> Iterator[StepRecord]:
-    """The records, with a line for what the controller has to say, the first time it does, whatever the number in it."""
+    """The records, with a line for what the controller has to say, the first time it does, whatever its numbers."""
     told = {""}
     for record in records:
         said = re.sub(r"[0-9.]+", "#", record.note)
