@@ -27,7 +27,7 @@ from kleash.records import Signals
 FIRST_STRIDE = 0.02
 """Of the target's x: the stride assumed before the first move, when any up to the whole way is thought possible."""
 STRIDE_NOISE, RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.1, 0.03, 0.2, 0.02
-"""Standard deviations that a step adds: to the stride and κ, relative; to x, of the move and of the target's x."""
+"""Standard deviations that a step adds: to the stride, of the move; to κ, relative; to x, of move and target."""
 RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
 """Relative standard deviations of κ and of the pull before the first move."""
 PULL_REST, PULL_MOVE = 0.01, 0.5
@@ -133,9 +133,9 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
     aim, trim = sqrt(2.0 * question.target), memory.trim
-    if abs(mean[0] - aim) < min(
-        TRIM_NEAR * aim, TRIM_STRIDES * mean[2]
-    ):  # not on the way: it would wind up
+    # Not on the way, where it would wind up. By the forecast, not by what the reading made of it: to choose readings by
+    # their own error is to be wrong in one direction.
+    if abs(before.mean[0] - aim) < min(TRIM_NEAR * aim, TRIM_STRIDES * before.mean[2]):
         trim = clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
     return replace(memory, belief=replace(belief, mean=mean), trim=trim, pending=pending[due:])
 
@@ -171,11 +171,12 @@ def _advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) -
     )
     *_, stride_variance, ratio_variance = diagonal(memory.belief.cov)
     made, rest = MOVE_NOISE * moved, REST_NOISE * goal
-    loosened, bent = STRIDE_NOISE * stride, RATIO_NOISE * ratio
+    # A stride changes as the policy moves; at rest nothing shows it, and a walk at random would lead it anywhere.
+    loosened, bent = STRIDE_NOISE * min(abs(moved), stride), RATIO_NOISE * ratio
     noise = (
         made * made + rest * rest,
         0.0,
-        # At rest neither shows itself, and without a bound what isn't known of them would grow for ever.
+        # Without a bound what isn't known of them would grow for ever.
         loosened * loosened if stride_variance < stride * stride else 0.0,
         bent * bent if ratio_variance < ratio * ratio else 0.0,
     )
