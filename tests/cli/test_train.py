@@ -155,7 +155,11 @@ def test_what_the_controller_has_to_say_is_shown_once(capsys: pytest.CaptureFixt
     assert list(noting(iter(records), Screen())) == records
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.splitlines() == ["step 2: held", "step 5: at its rail of 0.5", "step 7: ␛[2J⏎red"]
+    assert said.err.splitlines() == [
+        "step 2: held",
+        "step 5: at its rail of 0.5",
+        "step 7: ␛[2J⏎red",
+    ]
 
 
 @pytest.mark.slow

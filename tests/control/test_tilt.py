@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kleash import control
 from kleash.control import ControlConfig, Signals
-from kleash.control.tilt import TiltMemory
+from kleash.control.kalman import Belief, certain_of
+from kleash.control.tilt import TiltMemory, advance
 from kleash.records import KLReading
 
 Reading = Callable[..., KLReading]
@@ -298,3 +299,127 @@ def test_any_plant_of_the_family_is_held(
 
     assert run.held(target, 0.05)
     assert max(run.drift) <= (1.15 if delay == 0 else 1.3) * target
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_the_models_forecast_is_the_plant(momentum: float) -> None:
+    """With the plant's own numbers believed, many steps ahead, to rounding."""
+    plant = Plant(eta=0.1, momentum=momentum)
+    memory = believed(stride=0.1, pull=1.0)
+    for kl_coef in (0.1, 0.4, 1.0, 0.0, 2.0, 0.7):
+        plant.step(kl_coef)
+        memory = advance(memory, kl_coef, momentum, 2.0)
+        x, move, *_ = memory.belief.mean
+        assert x == pytest.approx(plant.tilt, rel=1e-12)
+        assert move == pytest.approx(plant.move, rel=1e-12)
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_the_covariance_moves_by_the_models_derivatives(index: int, momentum: float) -> None:
+    """One number uncertain at a time, against finite differences of the forecast."""
+    start = believed(stride=0.13, pull=0.9, mean=(1.2, 0.07, 0.13, 1.3), inertia=2.0)
+    variance = 1e-6
+
+    def after(shift: float, spread: float = 0.0) -> TiltMemory:
+        mean = tuple(v + shift * (i == index) for i, v in enumerate(start.belief.mean))
+        cov = certain_of([spread * (i == index) for i in range(4)])
+        return advance(replace(start, belief=Belief(mean=mean, cov=cov)), 0.5, momentum, 2.0)
+
+    up, down = (after(h).belief.mean for h in (1e-4, -1e-4))
+    slope = [(a - b) / 2e-4 for a, b in zip(up, down, strict=True)]
+    known, unsure = after(0.0).belief.cov, after(0.0, variance).belief.cov
+    for i in range(4):
+        for j in range(4):
+            added = (unsure[i][j] - known[i][j]) / variance
+            assert added == pytest.approx(slope[i] * slope[j], rel=1e-4, abs=1e-6)
+
+
+def believed(
+    *,
+    stride: float,
+    pull: float,
+    mean: tuple[float, ...] | None = None,
+    inertia: float = 0.0,
+) -> TiltMemory:
+    """A memory that is certain of all it believes."""
+    belief = Belief(mean=mean or (0.0, 0.0, stride, 1.0), cov=certain_of((0.0,) * 4))
+    return TiltMemory(belief=belief, inertia=inertia, pull=pull, pull_variance=0.0)
+
+
+def test_an_undone_update_says_nothing_of_the_stride(reading: Reading) -> None:
+    """The policy was read where it was: as it had to be, or as if an update had moved it nowhere."""
+    run = Run(Plant(eta=0.1), reading).go(10)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+    stride = memory.belief.mean[2]
+    tilt, run.plant.tilt = run.plant.tilt, math.sqrt(2 * run.drift[-1])
+    seen = reading(run.plant.kl, 0.01 * run.plant.kl)
+    found: list[float] = []
+    for applied in (False, True):
+        after = control.update(run.state, seen, run.plant.signals(applied=applied)).memory
+        assert isinstance(after, TiltMemory)
+        found.append(after.belief.mean[2])
+    assert tilt > run.plant.tilt
+    assert found[0] == pytest.approx(stride, rel=0.01)
+    assert found[1] < 0.95 * stride
+
+
+def test_what_the_model_cannot_follow_is_trimmed_away(reading: Reading) -> None:
+    """Drift that grows and grows: κ lags behind it, and the mean is held all the same."""
+    run = Run(Plant(eta=0.1), reading)
+    for step in range(400):
+        run.go(1)
+        run.plant.tilt = math.sqrt(run.plant.tilt**2 + 2 * 0.0006 * step)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+
+    assert sum(run.drift[-100:]) / 100 == pytest.approx(2.0, rel=0.006)
+    assert memory.trim < 0.0
+
+
+def test_the_trim_waits_until_the_target_is_near(reading: Reading) -> None:
+    run = Run(Plant(eta=0.01), reading)
+    trims: list[float] = []
+    while run.plant.kl < 1.6:
+        run.go(1)
+        memory = run.state.memory
+        assert isinstance(memory, TiltMemory)
+        trims.append(memory.trim)
+
+    assert set(trims) == {0.0}
+
+
+def test_the_next_steps_target_is_aimed_at(reading: Reading) -> None:
+    """An update made at step t is what is read at step t + 1."""
+    run = Run(Plant(eta=0.1), reading, kl_target=6.0, kl_ramp=60).go(60)
+
+    late = [run.drift[step] / run.config.target_at(step + 1) for step in range(40, 60)]
+    early = [run.drift[step] / run.config.target_at(step) for step in range(40, 60)]
+    assert abs(sum(late) / 20 - 1) < abs(sum(early) / 20 - 1)
+
+
+def test_the_model_is_told_the_beta_that_was_in_force(reading: Reading) -> None:
+    """On a rail the law's own answer is not what the policy felt."""
+    run = Run(Plant(eta=0.1), reading, kl_coef=0.5, kl_coef_min=0.4, kl_coef_max=0.6).go(12)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+
+    assert run.state.kl_coef == 0.4
+    assert memory.pending == (0.4,)
+
+
+def test_a_reading_counts_by_its_interval(reading: Reading) -> None:
+    """Its error is that of √(2 KL): of KL over the root."""
+    run = Run(Plant(eta=0.1), reading).go(60)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+    forecast = advance(memory, run.state.kl_coef, 0.0, 2.0).belief
+    for error in (0.02, 0.2, 2.0):
+        after = control.update(run.state, reading(2.1, error), run.plant.signals()).memory
+        assert isinstance(after, TiltMemory)
+        root = math.sqrt(4.2)
+        own = forecast.cov[0][0]
+        gain = own / (own + (error / root) ** 2)
+        moved = after.belief.mean[0] - forecast.mean[0]
+        assert moved == pytest.approx(gain * (root - forecast.mean[0]), rel=1e-9)

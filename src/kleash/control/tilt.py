@@ -150,11 +150,11 @@ def _forecast(
 ) -> TiltMemory:
     """The memory after updates with these β."""
     for kl_coef in coefs:
-        memory = _advance(memory, kl_coef, momentum, goal)
+        memory = advance(memory, kl_coef, momentum, goal)
     return memory
 
 
-def _advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) -> TiltMemory:
+def advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) -> TiltMemory:
     """One update: x ← x + m, m ← f m + (1 − f) p (1 − β x/(κ c)), f the share that momentum has in it."""
     x, move, stride, ratio = memory.belief.mean
     inertia = momentum * memory.inertia + 1.0
