@@ -319,7 +319,7 @@ def test_the_models_forecast_is_the_plant(momentum: float) -> None:
 def test_the_covariance_moves_by_the_models_derivatives(index: int, momentum: float) -> None:
     """One number uncertain at a time, against finite differences of the forecast."""
     start = believed(stride=0.13, pull=0.9, mean=(1.2, 0.07, 0.13, 1.3), inertia=2.0)
-    variance = 1e-6
+    variance = 0.01
 
     def after(shift: float, spread: float = 0.0) -> TiltMemory:
         mean = tuple(v + shift * (i == index) for i, v in enumerate(start.belief.mean))
@@ -328,7 +328,8 @@ def test_the_covariance_moves_by_the_models_derivatives(index: int, momentum: fl
 
     up, down = (after(h).belief.mean for h in (1e-4, -1e-4))
     slope = [(a - b) / 2e-4 for a, b in zip(up, down, strict=True)]
-    known, unsure = after(0.0).belief.cov, after(0.0, variance).belief.cov
+    # Both wider than what is always doubted of the stride.
+    known, unsure = (after(0.0, spread).belief.cov for spread in (0.01, 0.01 + variance))
     for i in range(4):
         for j in range(4):
             added = (unsure[i][j] - known[i][j]) / variance

@@ -26,13 +26,15 @@ from kleash.records import Signals
 
 FIRST_STRIDE = 0.02
 """Of the target's x: the stride assumed before the first move, when any up to the whole way is thought possible."""
-STRIDE_NOISE, RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.1, 0.03, 0.2, 0.02
-"""Standard deviations that a step adds: to the stride, of the move; to κ, relative; to x, of move and target."""
+STRIDE_DOUBT = 0.25
+"""Least relative standard deviation of the stride."""
+RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.05, 0.2, 0.02
+"""Standard deviations that a step adds: to κ, relative; to x, of the move and of the target's x."""
 RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
 """Relative standard deviations of κ and of the pull before the first move."""
 PULL_REST, PULL_MOVE = 0.01, 0.5
 """Relative standard deviation that a step adds to the pull, at rest and for a move as long as the target's x."""
-LEAST_RATIO, MOST_RATIO = 0.25, 8.0
+LEAST_RATIO, MOST_RATIO = 0.5, 8.0
 TRIM, TRIM_NEAR, TRIM_STRIDES, MOST_TRIM = 0.05, 0.07, 3.0, 0.1
 """Share of a reading's error by which the aim is shifted; the share of the target, and the strides, within which."""
 DOUBT = 0.25
@@ -171,13 +173,13 @@ def advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) ->
     )
     *_, stride_variance, ratio_variance = diagonal(memory.belief.cov)
     made, rest = MOVE_NOISE * moved, REST_NOISE * goal
-    # A stride changes as the policy moves; at rest nothing shows it, and a walk at random would lead it anywhere.
-    loosened, bent = STRIDE_NOISE * min(abs(moved), stride), RATIO_NOISE * ratio
+    doubted, bent = STRIDE_DOUBT * stride, RATIO_NOISE * ratio
     noise = (
         made * made + rest * rest,
         0.0,
-        # Without a bound what isn't known of them would grow for ever.
-        loosened * loosened if stride_variance < stride * stride else 0.0,
+        # Never surer than this: an optimiser's first step may be many times its others. Nor does doubt grow at rest,
+        # where nothing shows the stride: a walk at random would lead it anywhere.
+        max(doubted * doubted - stride_variance, 0.0),
         bent * bent if ratio_variance < ratio * ratio else 0.0,
     )
     belief = predict(memory.belief, (max(x + moved, 0.0), moved, stride, ratio), jacobian, noise)
