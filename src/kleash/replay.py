@@ -221,12 +221,14 @@ def _replay_update(
         found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
     if update.verdict.action != verdict.action:
         found.append(f"the verdict is {update.verdict.action}; the guard gives {verdict.action}")
+    try:
+        recorded = control.from_json(update.control, settings.rl)
+    except InputError:
+        found.append("the controller's state is not a state at all")
+        recorded = after
     if _without_note(update.control) != _without_note(after.to_json()):
         found.append("the controller's state is not the one its reading leads to")
-        try:
-            after = control.from_json(update.control, settings.rl)
-        except InputError:
-            found.append("the controller's state is not a state at all")
+        after = recorded
     return after, [_problem(entry, what) for what in found]
 
 

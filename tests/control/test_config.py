@@ -29,7 +29,7 @@ def test_defaults_with_a_target() -> None:
         ({"kl_target": 4.0, "kl_coef": 1e-10}, "cannot start at kl_coef = 1e-10"),
         ({"kl_target": 4.0, "kl_coef": 1e10}, "cannot start at kl_coef = 1e\\+10"),
         (
-            {"kl_target": 4.0, "kl_coef_min": 0.5, "controller": "pid"},
+            {"kl_target": 4.0, "kl_coef_min": 0.5, "kl_coef": 0.1},
             "cannot start at kl_coef = 0.1: expected 0.5",
         ),
         ({"kl_target": 4.0, "kl_coef_min": 2.0, "kl_coef_max": 1.0}, "exchange them"),
@@ -45,8 +45,10 @@ def test_defaults_with_a_target() -> None:
         ({"kl_target": 4.0, "tilt": {"slew": 1.0}}, "greater than 1"),
         ({"kl_target": 4.0, "tilt": {"steps_to_target": 0.5}}, "greater than or equal to 1"),
         ({"kl_target": 4.0, "kl_unit": "batch"}, "'response' or 'token'"),
-        ({"kl_target": 4.0, "controller": "adaptive"}, "'pid' or 'tilt'"),
+        ({"kl_target": 4.0, "controller": "adaptive"}, "renamed: 'ziegler'"),
         ({"kl_target": 4.0, "target_kl": 6.0}, "Extra inputs"),
+        ({"kl_target": 4.0, "kl_horizon": 500}, "ziegler.horizon is the name now"),
+        ({"kl_target": 4.0, "kl_ramp": 10**200}, "less than or equal to 1000000000"),
     ],
 )
 def test_refused(section: dict, words: str) -> None:

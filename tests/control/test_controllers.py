@@ -241,3 +241,22 @@ def test_laws_use_only_arithmetic_that_every_machine_rounds_alike() -> None:
                 assert isinstance(node.left, ast.Constant), f"{path.name}:{node.lineno}"
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("sum", "pow"), f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", TARGETED)
+@pytest.mark.parametrize("high", [math.nan, math.inf])
+def test_a_budget_without_an_upper_end_holds_beta(name: str, reading: Reading, high: float) -> None:
+    budget = CONFIGS[name].model_copy(update={"kl_at_most": True})
+    after = control.update(control.init(budget), replace(reading(5.0), low=4.0, high=high), plain())
+
+    assert after.kl_coef == 0.15
+    assert after.note.startswith("held: ")
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_a_start_that_nobody_named_is_on_the_rails_too(name: str, reading: Reading) -> None:
+    config = ControlConfig.model_validate(
+        {"controller": name, "kl_target": TARGET, "kl_coef_min": 1.0}
+    )
+
+    assert control.update(control.init(config), reading(math.nan), plain()).kl_coef == 1.0

@@ -35,6 +35,7 @@ COLUMNS: dict[str, JustifyMethod] = {
     "peak": "right",
     "recovery": "right",
 }
+LEAST_TARGET = 1e-6
 BLOCKS = "▁▂▃▄▅▆▇█"
 AT_TARGET = 3
 """Which block is the target; the others are a third of it apart."""
@@ -93,6 +94,12 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
     )
     simulated = plant(golden() if mdp is None else load_mdp(mdp))
     weight_for(simulated, target)  # refuses a target that there is not, before anything is run
+    if target < LEAST_TARGET:
+        raise InputError(
+            "the target is wrong",
+            expected=f"at least {LEAST_TARGET:g} nats: below, a plant's first step is far beyond it",
+            got=f"{target:g}",
+        )
     configs = controllers(target, kl_coef)
     chosen = _chosen(controller, list(configs))
     traces: dict[str, Trace] = {}

@@ -1,6 +1,6 @@
 """The `[rl]` section: which controller sets β, from what start, to what target."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -13,6 +13,13 @@ MAX_KL_COEF = 1e9
 ControllerName = Literal["fixed", "schedule", "ziegler", "ppo", "dual", "pid", "tilt"]
 WITHOUT_TARGET = ("fixed", "schedule")
 """Controllers that look at no reading."""
+
+RENAMED = (
+    ("controller", "adaptive", "controller = 'adaptive' was renamed: 'ziegler'"),
+    ("kl_horizon", None, "kl_horizon was moved: ziegler.horizon"),
+    ("kl_error_clip", None, "kl_error_clip was moved: ziegler.error_clip"),
+)
+"""Keys of 0.1.0, with the value that is meant, or None for any."""
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -106,7 +113,7 @@ class ControlConfig(BaseModel):
     """What `kl_target` is per: nats per `response` or per `token`."""
     kl_at_most: bool = False
     """Hold the upper end of the reading's interval at the target instead of its value: a budget, not a mean."""
-    kl_ramp: int = Field(default=0, ge=0)
+    kl_ramp: int = Field(default=0, ge=0, le=10**9)
     """Steps over which the target rises to `kl_target`; 0: it is there from the first."""
     kl_ramp_shape: Literal["linear", "quadratic"] = "linear"
     """`linear`: the same nats every step; `quadratic`: the same way every step, as KL grows with its square."""
@@ -119,7 +126,9 @@ class ControlConfig(BaseModel):
     @property
     def start(self) -> float:
         """β before the first reading."""
-        return 0.1 if self.kl_coef is None else self.kl_coef
+        if self.kl_coef is None:
+            return min(max(0.1, self.kl_coef_min), self.kl_coef_max)
+        return self.kl_coef
 
     def target_at(self, step: int) -> float:
         """The target at step 1, 2, …, nats per `kl_unit`.
@@ -134,6 +143,14 @@ class ControlConfig(BaseModel):
             return self.kl_target
         share = max(step, 1) / self.kl_ramp
         return self.kl_target * (share if self.kl_ramp_shape == "linear" else share * share)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_what_was_renamed(cls, data: Any) -> Any:
+        for key, value, now in RENAMED:
+            if isinstance(data, dict) and key in data and value in (None, data[key]):  # pyright: ignore[reportUnknownArgumentType]
+                raise ValueError(f"{now} is the name now")
+        return data  # pyright: ignore[reportUnknownVariableType]
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:
@@ -153,8 +170,7 @@ class ControlConfig(BaseModel):
                 f"the {self.controller} controller needs kl_target, in nats; "
                 "set kl_target (6.0 is a usual start) or controller = 'fixed'"
             )
-        given = self.kl_coef is not None or self.controller != "tilt"
-        if given and not self.kl_coef_min <= self.start <= self.kl_coef_max:
+        if not self.kl_coef_min <= self.start <= self.kl_coef_max:
             raise ValueError(
                 f"the {self.controller} controller cannot start at kl_coef = {self.start:g}: expected "
                 f"{self.kl_coef_min:g} to {self.kl_coef_max:g}; for no penalty set controller = 'fixed'"

@@ -10,6 +10,7 @@ A new controller is a law (`control.law`) and a line in `CONTROLLERS`.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
@@ -97,7 +98,8 @@ def update(state: State, reading: KLReading, signals: Signals) -> State:
     targeted = config.controller not in WITHOUT_TARGET
     if targeted:
         _check_kind(config, reading)
-    if targeted and (why := _unusable(reading, signals)):
+    kl = reading.high if config.kl_at_most and reading.high is not None else reading.value
+    if targeted and (why := _unusable(reading, kl, signals)):
         memory = law.hold(state.kl_coef, signals, state.memory)
         return replace(state, step=step, note=f"held: {why}", memory=memory)
     question = Question(
@@ -105,7 +107,7 @@ def update(state: State, reading: KLReading, signals: Signals) -> State:
         kl_coef=state.kl_coef,
         step=step,
         signals=signals,
-        kl=reading.high if config.kl_at_most and reading.high is not None else reading.value,
+        kl=kl,
         standard_error=_standard_error(reading),
     )
     answer = law.move(question, state.memory)
@@ -159,9 +161,9 @@ def _on_rails(state: State, answer: Answer, step: int) -> State:
     return replace(state, kl_coef=kl_coef, step=step, note=note, memory=answer.memory)
 
 
-def _unusable(reading: KLReading, signals: Signals) -> str:
+def _unusable(reading: KLReading, kl: float, signals: Signals) -> str:
     """Why nothing can be gone by; empty where something can."""
-    if not reading.is_possible:
+    if not (reading.is_possible and isfinite(kl)):
         return "the reading is not finite, or negative beyond rounding"
     if signals.num_responses < 1:
         return "the reading is of no responses"

@@ -22,8 +22,9 @@ class Belief:
 
     @property
     def is_sound(self) -> bool:
-        """Whether all numbers are finite."""
-        return all(isfinite(x) for row in (self.mean, *self.cov) for x in row)
+        """Whether all numbers are finite, and no variance is negative."""
+        finite = all(isfinite(x) for row in (self.mean, *self.cov) for x in row)
+        return finite and min(diagonal(self.cov)) >= 0.0
 
 
 def diagonal(matrix: Matrix) -> Vector:
@@ -71,7 +72,7 @@ def correct(belief: Belief, reading: float, variance: float, *, most: float = DI
         Belief(mean=(1.5,), cov=((0.5,),))
     """
     cov, gap = belief.cov, reading - belief.mean[0]
-    spread = cov[0][0] + variance
+    spread = max(cov[0][0], 0.0) + variance
     gap = min(max(gap, -most * sqrt(spread)), most * sqrt(spread))
     widening = gap * gap / (spread * SURPRISE * SURPRISE)
     if widening > 1.0:
@@ -85,11 +86,18 @@ def correct(belief: Belief, reading: float, variance: float, *, most: float = DI
 
 
 def _tidy(cov: Matrix) -> Matrix:
-    """Even, and without a negative variance: what rounding does to either would grow over the steps."""
+    """Even, no variance negative, no correlation beyond 1: what rounding does to them would grow over the steps."""
     size = range(len(cov))
     even = tuple(tuple((cov[i][j] + cov[j][i]) / 2.0 for j in size) for i in size)
+    spreads = tuple(sqrt(max(row[i], 0.0)) for i, row in enumerate(even))
     return tuple(
-        tuple(max(x, 0.0) if i == j else x for j, x in enumerate(row)) for i, row in enumerate(even)
+        tuple(
+            max(x, 0.0)
+            if i == j
+            else min(max(x, -spreads[i] * spreads[j]), spreads[i] * spreads[j])
+            for j, x in enumerate(row)
+        )
+        for i, row in enumerate(even)
     )
 
 

@@ -49,6 +49,7 @@ FURTHEST = 1000.0
 """Times the target's x: what is read as further off is as far."""
 OLDEST = 64
 """Updates: an older reading, or more of them without one, is not followed step by step."""
+BROKEN = "held: the model broke on this reading; it starts anew"
 LEAST, MOST = 1e-12, 1e12
 """Spreads outside this range are no measurements."""
 
@@ -79,10 +80,10 @@ def tilt(question: Question, memory: TiltMemory | None) -> Answer:
         return Answer(question.kl_coef, None, "held: the rewards have no spread to start from")
     memory = _measure_pull(memory, signals)
     if not _is_sound(memory):
-        return Answer(
-            question.kl_coef, None, "held: the model broke on this reading; it starts anew"
-        )
+        return Answer(question.kl_coef, None, BROKEN)
     now = _forecast(memory, memory.pending, signals.momentum, _target(question.config))
+    if not _is_sound(now):
+        return Answer(question.kl_coef, None, BROKEN)
     kl_coef, note = _choose(question, now)
     in_force = clip(kl_coef, question.config.kl_coef_min, question.config.kl_coef_max)
     return Answer(kl_coef, replace(memory, pending=(*memory.pending, in_force)), note)
@@ -131,7 +132,7 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     mean = (
         max(x, 0.0),
         move,
-        max(stride, before.mean[2] / 2.0, READING_FLOOR * READING_FLOOR * goal),
+        max(stride, before.mean[2] / 2.0, READING_FLOOR * goal),
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
     aim, trim = sqrt(2.0 * question.target), memory.trim

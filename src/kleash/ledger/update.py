@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from kleash.errors import TamperError
+from kleash.ledger.entry import encode
 from kleash.records import KLReading, Signals, UpdateFacts, Verdict
 
 
@@ -63,7 +64,8 @@ class UpdateEntry:
             raise TamperError(
                 "not the body of an update", got=f"{where}: {first['msg']}"
             ) from error
-        if entry.to_json() != dict(body):
+        # As bytes: in Python True is 1 and 1 is 1.0.
+        if encode(entry.to_json()) != encode(dict(body)):
             raise TamperError("not the body of an update: a field is unknown or of another type")
         return entry
 
