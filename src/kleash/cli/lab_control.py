@@ -81,7 +81,7 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
     with train_extra():
         from kleash.lab.control import Conditions, controllers, simulate
         from kleash.lab.mdp import golden, load_mdp
-        from kleash.lab.plant import plant, weight_for
+        from kleash.lab.plant import plant
 
     default = CHANGES if steps is None else ()
     conditions = Conditions(
@@ -93,13 +93,7 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
         changes=_changes(default if reward_scale_at is None else reward_scale_at),
     )
     simulated = plant(golden() if mdp is None else load_mdp(mdp))
-    weight_for(simulated, target)  # refuses a target that there is not, before anything is run
-    if target < LEAST_TARGET:
-        raise InputError(
-            "the target is wrong",
-            expected=f"at least {LEAST_TARGET:g} nats: below, a plant's first step is far beyond it",
-            got=f"{target:g}",
-        )
+    _check_target(simulated, target)  # before anything is run
     configs = controllers(target, kl_coef)
     chosen = _chosen(controller, list(configs))
     traces: dict[str, Trace] = {}
@@ -115,6 +109,19 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
     document = _facts(simulated, target, conditions) | {"kl_coef": kl_coef}
     each = {name: found[name]._asdict() | _measured(traces[name]) for name in chosen}
     screen.document({"controllers": each, **document})
+
+
+def _check_target(simulated: "Plant", target: float) -> None:
+    """Refuses a target that no policy has, or that the first update is far beyond."""
+    from kleash.lab.plant import weight_for
+
+    weight_for(simulated, target)
+    if target < LEAST_TARGET:
+        raise InputError(
+            "the target is wrong",
+            expected=f"at least {LEAST_TARGET:g} nats: below, a plant's first step is far beyond it",
+            got=f"{target:g}",
+        )
 
 
 def _changes(given: Sequence[str]) -> "tuple[ScaleChange, ...]":
