@@ -36,11 +36,11 @@ PULL_REST, PULL_MOVE = 0.01, 0.5
 """Relative standard deviation that a step adds to the pull, at rest and for a move as long as the target's x."""
 LEAST_RATIO, MOST_RATIO = 0.5, 8.0
 TRIM, TRIM_NEAR, TRIM_STRIDES, MOST_TRIM = 0.05, 0.07, 3.0, 0.1
-"""Share of a reading's error by which the aim is shifted; the share of the target, and the strides, within which."""
+"""Share of a reading's error by which the aim is shifted; shares of the target, and strides, within which; the most."""
 DOUBT = 0.25
 """Of the forecast's variance: gaps below its root may be noise, and are closed by a smaller share."""
 READING_FLOOR = 1e-3
-"""Of the target's x: no reading is taken for surer than this."""
+"""Of the target's x: no reading is taken for surer than this, and no stride for shorter."""
 EMERGENCY, BRAKE = 3.0, 4.0
 """Times the target from which KL is an emergency, and times β_hold that β is at least then."""
 FAR = 100.0
