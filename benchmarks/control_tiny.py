@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", type=float, default=[30.0, 1 / 30])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--more", type=int, default=20, help="steps after the reward is rescaled")
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--processes", type=int, default=2)

@@ -136,9 +136,12 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
     aim, trim = sqrt(2.0 * question.target), memory.trim
-    # Not on the way, where it would wind up. By the forecast, not by what the reading made of it: to choose readings by
-    # their own error is to be wrong in one direction.
-    if abs(before.mean[0] - aim) < min(TRIM_NEAR * aim, TRIM_STRIDES * before.mean[2]):
+    # Not on the way, where it would wind up; but back to nothing from anywhere, or a trim that itself holds the policy
+    # off would stay. By the forecast, not by what the reading made of it: to choose readings by their own error is to
+    # be wrong in one direction.
+    missing = aim - before.mean[0]
+    near = abs(missing) < min(TRIM_NEAR * aim, TRIM_STRIDES * before.mean[2])
+    if near or trim * missing < 0.0:
         trim = clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
     return replace(memory, belief=replace(belief, mean=mean), trim=trim, pending=pending[due:])
 
