@@ -23,8 +23,8 @@ from kleash.ledger import Ledger
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
-from kleash.train.algorithms import ALGORITHMS
-from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
+from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.experience import Experience, meter
 from kleash.train.learner import Learner
 from kleash.train.loop import run_loop, seeded
@@ -38,8 +38,8 @@ PLACEMENTS = {
     "reward, k1": Penalty("reward", "k1"),
     "loss (local part only)": Penalty("loss", "exact"),
 }
-PLAIN = PPOConfig(
-    gae_lambda=1.0, whiten_advantages=False, value_coef=0.0, num_epochs=1, num_minibatches=1
+PLAIN = AlgorithmConfig(
+    gae_lambda=1.0, scale="none", value_coef=0.0, num_epochs=1, num_minibatches=1
 )
 
 
@@ -69,7 +69,7 @@ def gradient(
     learner: Learner, experience: Experience, penalty: Penalty, settings: RunConfig
 ) -> Tensor:
     """Of β·KL at β = 1 and no reward, per response, over all weights."""
-    targets = PPO.targets(experience, 1.0, settings.ppo, penalty)
+    targets = PPO.targets(experience, 1.0, settings.algorithm, penalty)
     loss = minibatch_loss(
         learner, PPO, experience, targets, torch.arange(len(experience.scores)), settings
     )

@@ -73,7 +73,7 @@ def step(setup: Setup, name: str, prompts: list[str]) -> dict[str, float]:
             learner, prompts, config.rollout, (setup.reward, []), generator, micro_batch_size=64
         )
         collected = time.perf_counter()
-        targets = PPO.targets(experience, 0.1, config.ppo, VARIANTS[name])
+        targets = PPO.targets(experience, 0.1, config.algorithm, VARIANTS[name])
         proposal = propose_update(learner, PPO, experience, targets, config, generator)
         ended = time.perf_counter()
     learner.restore(proposal.snapshot)

@@ -35,7 +35,7 @@ FACTS = UpdateFacts(finite=True, kl_new_old=None, grad_norm=1.0)
 RL = {"controller": "ziegler", "kl_coef": 0.1, "kl_target": 4.0}
 OPTIMISATION = {
     "optimizer": {"beta1": 0.9},
-    "ppo": {"num_epochs": 2, "num_minibatches": 2},
+    "algorithm": {"num_epochs": 2, "num_minibatches": 2},
     "rollout": {"num_prompts": 64, "group_size": 8},
 }
 """Four gradient steps an update."""
@@ -209,9 +209,9 @@ def set_path(entries: list[dict], line: int, keys: tuple[str, ...], value: Any) 
         (3, ("signals", "age"), 1, 3, "signals.age is 1, where 0 belongs"),
         (3, ("signals",), None, 3, "not the body of an update"),
         (1, ("config", "optimizer", "beta1"), 0.5, 2, "the configuration gives 0.0625"),
-        (1, ("config", "ppo", "num_epochs"), 1, 2, "the configuration gives 0.81"),
-        (1, ("config", "ppo", "num_epochs"), 10**400, 1, "no usable configuration"),
-        (1, ("config", "ppo"), None, 1, "no usable configuration"),
+        (1, ("config", "algorithm", "num_epochs"), 1, 2, "the configuration gives 0.81"),
+        (1, ("config", "algorithm", "num_epochs"), 10**400, 1, "no usable configuration"),
+        (1, ("config", "algorithm"), None, 1, "no usable configuration"),
         (3, ("kl", "unit"), "token", 3, "another KL"),
         (3, ("kl", "value"), "much", 3, "not the body of an update"),
         (3, ("kl",), None, 3, "not the body of an update"),

@@ -35,7 +35,7 @@ MOVED = replace(PER_TOKEN, direction="new_old", value=0.01, low=None, high=None)
 FACTS = UpdateFacts(finite=True, kl_new_old=MOVED, grad_norm=1.0)
 OPTIMISATION = {
     "optimizer": {"beta1": 0.9},
-    "ppo": {"num_epochs": 2, "num_minibatches": 2},
+    "algorithm": {"num_epochs": 2, "num_minibatches": 2},
     "rollout": {"num_prompts": 16, "group_size": 4},
 }
 """Four gradient steps an update."""

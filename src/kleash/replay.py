@@ -175,11 +175,11 @@ class _Settings(NamedTuple):
 def _settings_of(started: Entry) -> _Settings | None:
     try:
         config = started.body["config"]
-        ppo, rollout = config["ppo"], config["rollout"]
+        algorithm, rollout = config["algorithm"], config["rollout"]
         momentum = carried_momentum(
             float(config["optimizer"]["beta1"]),
-            int(ppo["num_epochs"]),
-            int(ppo["num_minibatches"]),
+            int(algorithm["num_epochs"]),
+            int(algorithm["num_minibatches"]),
             int(rollout["num_prompts"]) * int(rollout["group_size"]),
         )
         return _Settings(

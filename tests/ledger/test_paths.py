@@ -27,7 +27,7 @@ CONFIG = {
         "rl": {"controller": "fixed", "kl_coef": 0.1},
         "guard": {},
         "optimizer": {"beta1": 0.9},
-        "ppo": {"num_epochs": 1, "num_minibatches": 1},
+        "algorithm": {"num_epochs": 1, "num_minibatches": 1},
         "rollout": {"num_prompts": 1, "group_size": 1},
     },
     "versions": {},

@@ -18,8 +18,7 @@ from kleash.functional.penalties import GRADIENTS, Penalty
 from kleash.lab.mdp import MDP
 from kleash.models.policy import Head
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import ALGORITHMS, Minibatch, Targets
-from kleash.train.config import PPOConfig
+from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig, Minibatch, Targets
 from kleash.train.experience import Experience, Metered
 
 KL_COEF = 0.7
@@ -27,7 +26,7 @@ EOS = 2
 PPO = ALGORITHMS["ppo"]
 EXACT = Penalty("exact", "exact")
 WHOLE = [p for p, gradient in GRADIENTS.items() if gradient == ("reverse", "sequence")]
-PLAIN = PPOConfig(gamma=1.0, gae_lambda=1.0, whiten_advantages=False, whiten_rewards=False)
+PLAIN = AlgorithmConfig(gamma=1.0, gae_lambda=1.0, scale="none")
 """No discount and no bootstrapping: the advantage is the whole return, less a baseline."""
 
 
@@ -49,12 +48,19 @@ class Problem:
         self.values = torch.randn(13, generator=draw, dtype=torch.double)[self.mdp.states()]
         counts = (self.mdp.logprobs(self.logits).sum(-1).exp() * 64).round().long()
         self.rows = torch.arange(27).repeat_interleave(counts)
+        self.groups = torch.arange(len(self.rows))
 
     def objective(self, logits: Tensor) -> Tensor:
         """J = E[R] − β·KL(π‖π_ref), summed over all sequences."""
         logprobs, ref_logprobs = self.mdp.logprobs(logits), self.mdp.logprobs(self.ref_logits)
         log_ratio = torch.where(self.mask, logprobs - ref_logprobs, 0.0).sum(-1)
         return (logprobs.sum(-1).exp() * (self.rewards - KL_COEF * log_ratio)).sum()
+
+    def pairs(self) -> None:
+        """Every two responses to one prompt as often as their probability says: an expectation over groups of two."""
+        count = len(self.rows)
+        self.rows = torch.cartesian_prod(self.rows, self.rows).flatten()
+        self.groups = torch.arange(count * count).repeat_interleave(2)
 
     def experience(self) -> Experience:
         """Every sequence as often as its probability says, as a rollout metered at the policy."""
@@ -67,7 +73,7 @@ class Problem:
             rollout=Rollout(
                 prompts=("",) * count,
                 responses=("",) * count,
-                prompt_index=torch.arange(count),
+                prompt_index=self.groups,
                 prompt_ids=torch.zeros(count, 1, dtype=torch.long),
                 prompt_mask=torch.ones(count, 1, dtype=torch.bool),
                 response_ids=tokens[rows],
@@ -92,7 +98,7 @@ class Problem:
             ),
         )
 
-    def ascent(self, config: PPOConfig, penalty: Penalty = EXACT) -> tuple[Tensor, Targets]:
+    def ascent(self, config: AlgorithmConfig, penalty: Penalty = EXACT) -> tuple[Tensor, Targets]:
         """−∇ of the loss of the whole rollout in one minibatch, per response, and what it aimed at."""
         experience = self.experience()
         targets = PPO.targets(experience, KL_COEF, config, penalty)
@@ -107,10 +113,13 @@ class Problem:
         )
         batch = Minibatch(
             old_logprobs=recorded.logprobs[keep],
+            anchor_logprobs=recorded.logprobs[keep],
             ref_logprobs=recorded.ref_logprobs[keep],
             old_values=recorded.values[keep],
             advantages=targets.advantages[keep],
-            returns=targets.returns[keep],
+            returns=None if targets.returns is None else targets.returns[keep],
+            kl_coefs=targets.kl_coefs[:, None].expand(keep.shape)[keep],
+            weights=torch.ones(int(keep.sum())),
         )
         total = PPO.token_terms(read, batch, targets, config).total.sum()
         (gradient,) = torch.autograd.grad(total, logits)
@@ -153,12 +162,12 @@ def test_the_loss_descends_the_objective_exactly(
 
 @pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
 @pytest.mark.parametrize("whiten_rewards", [False, True])
-@pytest.mark.parametrize("whiten_advantages", [False, True])
+@pytest.mark.parametrize("scale", ["none", "batch"])
 def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
-    problem: Problem, whiten_advantages: bool, whiten_rewards: bool, penalty: Penalty
+    problem: Problem, scale: str, whiten_rewards: bool, penalty: Penalty
 ) -> None:
     """Pitfall 41."""
-    whitened = {"whiten_advantages": whiten_advantages, "whiten_rewards": whiten_rewards}
+    whitened = {"scale": scale, "whiten_rewards": whiten_rewards}
     ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened), penalty)
     truth = _gradient_of_the_objective(problem)
     effective = targets.kl_coef_effective
@@ -167,12 +176,44 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     assert float(cosine) > 1 - 1e-9
     # The one factor by which everything was divided is the one that β was divided by.
     torch.testing.assert_close(ascent * (KL_COEF / effective), truth, rtol=0, atol=1e-6)
-    assert (effective == KL_COEF) == (not whiten_advantages and not whiten_rewards)
+    assert (effective == KL_COEF) == (scale == "none" and not whiten_rewards)
+
+
+@pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
+@pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group", 0.5)])
+def test_a_baseline_of_the_group_leaves_the_direction_exact(
+    problem: Problem, baseline: str, share: float, penalty: Penalty
+) -> None:
+    """A response that is in its own baseline takes 1 − 1/G of the step with it, and as much of β."""
+    problem.pairs()
+    ascent, targets = problem.ascent(PLAIN.model_copy(update={"baseline": baseline}), penalty)
+
+    torch.testing.assert_close(
+        ascent, share * _gradient_of_the_objective(problem), rtol=0, atol=1e-12
+    )
+    assert targets.kl_coef_effective == pytest.approx(share * KL_COEF, rel=1e-12)
+
+
+def test_a_group_whose_rewards_vary_more_weighs_less_with_its_whole_objective(
+    problem: Problem,
+) -> None:
+    """A8: to divide the reward by its group's σ and not β is to hold another β in each group, here 1/σ times."""
+    problem.pairs()
+    config = PLAIN.model_copy(update={"baseline": "leave_one_out", "scale": "group"})
+    experience = problem.experience()
+    plain = PPO.targets(
+        experience, KL_COEF, PLAIN.model_copy(update={"baseline": "leave_one_out"}), EXACT
+    )
+    scaled = PPO.targets(experience, KL_COEF, config, EXACT)
+    ratio = (scaled.kl_coefs / plain.kl_coefs)[:, None]
+
+    assert float(ratio.max() / ratio.min()) > 2
+    torch.testing.assert_close(scaled.advantages, plain.advantages * ratio, rtol=1e-9, atol=1e-12)
 
 
 def test_the_effective_coefficient_follows_the_scale_of_the_rewards(problem: Problem) -> None:
     """Pitfall 41: ten times the reward and ten times β are the same update, and beside unit advantages the same β."""
-    config = PLAIN.model_copy(update={"whiten_advantages": True})
+    config = PLAIN.model_copy(update={"scale": "batch"})
     problem.values.zero_()
     once = problem.ascent(config)[1].kl_coef_effective
     experience = problem.experience()
@@ -189,20 +230,23 @@ def _read(**changed: Tensor) -> TokenKL:
     return read._replace(**changed)
 
 
-def _minibatch() -> Minibatch:
+def _minibatch(kl_coef: float = 0.0) -> Minibatch:
     """A of 1 and −3, G − V of 2 and 4."""
     still = torch.tensor([-1.0, -2.0])
     return Minibatch(
         old_logprobs=still,
+        anchor_logprobs=still,
         ref_logprobs=still - 0.5,
         old_values=torch.zeros(2),
         advantages=torch.tensor([1.0, -3.0]),
         returns=torch.tensor([2.0, 4.0]),
+        kl_coefs=torch.full((2,), kl_coef),
+        weights=torch.ones(2),
     )
 
 
 def _targets(kl_coef: float, penalty: Penalty = EXACT) -> Targets:
-    return Targets(torch.zeros(1, 1), torch.zeros(1, 1), penalty, kl_coef)
+    return Targets(torch.zeros(1, 1), torch.zeros(1, 1), penalty, torch.tensor([kl_coef]))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +261,7 @@ def _targets(kl_coef: float, penalty: Penalty = EXACT) -> Targets:
 def test_the_penalty_in_the_loss_is_beta_times_its_term(
     penalty: Penalty, terms: list[float]
 ) -> None:
-    found = PPO.token_terms(_read(), _minibatch(), _targets(0.5, penalty), PPOConfig())
+    found = PPO.token_terms(_read(), _minibatch(0.5), _targets(0.5, penalty), AlgorithmConfig())
     assert found.policy.tolist() == [-1.0, 3.0]
     assert found.penalty is not None
     torch.testing.assert_close(found.penalty, 0.5 * torch.tensor(terms))
@@ -226,11 +270,12 @@ def test_the_penalty_in_the_loss_is_beta_times_its_term(
 
 def test_each_part_is_clipped_by_its_own_setting() -> None:
     moved = _read(logprobs=torch.tensor([-1.0, -2.0]) + torch.tensor([1.5, 0.5]).log())
-    config = PPOConfig(clip_eps=0.4, value_clip_eps=0.3)
+    config = AlgorithmConfig(clip_eps=0.4, value_clip_eps=0.3)
     terms = PPO.token_terms(moved, _minibatch(), _targets(0.0), config)
     # ρA: min(1.5, 1.4) and min(−1.5, −1.8). Values: max(1², 1.7²) and max(1², 3.7²).
     torch.testing.assert_close(terms.policy, torch.tensor([-1.4, 1.8]))
     assert terms.clipped.tolist() == [True, True]
+    assert PPO.value_loss is not None
     value = PPO.value_loss(torch.tensor([3.0, 5.0]), _minibatch(), config)
     assert float(value) == pytest.approx(0.5 * (1.7**2 + 3.7**2) / 2)
 
@@ -240,9 +285,9 @@ def test_without_a_penalty_a_broken_kl_is_not_in_the_loss(broken: float) -> None
     """Pitfall 4: 0 · inf is NaN."""
     read = _read(kl=torch.tensor([broken, 0.1]))
     assert bool(
-        PPO.token_terms(read, _minibatch(), _targets(0.0), PPOConfig()).total.isfinite().all()
+        PPO.token_terms(read, _minibatch(), _targets(0.0), AlgorithmConfig()).total.isfinite().all()
     )
-    total = PPO.token_terms(read, _minibatch(), _targets(0.1), PPOConfig()).total
+    total = PPO.token_terms(read, _minibatch(0.1), _targets(0.1), AlgorithmConfig()).total
     assert total.isfinite().tolist() == [False, True]
     in_reward = _targets(0.1, Penalty("reward", "k1"))
-    assert PPO.token_terms(read, _minibatch(), in_reward, PPOConfig()).penalty is None
+    assert PPO.token_terms(read, _minibatch(), in_reward, AlgorithmConfig()).penalty is None

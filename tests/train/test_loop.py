@@ -21,8 +21,8 @@ from kleash.records import KLReading
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
-from kleash.train.algorithms import ALGORITHMS
-from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
+from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
 from kleash.train.learner import trainable
 from kleash.train.loop import final_drift, seeded
@@ -91,7 +91,7 @@ def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path:
     """Pitfalls 40 and 49: chosen once a rollout, however many minibatches, from the policy about to be updated."""
     config = _config(
         rl=ControlConfig(controller="ppo", kl_target=0.05, kl_unit="token"),
-        ppo=PPOConfig(num_epochs=1, num_minibatches=4),
+        algorithm=AlgorithmConfig(num_epochs=1, num_minibatches=4),
         # The first update is refused, the later ones are smaller.
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"),
         guard=GuardConfig(max_kl_new_old=0.12),
@@ -169,7 +169,7 @@ def test_a_refused_update_leaves_no_trace() -> None:
     experience = collect(learner, setup.prompts[:4], config.rollout, (setup.reward, []), generator)
     algorithm = ALGORITHMS["ppo"]
     before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
-    targets = algorithm.targets(experience, 0.1, config.ppo, config.penalty.resolved)
+    targets = algorithm.targets(experience, 0.1, config.algorithm, config.penalty.resolved)
     proposal = propose_update(learner, algorithm, experience, targets, config, generator)
     assert proposal.facts.finite
     assert proposal.facts.kl_new_old is not None
@@ -190,7 +190,9 @@ def test_the_reference_never_moves() -> None:
         setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), generator
     )
     algorithm = ALGORITHMS["ppo"]
-    targets = algorithm.targets(experience, 0.1, setup.config.ppo, setup.config.penalty.resolved)
+    targets = algorithm.targets(
+        experience, 0.1, setup.config.algorithm, setup.config.penalty.resolved
+    )
     propose_update(setup.learner, algorithm, experience, targets, setup.config, generator)
     assert weights_digest(setup.learner.reference.model) == before
 
@@ -214,9 +216,9 @@ def test_whitening_scales_both_parts_of_the_penalty_alike() -> None:
         setup.learner, setup.prompts[:4], setup.config.rollout, (setup.reward, []), seeded(0, "t")
     )
     penalty = setup.config.penalty.resolved
-    plain = setup.config.ppo.model_copy(update={"whiten_advantages": False})
+    plain = setup.config.algorithm.model_copy(update={"scale": "none"})
     raw = ALGORITHMS["ppo"].targets(experience, 0.1, plain, penalty)
-    white = ALGORITHMS["ppo"].targets(experience, 0.1, setup.config.ppo, penalty)
+    white = ALGORITHMS["ppo"].targets(experience, 0.1, setup.config.algorithm, penalty)
     sigma = float(raw.advantages[experience.rollout.mask].std())
     assert raw.kl_coef_effective == 0.1
     assert white.kl_coef_effective == pytest.approx(0.1 / sigma, rel=1e-5)
@@ -341,7 +343,7 @@ def test_an_update_that_breaks_the_model_is_refused(tmp_path: Path) -> None:
     """Finite weights can still give logits that are not: the update's own KL is no number then."""
     config = _config(
         optimizer=OptimizerConfig(learning_rate=1e15),
-        ppo=PPOConfig(num_epochs=1, num_minibatches=1),
+        algorithm=AlgorithmConfig(num_epochs=1, num_minibatches=1),
         train=_config().train.model_copy(update={"steps": 1}),
     )
     with pytest.raises(LimitError, match="refused every update"):

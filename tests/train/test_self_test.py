@@ -22,9 +22,16 @@ from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import draw
-from kleash.train.algorithms import ALGORITHMS, Algorithm, Minibatch, Targets, TokenTerms
+from kleash.train.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    AlgorithmConfig,
+    Minibatch,
+    Targets,
+    TokenTerms,
+)
 from kleash.train.checks import Check, SelfTest
-from kleash.train.config import OptimizerConfig, PenaltyConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.config import OptimizerConfig, PenaltyConfig, RunConfig, TrainConfig
 from kleash.train.gradient_check import head_gradient_error, placement_gradient_error
 from kleash.train.learner import Learner, build_learner
 from kleash.train.run import prepare, train
@@ -219,7 +226,9 @@ def test_an_update_that_cannot_be_undone_is_found(learner: Learner) -> None:
 def test_an_update_at_another_temperature_is_found(learner: Learner) -> None:
     """T10: the ratios of the first minibatch are 1. The learner's update believes in another temperature."""
 
-    def terms(read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig) -> TokenTerms:
+    def terms(
+        read: TokenKL, batch: Minibatch, targets: Targets, config: AlgorithmConfig
+    ) -> TokenTerms:
         late = batch._replace(old_logprobs=batch.old_logprobs.roll(1))
         return PPO.token_terms(read, late, targets, config)
 
@@ -227,7 +236,7 @@ def test_an_update_at_another_temperature_is_found(learner: Learner) -> None:
 
 
 def test_an_update_that_is_not_finite_is_found(learner: Learner) -> None:
-    def endless(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+    def endless(values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
         return PPO.value_loss(values, batch, config) * torch.nan
 
     found = run(learner, PPO._replace(value_loss=endless))
@@ -265,7 +274,9 @@ def test_every_penalty_that_is_offered_passes(penalty: Penalty, temperature: flo
 def _replaced(penalty: Penalty) -> Algorithm:
     """PPO that says one thing and does another: the loss of the given penalty, whatever was asked for."""
 
-    def terms(read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig) -> TokenTerms:
+    def terms(
+        read: TokenKL, batch: Minibatch, targets: Targets, config: AlgorithmConfig
+    ) -> TokenTerms:
         return PPO.token_terms(read, batch, targets._replace(penalty=penalty), config)
 
     return PPO._replace(token_terms=terms)
@@ -294,7 +305,7 @@ def test_a_wrong_sign_or_scale_is_found() -> None:
             read: TokenKL,
             batch: Minibatch,
             targets: Targets,
-            config: PPOConfig,
+            config: AlgorithmConfig,
             factor: float = factor,
         ) -> TokenTerms:
             found = PPO.token_terms(read, batch, targets, config)

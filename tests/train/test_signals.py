@@ -13,7 +13,8 @@ from kleash.control import ControlConfig
 from kleash.models.config import ModelConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
-from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig
+from kleash.train.algorithms import AlgorithmConfig
+from kleash.train.config import OptimizerConfig, RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, build_learner
@@ -24,7 +25,7 @@ CONFIG = RunConfig(
     rl=ControlConfig(kl_target=1.0, kl_unit="token"),
     rollout=RolloutConfig(num_prompts=4, group_size=3, max_new_tokens=8),
     optimizer=OptimizerConfig(beta1=0.5),
-    ppo=PPOConfig(num_epochs=3, num_minibatches=20),  # more than there are responses
+    algorithm=AlgorithmConfig(num_epochs=3, num_minibatches=20),  # more than there are responses
 )
 LENGTH = Scorer(name="length", score=lambda _, responses: [float(len(text)) for text in responses])
 

@@ -17,8 +17,15 @@ from kleash.records import Verdict
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import ALGORITHMS, Algorithm, Minibatch, Targets, TokenTerms
-from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig
+from kleash.train.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    AlgorithmConfig,
+    Minibatch,
+    Targets,
+    TokenTerms,
+)
+from kleash.train.config import OptimizerConfig, RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, build_learner
@@ -67,7 +74,7 @@ def _generator() -> torch.Generator:
 
 
 def _propose(learner: Learner, experience: Experience) -> tuple[Targets, Proposal]:
-    targets = PPO.targets(experience, 0.1, CONFIG.ppo, EXACT)
+    targets = PPO.targets(experience, 0.1, CONFIG.algorithm, EXACT)
     return targets, propose_update(learner, PPO, experience, targets, CONFIG, _generator())
 
 
@@ -79,14 +86,14 @@ class _Reader:
         self.values: list[Tensor] = []
 
     def token_terms(
-        self, read: TokenKL, batch: Minibatch, targets: Targets, config: PPOConfig
+        self, read: TokenKL, batch: Minibatch, targets: Targets, config: AlgorithmConfig
     ) -> TokenTerms:
         if read.logprobs.requires_grad:  # while the loss is made, and not when it is reported
             self.seen.append((TokenKL(*(x.detach() for x in read)), batch))
         nothing = 0.0 * (read.logprobs + read.kl + read.entropy)
         return TokenTerms(nothing, None, torch.zeros_like(nothing))
 
-    def value_loss(self, values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+    def value_loss(self, values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
         assert values.requires_grad
         self.values.append(values.detach())
         return 0.0 * values.sum()
@@ -99,11 +106,11 @@ def test_every_token_reaches_the_loss_with_its_own_figures(
     metered, mask = experience.metered, experience.rollout.mask
     place = torch.arange(mask.numel()).reshape(mask.shape).float()
     reader = _Reader()
-    algorithm = Algorithm(PPO.targets, reader.token_terms, reader.value_loss)
-    targets = Targets(place, -place, EXACT, 0.1)
+    algorithm = PPO._replace(token_terms=reader.token_terms, value_loss=reader.value_loss)
+    targets = Targets(place, -place, EXACT, torch.full((len(place),), 0.1))
     propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
 
-    assert len(reader.seen) == CONFIG.ppo.num_epochs * CONFIG.ppo.num_minibatches
+    assert len(reader.seen) == CONFIG.algorithm.num_epochs * CONFIG.algorithm.num_minibatches
     seen: list[int] = []
     for (read, batch), values in zip(reader.seen, reader.values, strict=True):
         at = batch.advantages.long()
@@ -122,7 +129,7 @@ def test_every_token_reaches_the_loss_with_its_own_figures(
         ):
             torch.testing.assert_close(anew, whole.flatten()[at], rtol=1e-3, atol=1e-3)
     real = place[mask].long().tolist()
-    assert sorted(seen) == sorted(real * CONFIG.ppo.num_epochs)
+    assert sorted(seen) == sorted(real * CONFIG.algorithm.num_epochs)
     # Figures that agree by chance would prove nothing.
     others = (metered.ref_logprobs, metered.values, metered.kl)
     for other in others:
@@ -178,7 +185,7 @@ def test_an_interruption_on_the_way_undoes_what_was_done(
     assert moments
     moved: list[bool] = []
 
-    def interrupted(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+    def interrupted(values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
         moved.append(weights_digest(learner.policy.model) != before[0])
         if len(moved) == when:
             raise KeyboardInterrupt
@@ -199,11 +206,11 @@ def test_what_is_not_finite_ends_the_update_before_it_is_made(
     before = weights_digest(learner.policy.model)
     calls: list[Tensor] = []
 
-    def endless(values: Tensor, batch: Minibatch, config: PPOConfig) -> Tensor:
+    def endless(values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
         calls.append(PPO.value_loss(values, batch, config) * torch.inf)
         return calls[-1]
 
-    targets = PPO.targets(experience, 0.1, CONFIG.ppo, EXACT)
+    targets = PPO.targets(experience, 0.1, CONFIG.algorithm, EXACT)
     algorithm = PPO._replace(value_loss=endless)
     proposal = propose_update(learner, algorithm, experience, targets, CONFIG, _generator())
     assert len(calls) == 1
@@ -301,7 +308,7 @@ def test_at_beta_0_a_broken_reference_leaves_the_update_as_it_is(
     )
     for seen in (experience, spoilt):
         start = learner.snapshot()
-        targets = PPO.targets(seen, 0.0, CONFIG.ppo, EXACT)
+        targets = PPO.targets(seen, 0.0, CONFIG.algorithm, EXACT)
         proposal = propose_update(learner, PPO, seen, targets, CONFIG, _generator())
         found.append((weights_digest(learner.policy.model), proposal.metrics))
         learner.restore(start)

@@ -1,7 +1,7 @@
-"""Advantages and returns from rewards per token."""
+"""Advantages and returns from rewards per token, and what they are compared with and divided by."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -73,3 +73,74 @@ def whiten(
     """
     centred = values - values[mask].mean() if shift_mean else values
     return torch.where(mask, centred / deviation(values, mask), 0.0)
+
+
+def returns_to_go(rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """G_t = Σ_{j≥t} r_j of each response; 0 where masked.
+
+    Examples:
+        >>> returns_to_go(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]]))
+        tensor([[3., 2., 0.]])
+    """
+    summed = torch.where(mask, rewards, 0.0).flip(-1).cumsum(-1).flip(-1)
+    return torch.where(mask, summed, 0.0)
+
+
+def mean_of_others(values: Float[Tensor, "B T"], index: Int[Tensor, " B"]) -> Float[Tensor, "B T"]:
+    """For each row the mean of the other rows of its group: (Σ_group x − x_i)/(n − 1); 0 in a group of one.
+
+    The leave-one-out baseline (Kool et al. 2019; RLOO, Ahmadian et al. 2024, arXiv 2402.14740): it knows nothing of the
+    response that it is compared with, so that the gradient stays unbiased. A mean that includes the response is that
+    with advantages (1 − 1/n) times as large.
+
+    Args:
+        values: of each response, at each position.
+        index: which group each is in.
+
+    Examples:
+        >>> mean_of_others(torch.tensor([[1.0], [3.0], [8.0]]), torch.tensor([0, 0, 1]))
+        tensor([[3.],
+                [1.],
+                [0.]])
+    """
+    _, group, counts = index.unique(return_inverse=True, return_counts=True)
+    sums = values.new_zeros(len(counts), values.shape[1]).index_add_(0, group, values)
+    others = (counts - 1).clamp(min=1)[group, None]
+    return torch.where(counts[group, None] > 1, (sums[group] - values) / others, 0.0)
+
+
+LEAST_DEVIATION = 0.1
+"""Of the groups' root mean square: no group's rewards are scaled up further."""
+
+
+def group_deviation(scores: Float[Tensor, " B"], index: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """Standard deviation of each response's group (divisor n − 1), as GRPO divides by it (arXiv 2402.03300).
+
+    Bounded below by a tenth of the groups' root mean square, which is also taken for groups whose scores are all the
+    same: they say nothing of their scale. 1 where no group's scores differ.
+
+    Args:
+        scores: R per response.
+        index: which group each is in.
+
+    Examples:
+        >>> group_deviation(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]))
+        tensor([1.4142, 1.4142, 1.0000, 1.0000])
+    """
+    centred = scores - _mean_of_group(scores, index)
+    _, group, counts = index.unique(return_inverse=True, return_counts=True)
+    squares = scores.new_zeros(len(counts)).index_add_(0, group, centred.square())
+    variances = (squares / (counts - 1).clamp(min=1))[group]
+    typical = variances.mean().sqrt()
+    found = torch.where(
+        variances > 0, variances.sqrt().clamp(min=LEAST_DEVIATION * typical), typical
+    )
+    return torch.where(typical > 0, found, 1.0)
+
+
+def _mean_of_group(scores: Tensor, index: Tensor) -> Tensor:
+    """The mean of each response's group; of scores that are all the same that score, to the last bit."""
+    _, group, counts = index.unique(return_inverse=True, return_counts=True)
+    first = scores.new_zeros(len(counts)).scatter_(0, group.flip(0), scores.flip(0))[group]
+    sums = scores.new_zeros(len(counts)).index_add_(0, group, scores - first)
+    return first + (sums / counts)[group]

@@ -10,11 +10,19 @@ def clipped_policy_loss(
     old_logprobs: Float[Tensor, " N"],
     advantages: Float[Tensor, " N"],
     *,
-    clip_eps: float = 0.2,
+    clip_eps: float | None = 0.2,
+    clip_eps_high: float | None = None,
 ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
-    """PPO's clipped objective per token, as a loss: −min(ρA, clip(ρ, 1−ε, 1+ε)A), ρ = exp(logprobs − old_logprobs).
+    """PPO's clipped objective per token, as a loss: −min(ρA, clip(ρ, 1−ε, 1+ε′)A), ρ = exp(logprobs − old_logprobs).
 
-    Schulman et al. 2017, arXiv 1707.06347.
+    Schulman et al. 2017, arXiv 1707.06347; ε′ > ε is DAPO's "clip higher" (arXiv 2503.14476).
+
+    Args:
+        logprobs: of the tokens, with their gradient.
+        old_logprobs: of the policy that drew them, or whatever else the ratio is taken from.
+        advantages: A.
+        clip_eps: ε; None: the ratio is not clipped, and the loss is −ρA.
+        clip_eps_high: ε′; None: ε.
 
     Returns:
         The losses, and where the clip was the active branch.
@@ -25,7 +33,10 @@ def clipped_policy_loss(
     """
     ratio = torch.exp(logprobs - old_logprobs)
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_eps, 1.0 + clip_eps) * advantages
+    if clip_eps is None:
+        return -unclipped, torch.zeros_like(unclipped, dtype=torch.bool)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    clipped = ratio.clamp(1.0 - clip_eps, 1.0 + high) * advantages
     return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 

@@ -24,7 +24,7 @@ from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
-from kleash.train.config import OptimizerConfig, PPOConfig, RunConfig, TrainConfig
+from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.data import load_prompts
 from kleash.train.evaluate import collect, summarise
 from kleash.train.learner import build_learner
@@ -229,7 +229,6 @@ def _arm_config(config: DemoConfig, proxy: Path, control: ControlConfig) -> RunC
         rollout=_rollout(config, config.num_prompts, config.group_size),
         reward=RewardConfig(model=str(proxy), monitor=(GOLD,)),
         rl=control,
-        ppo=PPOConfig(),
         optimizer=OptimizerConfig(learning_rate=config.learning_rate),
         # One thread an arm: the arms share the cores, and the numbers don't depend on how many there are.
         train=TrainConfig(steps=config.steps, seed=config.seed, device="cpu", threads=1),

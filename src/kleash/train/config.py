@@ -1,8 +1,8 @@
 """The configuration of a training run: ten sections, each owned by the room that it turns."""
 
-from typing import Literal, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kleash.control import ControlConfig
 from kleash.functional.penalties import (
@@ -17,6 +17,8 @@ from kleash.guard import GuardConfig
 from kleash.models.config import ModelConfig
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
+from kleash.train.algorithms import AlgorithmConfig, resolve_algorithm
+from kleash.train.optimizer_config import OptimizerConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,31 +30,6 @@ class DataConfig(BaseModel):
 
     prompts: str = "tiny-reviews/prompts"
     """An embedded name, a text file with one prompt a line, or JSONL with a `prompt` field."""
-
-
-class PPOConfig(BaseModel):
-    """The `[ppo]` section: clipped updates with a value head (Schulman et al. 2017)."""
-
-    model_config = _FROZEN
-
-    num_epochs: int = Field(default=2, gt=0)
-    """Passes over one rollout."""
-    num_minibatches: int = Field(default=2, gt=0)
-    """Gradient steps a pass; the responses are split evenly."""
-    clip_eps: FiniteFloat = Field(default=0.2, gt=0, lt=1)
-    """ε of the ratio's clip."""
-    value_clip_eps: FiniteFloat = Field(default=0.2, gt=0)
-    """How far a value may move from its value at sampling before the loss stops following."""
-    value_coef: FiniteFloat = Field(default=0.1, ge=0)
-    """Weight of the value loss."""
-    gamma: FiniteFloat = Field(default=1.0, gt=0, le=1)
-    """Discount γ."""
-    gae_lambda: FiniteFloat = Field(default=0.95, ge=0, le=1)
-    """λ of generalised advantage estimation."""
-    whiten_rewards: bool = False
-    """Divide the shaped rewards by their standard deviation (their mean stays)."""
-    whiten_advantages: bool = True
-    """Centre and scale the advantages; the KL term in the loss is scaled alike, so that β means the same."""
 
 
 class PenaltyConfig(BaseModel):
@@ -85,35 +62,6 @@ class PenaltyConfig(BaseModel):
     def _descends_what_it_says(self) -> Self:
         check_penalty(self.resolved)
         return self
-
-
-class OptimizerConfig(BaseModel):
-    """The `[optimizer]` section: AdamW."""
-
-    model_config = _FROZEN
-
-    learning_rate: FiniteFloat = Field(default=3e-4, gt=0)
-    """Step size after the warm-up."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly."""
-    schedule: Literal["constant", "linear"] = "constant"
-    """`linear` falls to 0 just after the last step."""
-    beta1: FiniteFloat = Field(default=0.9, ge=0, lt=1)
-    beta2: FiniteFloat = Field(default=0.95, ge=0, lt=1)
-    weight_decay: FiniteFloat = Field(default=0.0, ge=0)
-    max_grad_norm: FiniteFloat = Field(default=1.0, gt=0)
-    """The gradient is scaled down to this norm."""
-
-    def rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of step 1 … num_steps.
-
-        Examples:
-            >>> OptimizerConfig(learning_rate=1.0, warmup_steps=4).rate_at(1, 10)
-            0.25
-        """
-        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        left = 1.0 if self.schedule == "constant" else (num_steps - step + 1) / num_steps
-        return self.learning_rate * warm * left
 
 
 class TrainConfig(BaseModel):
@@ -158,8 +106,19 @@ class RunConfig(BaseModel):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     rl: ControlConfig = ControlConfig(kl_target=DEFAULT_TARGET)
-    ppo: PPOConfig = PPOConfig()
+    algorithm: Annotated[AlgorithmConfig, BeforeValidator(resolve_algorithm)] = AlgorithmConfig()
     penalty: PenaltyConfig = PenaltyConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _has_what_it_compares(self) -> Self:
+        baseline, group_size = self.algorithm.baseline, self.rollout.group_size
+        if group_size == 1 and (
+            baseline in {"group", "leave_one_out"} or self.algorithm.scale == "group"
+        ):
+            raise ValueError(
+                f"rollout.group_size of at least 2: {self.algorithm.name} compares the responses to one prompt"
+            )
+        return self

@@ -26,7 +26,8 @@ class Metered:
     origin_kl: Tensor
     """Exact KL from the reference as the run began; `kl` itself until the reference is refreshed."""
     entropy: Tensor
-    values: Tensor
+    values: Tensor | None
+    """Of the value head; None where there is none."""
     hidden: Tensor
     """[B, T, H] of the policy: with `head`, its whole distribution at every state."""
     ref_hidden: Tensor
@@ -110,7 +111,8 @@ def meter(
 ) -> Metered:
     """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time."""
     shape, device = rollout.mask.shape, rollout.mask.device
-    names = ("logprobs", "ref_logprobs", "kl", "entropy", "values", "origin_kl")
+    names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
+    names += ["values"] if learner.value_head is not None else []
     flat = {name: torch.zeros(shape, device=device) for name in names}
     hidden, ref_hidden = (
         torch.zeros((*shape, side.hidden_size), dtype=side.model.dtype, device=device)
@@ -128,12 +130,15 @@ def meter(
         if learner.origin is not learner.reference:
             first = _hidden(learner.origin, part)[keep]
             origin_kl = head.read(own[keep], learner.origin.head, first, tokens, temperature).kl
-        found = (*read, learner.value_head(own[keep]), origin_kl)
+        found = [*read, origin_kl]
+        if learner.value_head is not None:
+            found.append(learner.value_head(own[keep]))
         for name, tensor in zip(names, found, strict=True):
             block = torch.zeros(keep.shape, device=device)
             block[keep] = tensor.float()
             flat[name][index, :length] = block
-    return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, **flat)
+    values = flat.pop("values", None)
+    return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, values=values, **flat)
 
 
 def _hidden(model: LanguageModel, part: Rollout) -> Tensor:

@@ -12,8 +12,7 @@ from kleash.functional.logprobs import log_softmax, token_logprobs
 from kleash.functional.penalties import Gradient, Penalty, check_penalty
 from kleash.models.policy import Head
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import Algorithm, Minibatch
-from kleash.train.config import PPOConfig
+from kleash.train.algorithms import Algorithm, AlgorithmConfig, Minibatch
 from kleash.train.experience import Experience, Metered
 
 WIDTH = 3
@@ -22,8 +21,8 @@ STATES = 1 + WIDTH
 """The first state, and one after each first token."""
 STEP = 1e-5
 """Of the differences, in float64."""
-PLAIN = PPOConfig(gamma=1.0, gae_lambda=1.0, whiten_advantages=False, whiten_rewards=False)
-"""The gradient is exact without bootstrapping; what λ < 1 and whitening do is what they are chosen for."""
+PLAIN = AlgorithmConfig(baseline="none", scale="none")
+"""The gradient is exact without bootstrapping; what baselines and scales do is what they are chosen for."""
 
 
 def head_gradient_error(
@@ -142,9 +141,12 @@ def _descended(
         batch = Minibatch(
             old_logprobs=old.flatten(),
             ref_logprobs=ref_old.flatten(),
-            old_values=torch.zeros_like(weights),
+            anchor_logprobs=old.flatten(),
+            old_values=None,
             advantages=targets.advantages.flatten(),
-            returns=targets.returns.flatten(),
+            returns=None,
+            kl_coefs=torch.ones_like(weights),
+            weights=torch.ones_like(weights),
         )
         return weights[rows] * algorithm.token_terms(read, batch.part(rows), targets, PLAIN).total
 
@@ -175,7 +177,7 @@ def _experience(tokens: Tensor, old: Tensor, ref_old: Tensor, kl: Tensor) -> Exp
         kl=kl,
         origin_kl=kl,
         entropy=nothing,
-        values=nothing,
+        values=None,
         hidden=nothing[..., None],
         ref_hidden=nothing[..., None],
         head=Head(nothing[:1, :1]),

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from kleash.errors import ConfigError
+from kleash.models.config import ModelConfig
 from kleash.models.hub import load_language_model, load_reference
 from kleash.models.policy import LanguageModel
 from kleash.models.value_head import ValueHead
-from kleash.train.config import ModelConfig, OptimizerConfig
+from kleash.train.optimizer_config import OptimizerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Learner:
     """What the penalty holds the policy to."""
     origin: LanguageModel
     """The reference as the run began: the drift from it is measured whatever becomes of `reference`."""
-    value_head: ValueHead
+    value_head: ValueHead | None
+    """None where the algorithm has no use for one."""
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
     """Every parameter that the optimiser moves."""
@@ -51,16 +53,18 @@ class Snapshot:
     optimizer: dict[str, Any]
 
 
-def build_learner(model: ModelConfig, optimizer: OptimizerConfig, device: str) -> Learner:
-    """Loads policy and reference, adds the value head, and sets up AdamW.
+def build_learner(
+    model: ModelConfig, optimizer: OptimizerConfig, device: str, *, with_values: bool = True
+) -> Learner:
+    """Loads policy and reference, adds the value head where one is wanted, and sets up AdamW.
 
     Raises:
         ConfigError: nothing in the policy can be trained.
     """
     policy = load_language_model(model.policy, device)
     reference = load_reference(policy, model.reference)
-    value_head = ValueHead(policy.hidden_size).to(device)
-    trained: list[Tensor] = [*trainable(policy), *value_head.parameters()]
+    value_head = ValueHead(policy.hidden_size).to(device) if with_values else None
+    trained = [*trainable(policy), *(value_head.parameters() if value_head else ())]
     adam = torch.optim.AdamW(
         trained,
         lr=optimizer.learning_rate,

@@ -26,8 +26,6 @@ from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Proposal, propose_update
 
-ALGORITHM = ALGORITHMS["ppo"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
@@ -52,6 +50,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
     config, learner = setup.config, setup.learner
+    algorithm = ALGORITHMS[config.algorithm.name]
     generator = seeded(config.train.seed, "training")
     batches = prompt_batches(setup.prompts, config.rollout.num_prompts, generator)
     state, ending, watch = control.init(config.rl), _Ending(setup), _Samples(setup)
@@ -64,8 +63,10 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
         collected = time.perf_counter()
         rate = _set_learning_rate(setup, step)
-        targets = ALGORITHM.targets(experience, state.kl_coef, config.ppo, config.penalty.resolved)
-        proposal = propose_update(learner, ALGORITHM, experience, targets, config, generator)
+        targets = algorithm.targets(
+            experience, state.kl_coef, config.algorithm, config.penalty.resolved
+        )
+        proposal = propose_update(learner, algorithm, experience, targets, config, generator)
         kept = False
         try:
             decision = _decide(setup, step, measured, targets, proposal, state, rate)

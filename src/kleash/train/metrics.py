@@ -109,6 +109,8 @@ def _response_metrics(experience: Experience) -> Metrics:
 
 
 def _critic_metrics(experience: Experience, targets: Targets) -> Metrics:
-    mask = experience.rollout.mask
-    explained = explained_variance(experience.metered.values[mask], targets.returns[mask])
+    mask, values, returns = experience.rollout.mask, experience.metered.values, targets.returns
+    if values is None or returns is None:
+        return {"explained_variance": None}
+    explained = explained_variance(values[mask], returns[mask])
     return {"explained_variance": None if explained is None else float(explained)}

@@ -23,12 +23,13 @@ from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.sampler import encode_prompts
+from kleash.train.algorithms import ALGORITHMS
 from kleash.train.card import model_card
 from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import build_learner, resolve_device
-from kleash.train.loop import ALGORITHM, Setup, final_drift, metrics_line, run_loop, seeded
+from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
 from kleash.train.self_test import self_test
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
@@ -73,7 +74,8 @@ def prepare(config: RunConfig) -> Setup:
     prompts = load_prompts(config.data.prompts)
     check_enough(prompts, config.rollout.num_prompts)
     torch.manual_seed(seeded(config.train.seed, "initialisation").initial_seed())
-    learner = build_learner(config.model, config.optimizer, device)
+    with_values = ALGORITHMS[config.algorithm.name].value_loss is not None
+    learner = build_learner(config.model, config.optimizer, device, with_values=with_values)
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
     reward, *monitors = (
         load_scorer(
@@ -94,7 +96,8 @@ def check_setup(setup: Setup) -> SelfTest:
         ConfigError: something is not as it must be.
     """
     generator = seeded(setup.config.train.seed, "self-test")
-    tested = self_test(setup.learner, setup.prompts, setup.config, ALGORITHM, generator)
+    algorithm = ALGORITHMS[setup.config.algorithm.name]
+    tested = self_test(setup.learner, setup.prompts, setup.config, algorithm, generator)
     tested.raise_if_failed()
     return tested
 

@@ -18,6 +18,7 @@ from kleash.records import LARGEST_SHARE
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.algorithms import Algorithm
+from kleash.train.algorithms.functions import token_weights
 from kleash.train.checks import Check, SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience, Metered, meter
@@ -326,10 +327,12 @@ def _first_ratio(
     learner: Learner, trial: Experience, config: RunConfig, algorithm: Algorithm, floor: Precision
 ) -> Check:
     """That the update starts where sampling ended: before anything moves every ratio is 1, and the loss is −mean A."""
-    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.ppo, config.penalty.resolved)
+    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
     every = torch.arange(len(trial.scores))
     parts = minibatch_loss(learner, algorithm, trial, targets, every, config).parts
-    expected = -float(targets.advantages[trial.rollout.mask].mean())
+    mask = trial.rollout.mask
+    weights = token_weights(mask, config.rollout.max_new_tokens, config.algorithm)
+    expected = -float((weights * targets.advantages[mask]).mean())
     error = max(abs(parts["policy_loss"] - expected), parts["clip_fraction"])
     return Check(
         name="first ratios",
@@ -358,7 +361,7 @@ def _reference(
         return weights_digest(learner.reference.model), weights_digest(learner.policy.model)
 
     before = digests()
-    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.ppo, config.penalty.resolved)
+    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
     proposal = propose_update(learner, algorithm, trial, targets, config, generator)
     moved = digests()[0] != before[0]
     learner.restore(proposal.snapshot)

@@ -83,7 +83,10 @@ def measure(
         correlation=spread.correlation,
         response_length=float(rollout.mask.sum(-1).double().mean()),
         momentum=carried_momentum(
-            config.optimizer.beta1, config.ppo.num_epochs, config.ppo.num_minibatches, seen.n
+            config.optimizer.beta1,
+            config.algorithm.num_epochs,
+            config.algorithm.num_minibatches,
+            seen.n,
         ),
         applied=applied,
     )

@@ -11,6 +11,7 @@ from kleash.drift import measure_drift
 from kleash.functional.chunks import TokenKL
 from kleash.records import KLReading, UpdateFacts
 from kleash.train.algorithms import Algorithm, Minibatch, Targets
+from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
@@ -69,9 +70,9 @@ def _minibatches(
     count = len(experience.scores)
     return [
         rows
-        for _ in range(config.ppo.num_epochs)
+        for _ in range(config.algorithm.num_epochs)
         for rows in torch.randperm(count, generator=generator).tensor_split(
-            min(config.ppo.num_minibatches, count)
+            min(config.algorithm.num_minibatches, count)
         )
     ]
 
@@ -84,49 +85,63 @@ def minibatch_loss(
     rows: Tensor,
     config: RunConfig,
 ) -> Loss:
-    """The loss of some responses, a mean over their tokens; only real tokens reach the head."""
+    """The loss of some responses; only real tokens reach the head."""
     part, metered = experience.rollout.rows(rows), experience.metered
     hidden = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)[part.mask]
+    head, tokens = learner.policy.head, part.response_ids[part.mask]
+    # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
+    nobody = head.uniform(), hidden.new_zeros(len(hidden), 0)
+    temperature = config.rollout.temperature
+    batch = _recorded(experience, targets, rows, config)
+    if config.algorithm.ratio == "sequence":
+        with torch.no_grad():
+            now = head.read(hidden, *nobody, tokens, temperature).logprobs
+        batch = batch._replace(anchor_logprobs=sequence_anchors(now, batch.old_logprobs, part.mask))
 
-    def recorded(tensor: Tensor) -> Tensor:
-        return tensor[rows, : part.mask.shape[1]][part.mask]
-
-    batch = Minibatch(
-        old_logprobs=recorded(metered.logprobs),
-        ref_logprobs=recorded(metered.ref_logprobs),
-        old_values=recorded(metered.values),
-        advantages=recorded(targets.advantages),
-        returns=recorded(targets.returns),
-    )
-
-    def token_loss(read: TokenKL, tokens: slice) -> Tensor:
-        terms = algorithm.token_terms(read, batch.part(tokens), targets, config.ppo)
+    def token_loss(read: TokenKL, rows: slice) -> Tensor:
+        terms = algorithm.token_terms(read, batch.part(rows), targets, config.algorithm)
         return terms.total / len(hidden)
 
-    head = learner.policy.head
+    against = nobody
     if targets.needs_exact_gradient:
-        reference, ref_hidden = learner.reference.head, recorded(metered.ref_hidden)
-    else:
-        # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
-        reference, ref_hidden = head.uniform(), hidden.new_zeros(len(hidden), 0)
-    loss, read = head.read_loss(
-        hidden,
-        reference,
-        ref_hidden,
-        part.response_ids[part.mask],
-        config.rollout.temperature,
-        token_loss,
-    )
-    value = algorithm.value_loss(learner.value_head(hidden), batch, config.ppo)
-    terms = algorithm.token_terms(read, batch, targets, config.ppo)
+        against = learner.reference.head, _at(metered.ref_hidden, rows, part.mask)
+    loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
+    terms = algorithm.token_terms(read, batch, targets, config.algorithm)
     parts = {
         "policy_loss": float(terms.policy.mean()),
-        "value_loss": float(value.detach()),
         "clip_fraction": float(terms.clipped.float().mean()),
     }
     if terms.penalty is not None:
         parts["kl_loss"] = float(terms.penalty.mean())
-    return Loss(loss + config.ppo.value_coef * value, parts)
+    if algorithm.value_loss is not None and learner.value_head is not None:
+        value = algorithm.value_loss(learner.value_head(hidden), batch, config.algorithm)
+        parts["value_loss"] = float(value.detach())
+        loss = loss + config.algorithm.value_coef * value
+    return Loss(loss, parts)
+
+
+def _recorded(
+    experience: Experience, targets: Targets, rows: Tensor, config: RunConfig
+) -> Minibatch:
+    """What was recorded of some responses, at their tokens."""
+    metered = experience.metered
+    mask = experience.rollout.mask[rows]
+    old = metered.logprobs[rows][mask]
+    return Minibatch(
+        old_logprobs=old,
+        anchor_logprobs=old,
+        ref_logprobs=metered.ref_logprobs[rows][mask],
+        old_values=None if metered.values is None else metered.values[rows][mask],
+        advantages=targets.advantages[rows][mask],
+        returns=None if targets.returns is None else targets.returns[rows][mask],
+        kl_coefs=targets.kl_coefs[rows, None].expand(mask.shape)[mask].to(old.dtype),
+        weights=token_weights(mask, config.rollout.max_new_tokens, config.algorithm),
+    )
+
+
+def _at(tensor: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    """A tensor [B, T, …] at the tokens of some rows, whose mask [R, t] may be the narrower."""
+    return tensor[rows, : mask.shape[1]][mask]
 
 
 def mean_parts(losses: list[Loss]) -> dict[str, float | None]:

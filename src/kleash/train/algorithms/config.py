@@ -1,0 +1,51 @@
+"""The `[algorithm]` section: which update is made of a rollout, and its settings."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Baseline = Literal["value", "group", "leave_one_out", "batch", "none"]
+"""What a return is compared with: a value head; the mean of its prompt's responses; the mean of the *others* of its
+prompt, or of the whole rollout; nothing."""
+Scale = Literal["none", "group", "batch"]
+"""What advantages are divided by: nothing; the standard deviation of their prompt's rewards; their own, of all."""
+Ratio = Literal["token", "sequence"]
+"""Of which π/π_old the update is clipped: each token's, or the geometric mean over the response."""
+Aggregate = Literal["token", "response", "length"]
+"""Every token counts alike; every response does, whatever its length; tokens over the longest possible response."""
+
+
+class AlgorithmConfig(BaseModel):
+    """One update; what is not set takes the algorithm's own default, and what it has no use for is refused.
+
+    Examples:
+        >>> AlgorithmConfig().name
+        'ppo'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "ppo"
+    """ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce, reinforce++ or trpo."""
+    num_epochs: int = Field(default=2, gt=0)
+    """Passes over one rollout."""
+    num_minibatches: int = Field(default=2, gt=0)
+    """Gradient steps a pass; the responses are split evenly."""
+    clip_eps: FiniteFloat | None = Field(default=0.2, gt=0, lt=1)
+    """ε below 1 of the ratio's clip; None: the ratio is not clipped."""
+    clip_eps_high: FiniteFloat | None = Field(default=None, gt=0)
+    """ε above 1; None: the same as below (DAPO: 0.28)."""
+    ratio: Ratio = "token"
+    aggregate: Aggregate = "token"
+    baseline: Baseline = "value"
+    scale: Scale = "batch"
+    gamma: FiniteFloat = Field(default=1.0, gt=0, le=1)
+    """Discount γ."""
+    gae_lambda: FiniteFloat = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation."""
+    value_clip_eps: FiniteFloat = Field(default=0.2, gt=0)
+    """How far a value may move from its value at sampling before the loss stops following."""
+    value_coef: FiniteFloat = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    whiten_rewards: bool = False
+    """Divide the shaped rewards by their standard deviation (their mean stays)."""
