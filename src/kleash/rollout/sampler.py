@@ -4,7 +4,7 @@ A token is drawn by inverting the distribution function at one uniform number a 
 whether they are finished or not, so that dropping rows changes no sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -125,8 +125,8 @@ def sample(
     response_ids, response_mask, logprobs, finished = decoding.run()
     responses = decode_responses(
         policy.tokenizer,
-        [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)],
-        [row[keep].tolist() for row, keep in zip(response_ids, response_mask, strict=True)],
+        [row[-length:] for row, length in _rows(ids, mask)],
+        [row[:length] for row, length in _rows(response_ids, response_mask)],
     )
     return Rollout(
         prompts=tuple(p for p in prompts for _ in range(repeats)),
@@ -139,6 +139,11 @@ def sample(
         sampled_logprobs=logprobs,
         finished=finished,
     )
+
+
+def _rows(ids: Tensor, mask: Tensor) -> Iterator[tuple[list[int], int]]:
+    """Each row of ids with the number of those that count; one copy from a device for all."""
+    return zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)
 
 
 class _Decoding:

@@ -158,3 +158,34 @@ def score(
     scores = ask(reward)
     penalised = scores - missing_eos_penalty * (~rollout.finished)
     return scores, penalised, {monitor.name: ask(monitor) for monitor in monitors}
+
+
+@torch.no_grad()
+def measure_step(
+    learner: Learner, experience: Experience, *, temperature: float, micro_batch_size: int
+) -> KLReading:
+    """Exact KL(new‖old) per token at the states that the old policy visited."""
+    rollout, metered = experience.rollout, experience.metered
+    kl = torch.zeros_like(metered.kl)
+    head = learner.policy.head
+    for index in torch.arange(len(kl)).split(micro_batch_size):
+        part = rollout.rows(index)
+        new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+        old = metered.hidden[index, : new.shape[1]]
+        block = torch.zeros(part.mask.shape, device=kl.device)
+        block[part.mask] = head.read(
+            new[part.mask],
+            metered.head,
+            old[part.mask],
+            part.response_ids[part.mask],
+            temperature,
+        ).kl
+        kl[index, : block.shape[1]] = block
+    return measure_drift(
+        kl,
+        rollout.mask,
+        rollout.prompt_index,
+        reference="previous policy",
+        unit="token",
+        direction="new_old",
+    )

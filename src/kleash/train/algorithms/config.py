@@ -39,6 +39,14 @@ class AlgorithmConfig(BaseModel):
     aggregate: Aggregate = "token"
     baseline: Baseline = "value"
     scale: Scale = "batch"
+    update: Literal["gradient", "natural"] = "gradient"
+    """Steps of the optimiser over minibatches; or one natural-gradient step within a trust region."""
+    step_kl: FiniteFloat = Field(default=0.01, gt=0)
+    """δ, KL(old‖new) in nats per token that a natural step may be."""
+    cg_iterations: int = Field(default=10, gt=0)
+    """Conjugate-gradient iterations, each a product with the Fisher matrix."""
+    cg_damping: FiniteFloat = Field(default=1e-4, ge=0)
+    """Added to the Fisher matrix's diagonal."""
     gamma: FiniteFloat = Field(default=1.0, gt=0, le=1)
     """Discount γ."""
     gae_lambda: FiniteFloat = Field(default=0.95, ge=0, le=1)

@@ -44,6 +44,20 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "rloo": Algorithm({**_PLAIN, "baseline": "leave_one_out"}, targets, token_terms),
     "reinforce": Algorithm(_PLAIN, targets, token_terms),
+    "trpo": Algorithm(
+        {
+            "update": "natural",
+            "baseline": "leave_one_out",
+            "scale": "none",
+            "aggregate": "token",
+            "clip_eps": None,
+            "step_kl": 0.01,
+            "cg_iterations": 10,
+            "cg_damping": 1e-4,
+        },
+        targets,
+        token_terms,
+    ),
     "reinforce++": Algorithm({**_PLAIN, "scale": "batch"}, targets, token_terms),
 }
 

@@ -1,0 +1,201 @@
+"""Algorithms against the optimum that is known: the training loop on problems that can be enumerated.
+
+The policy is a table, and everything else is what trains language models: sampler, meter, targets, losses, updates,
+guard and ledger. J* = β log Z, and for every policy J* − J(π) = β·KL(π‖π*), so that nothing reported is an estimate.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash.lab.mdp import MDP, optimum
+from kleash.lab.tabular import Table, table_reward, tabular, value_column
+from kleash.ledger import Ledger
+from kleash.models.hub import freeze
+from kleash.train.algorithms import ALGORITHMS
+from kleash.train.config import RunConfig
+from kleash.train.learner import Learner, trainable
+from kleash.train.loop import Setup, run_loop
+
+Observer = Callable[[int], None]
+"""Told each step."""
+
+
+class Budget(NamedTuple):
+    """What an algorithm is given; the learning rate falls to 0."""
+
+    num_responses: int
+    steps: int
+    learning_rate: float
+    settings: Mapping[str, Any] = {}
+    """Of `[algorithm]`."""
+
+
+PLAIN = Budget(512, 1500, 0.05)
+BUDGETS: dict[str, Budget] = {
+    "ppo": Budget(2048, 1500, 0.01, {"num_epochs": 2, "num_minibatches": 4}),
+}
+"""Where an algorithm needs another than `PLAIN`."""
+GROUP_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Where a policy stands, by enumeration; nats are per response."""
+
+    j: float
+    """E[R] − β·KL(π‖π_ref)."""
+    gap: float
+    """J* − J."""
+    gain_lost: float | None
+    """Of J* − J(π_ref), what there is to gain; None where that is nothing."""
+    reward: float
+    kl: float
+    """KL(π‖π_ref)."""
+    kl_to_optimum: float
+    """KL(π‖π*); the gap is β times it."""
+
+
+def standing(mdp: MDP, logits: Tensor, beta: float) -> Standing:
+    """The value of a policy against J*.
+
+    Args:
+        mdp: the problem.
+        logits: [S, V] of the policy.
+        beta: β.
+
+    Examples:
+        >>> from kleash.lab.mdp import golden
+        >>> mdp = golden()
+        >>> round(standing(mdp, mdp.ref_logits, beta=0.2).gap, 8)  # J* − E_ref[R]
+        0.92590135
+        >>> standing(mdp, optimum(mdp, 0.2), beta=0.2).kl_to_optimum
+        0.0
+    """
+    best, reference = optimum(mdp, beta), mdp.ref_logits
+    (j, reward, kl, to_optimum), (j_star, *_), (j_reference, *_) = (
+        _values(mdp, table.double(), reference, best, beta) for table in (logits, best, reference)
+    )
+    gain = j_star - j_reference
+    return Standing(
+        j=j,
+        gap=j_star - j,
+        gain_lost=(j_star - j) / gain if gain > 0 else None,
+        reward=reward,
+        kl=kl,
+        kl_to_optimum=to_optimum,
+    )
+
+
+def _values(
+    mdp: MDP, logits: Tensor, reference: Tensor, best: Tensor, beta: float
+) -> tuple[float, float, float, float]:
+    """J, reward, KL to the reference and KL to the optimum."""
+    own, ref, optimal = (mdp.logprobs(table).sum(-1) for table in (logits, reference, best))
+    law = own.exp()
+    reward, kl, to_optimum = (float(law @ x) for x in (mdp.rewards, own - ref, own - optimal))
+    return reward - beta * kl, reward, kl, to_optimum
+
+
+class Attained(NamedTuple):
+    """What an algorithm made of a problem."""
+
+    standing: Standing
+    policy: Tensor
+    """[S, V], log-probabilities."""
+    seconds: float
+
+
+def solve(
+    mdp: MDP,
+    name: str,
+    beta: float,
+    seed: int,
+    *,
+    budget: Budget | None = None,
+    penalty: Mapping[str, Any] | None = None,
+    observer: Observer = lambda step: None,
+) -> Attained:
+    """Trains a table from the reference, and says where it stands.
+
+    Args:
+        mdp: the problem.
+        name: of `ALGORITHMS`.
+        beta: β, held.
+        seed: of everything random.
+        budget: what it may use; None: `BUDGETS`.
+        penalty: `[penalty]`; None: the default.
+        observer: told each step.
+    """
+    config = _config(mdp, name, beta, seed, budget or BUDGETS.get(name, PLAIN), penalty or {})
+    setup = _setup(mdp, config)
+    started = time.perf_counter()
+    with TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
+        for record in run_loop(setup, ledger):
+            observer(record.step)
+    seconds = time.perf_counter() - started
+    table = setup.learner.policy.model
+    assert isinstance(table, Table)
+    policy = torch.log_softmax(table.logits, -1)
+    return Attained(standing(mdp, policy, beta), policy, seconds)
+
+
+def _config(
+    mdp: MDP, name: str, beta: float, seed: int, budget: Budget, penalty: Mapping[str, Any]
+) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "rollout": {
+                "num_prompts": budget.num_responses // GROUP_SIZE,
+                "group_size": GROUP_SIZE,
+                "max_new_tokens": mdp.length,
+            },
+            "rl": {"controller": "fixed", "kl_coef": beta},
+            "algorithm": {"name": name, **budget.settings},
+            "penalty": penalty,
+            "optimizer": {
+                "learning_rate": budget.learning_rate,
+                "schedule": "linear",
+                "max_grad_norm": 1e6,
+            },
+            "train": {
+                "steps": budget.steps,
+                "seed": seed,
+                "device": "cpu",
+                "micro_batch_size": budget.num_responses,
+                "sample_every": budget.steps,
+                "num_samples": 1,
+                "trackers": [],
+            },
+        }
+    )
+
+
+def _setup(mdp: MDP, config: RunConfig) -> Setup:
+    policy = tabular(mdp)
+    reference = freeze(policy)
+    with_values = ALGORITHMS[config.algorithm.name].value_loss is not None
+    trained = trainable(policy)
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=config.optimizer.learning_rate,
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        weight_decay=0.0,
+        fused=True,
+    )
+    learner = Learner(
+        policy, reference, reference, value_column(mdp) if with_values else None, optimizer, trained
+    )
+    return Setup(
+        config=config,
+        learner=learner,
+        prompts=[""] * config.rollout.num_prompts,
+        reward=table_reward(mdp),
+        monitors=[],
+    )

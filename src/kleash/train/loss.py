@@ -1,0 +1,95 @@
+"""The loss of some responses: one pass of the policy over their tokens, and an algorithm's terms at each."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash.functional.chunks import TokenKL
+from kleash.train.algorithms import Algorithm, Minibatch, Targets
+from kleash.train.algorithms.functions import sequence_anchors, token_weights
+from kleash.train.config import RunConfig
+from kleash.train.experience import Experience
+from kleash.train.learner import Learner
+
+
+class Loss(NamedTuple):
+    """A minibatch's loss with its way back, and its parts as numbers."""
+
+    total: Tensor
+    parts: dict[str, float]
+    """`policy_loss`, `value_loss`, `clip_fraction`; `kl_loss` where the penalty is in the loss."""
+
+
+def minibatch_loss(
+    learner: Learner,
+    algorithm: Algorithm,
+    experience: Experience,
+    targets: Targets,
+    rows: Tensor,
+    config: RunConfig,
+) -> Loss:
+    """The loss of some responses; only real tokens reach the head."""
+    part, metered = experience.rollout.rows(rows), experience.metered
+    hidden = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)[part.mask]
+    head, tokens = learner.policy.head, part.response_ids[part.mask]
+    # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
+    nobody = head.uniform(), hidden.new_zeros(len(hidden), 0)
+    temperature = config.rollout.temperature
+    batch = _recorded(experience, targets, rows, config)
+    if config.algorithm.ratio == "sequence":
+        with torch.no_grad():
+            now = head.read(hidden, *nobody, tokens, temperature).logprobs
+        batch = batch._replace(anchor_logprobs=sequence_anchors(now, batch.old_logprobs, part.mask))
+
+    def token_loss(read: TokenKL, rows: slice) -> Tensor:
+        terms = algorithm.token_terms(read, batch.part(rows), targets, config.algorithm)
+        return terms.total / len(hidden)
+
+    against = nobody
+    if targets.needs_exact_gradient:
+        against = learner.reference.head, _at(metered.ref_hidden, rows, part.mask)
+    loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
+    terms = algorithm.token_terms(read, batch, targets, config.algorithm)
+    parts = {
+        "policy_loss": float(terms.policy.mean()),
+        "clip_fraction": float(terms.clipped.float().mean()),
+    }
+    if terms.penalty is not None:
+        parts["kl_loss"] = float(terms.penalty.mean())
+    if algorithm.value_loss is not None and learner.value_head is not None:
+        value = algorithm.value_loss(learner.value_head(hidden), batch, config.algorithm)
+        parts["value_loss"] = float(value.detach())
+        loss = loss + config.algorithm.value_coef * value
+    return Loss(loss, parts)
+
+
+def _recorded(
+    experience: Experience, targets: Targets, rows: Tensor, config: RunConfig
+) -> Minibatch:
+    """What was recorded of some responses, at their tokens."""
+    metered = experience.metered
+    mask = experience.rollout.mask[rows]
+    old = metered.logprobs[rows][mask]
+    return Minibatch(
+        old_logprobs=old,
+        anchor_logprobs=old,
+        ref_logprobs=metered.ref_logprobs[rows][mask],
+        old_values=None if metered.values is None else metered.values[rows][mask],
+        advantages=targets.advantages[rows][mask],
+        returns=None if targets.returns is None else targets.returns[rows][mask],
+        kl_coefs=targets.kl_coefs[rows, None].expand(mask.shape)[mask].to(old.dtype),
+        weights=token_weights(mask, config.rollout.max_new_tokens, config.algorithm),
+    )
+
+
+def _at(tensor: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    """A tensor [B, T, …] at the tokens of some rows, whose mask [R, t] may be the narrower."""
+    return tensor[rows, : mask.shape[1]][mask]
+
+
+def mean_parts(losses: list[Loss]) -> dict[str, float | None]:
+    """Means over an update's minibatches, as metrics; None where there is none."""
+    names = ("policy_loss", "value_loss", "kl_loss", "clip_fraction")
+    found = {name: [x.parts[name] for x in losses if name in x.parts] for name in names}
+    return {name: sum(each) / len(each) if each else None for name, each in found.items()}
