@@ -9,6 +9,7 @@ from rich.console import JustifyMethod
 from rich.text import Text
 
 from kleash.cli.console import Screen, fixed
+from kleash.cli.lab_closed_form import closed_form
 from kleash.cli.lab_control import control
 from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.errors import InputError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 lab = typer.Typer(no_args_is_help=True, help="Closed forms and enumeration.")
 lab.command(epilog="Example: kleash lab control --target 1 --delay 2 --out control.html")(control)
+lab.command(
+    "closed-form", epilog="Example: kleash lab closed-form --algorithms ppo,grpo,rloo --seeds 3"
+)(closed_form)
 
 BETA = 0.2
 """β of the policy where neither a table nor a β is given: about 2 nats on the built-in problem."""

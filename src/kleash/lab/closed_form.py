@@ -4,8 +4,9 @@ The policy is a table, and everything else is what trains language models: sampl
 guard and ledger. J* = β log Z, and for every policy J* − J(π) = β·KL(π‖π*), so that nothing reported is an estimate.
 """
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kleash.lab.mdp import MDP, optimum
+from kleash.lab.processes import side_by_side
 from kleash.lab.tabular import Table, table_reward, tabular, value_column
 from kleash.ledger import Ledger
 from kleash.models.hub import freeze
@@ -199,3 +201,48 @@ def _setup(mdp: MDP, config: RunConfig) -> Setup:
         reward=table_reward(mdp),
         monitors=[],
     )
+
+
+class Job(NamedTuple):
+    """One run of many, to be made in a process of its own."""
+
+    mdp: MDP
+    name: str
+    beta: float
+    seed: int
+    budget: Budget
+
+    def __call__(self, observer: Callable[[tuple[str, int]], None]) -> Attained:
+        """The run; tells its algorithm and step."""
+        torch.set_num_threads(1)
+        return solve(
+            self.mdp,
+            self.name,
+            self.beta,
+            self.seed,
+            budget=self.budget,
+            observer=lambda step: observer((self.name, step)),
+        )
+
+
+def budget_of(name: str, steps: int | None = None) -> Budget:
+    """What an algorithm is given; with other steps where they are named."""
+    budget = BUDGETS.get(name, PLAIN)
+    return budget if steps is None else budget._replace(steps=steps)
+
+
+def solve_all(
+    jobs: Sequence[Job], observer: Callable[[tuple[str, int]], None]
+) -> dict[str, list[Attained]]:
+    """Runs every job, as many at once as there are cores; by algorithm, in the order of seeds."""
+    tasks = {f"{job.name} {job.seed}": job for job in jobs}
+    done = side_by_side(tasks, observer, at_once=os.cpu_count() or 1)
+    return {
+        name: [done[key] for key, job in tasks.items() if job.name == name]
+        for name in dict.fromkeys(job.name for job in jobs)
+    }
+
+
+def median_run(runs: Sequence[Attained]) -> Attained:
+    """The run whose J is the median; of an even number the better of the middle two."""
+    return sorted(runs, key=lambda run: run.standing.j)[len(runs) // 2]

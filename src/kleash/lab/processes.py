@@ -19,12 +19,15 @@ Observer = Callable[[E], None]
 Task = Callable[[Observer[E]], T]
 
 
-def side_by_side(tasks: dict[str, Task[E, T]], observer: Observer[E]) -> dict[str, T]:
-    """Runs every task in a fresh process, all at once, and returns what each returned.
+def side_by_side(
+    tasks: dict[str, Task[E, T]], observer: Observer[E], *, at_once: int | None = None
+) -> dict[str, T]:
+    """Runs every task in a fresh process and returns what each returned.
 
     Args:
         tasks: by name; a task must pickle, and so must what it says and returns.
         observer: told, in this process, what the tasks tell theirs.
+        at_once: how many run side by side; None: all.
 
     Raises:
         KleashError: a task raised it; the others are stopped.
@@ -36,26 +39,33 @@ def side_by_side(tasks: dict[str, Task[E, T]], observer: Observer[E]) -> dict[st
         name: context.Process(target=_work, args=(name, task, queue), daemon=True)
         for name, task in tasks.items()
     }
-    for worker in workers.values():
-        worker.start()
+    waiting = list(workers.values())[::-1]
     results: dict[str, T] = {}
     try:
+        for _ in range(len(tasks) if at_once is None else at_once):
+            _start_next(waiting)
         for kind, name, value in _messages(queue, workers, results):
             if kind == "event":
                 observer(value)
             elif kind == "result":
                 results[name] = value
+                _start_next(waiting)
             else:
                 raise value
         for worker in workers.values():
             worker.join()
     except BaseException:
-        for worker in workers.values():
+        for worker in (worker for worker in workers.values() if worker not in waiting):
             # An interrupted run is saving what it has; one that goes on must be stopped.
             worker.join(PATIENCE)
             worker.terminate()
         raise
     return {name: results[name] for name in tasks}
+
+
+def _start_next(waiting: list[Any]) -> None:
+    if waiting:
+        waiting.pop().start()
 
 
 def _messages(

@@ -1,8 +1,8 @@
 """A natural-gradient step within a trust region: TRPO, for models that are small enough.
 
 Schulman et al. 2015, arXiv 1502.05477. The step is x = −F⁻¹ g scaled to ½ xᵀF x = δ, where F is the Hessian of
-KL(old‖new) over the rollout's states, by conjugate gradients on products F v that never make F. A line search shortens it
-until the loss has fallen and the exact KL(old‖new) is within δ.
+KL(old‖new) over the rollout's states, by conjugate gradients on products F v that never make F. A line search
+shortens it until the loss has fallen and the exact KL(old‖new) is within δ.
 """
 
 from collections.abc import Sequence
