@@ -19,7 +19,6 @@ from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import (
     ALGORITHMS,
-    Algorithm,
     AlgorithmConfig,
     Minibatch,
     Targets,

@@ -110,37 +110,41 @@ def mean_of_others(values: Float[Tensor, "B T"], index: Int[Tensor, " B"]) -> Fl
 
 
 LEAST_DEVIATION = 0.1
-"""Of the groups' root mean square: no group's rewards are scaled up further."""
+"""Of the groups' root mean square: no response is scaled up further."""
+_ROUNDING = 1e-12
+"""Of a group's squares, in float64: what is left below it is none."""
 
 
-def group_deviation(scores: Float[Tensor, " B"], index: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Standard deviation of each response's group (divisor n − 1), as GRPO divides by it (arXiv 2402.03300).
+def deviation_of_others(
+    scores: Float[Tensor, " B"], index: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """For each response the standard deviation of the other scores of its group (divisor n − 2).
 
-    Bounded below by a tenth of the groups' root mean square, which is also taken for groups whose scores are all the
-    same: they say nothing of their scale. 1 where no group's scores differ.
+    GRPO divides by that of the whole group (arXiv 2402.03300), which is large where the response itself is an outlier:
+    what is far from the mean then counts less, and the fixed point is no tilt of the reference. That of the others
+    knows nothing of the response: a group's whole objective is divided, and where it ends is left alone.
+
+    Bounded below by a tenth of the groups' root mean square. Where the others say nothing, as they are all the same or
+    only one, that root mean square itself is taken; 1 where no group's scores differ.
 
     Args:
         scores: R per response.
         index: which group each is in.
 
     Examples:
-        >>> group_deviation(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]))
-        tensor([1.4142, 1.4142, 1.0000, 1.0000])
+        >>> deviation_of_others(torch.tensor([1.0, 3.0, 5.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]))
+        tensor([1.4142, 2.8284, 1.4142, 1.6330, 1.6330])
     """
-    centred = scores - _mean_of_group(scores, index)
+    exact = scores.double()
     _, group, counts = index.unique(return_inverse=True, return_counts=True)
-    squares = scores.new_zeros(len(counts)).index_add_(0, group, centred.square())
-    variances = (squares / (counts - 1).clamp(min=1))[group]
-    typical = variances.mean().sqrt()
-    found = torch.where(
-        variances > 0, variances.sqrt().clamp(min=LEAST_DEVIATION * typical), typical
-    )
-    return torch.where(typical > 0, found, 1.0)
-
-
-def _mean_of_group(scores: Tensor, index: Tensor) -> Tensor:
-    """The mean of each response's group; of scores that are all the same that score, to the last bit."""
-    _, group, counts = index.unique(return_inverse=True, return_counts=True)
-    first = scores.new_zeros(len(counts)).scatter_(0, group.flip(0), scores.flip(0))[group]
-    sums = scores.new_zeros(len(counts)).index_add_(0, group, scores - first)
-    return first + (sums / counts)[group]
+    sums = exact.new_zeros(len(counts)).index_add_(0, group, exact)
+    squares = (exact - (sums / counts)[group]).square()
+    total = exact.new_zeros(len(counts)).index_add_(0, group, squares)
+    typical = (total.sum() / (counts - 1).sum().clamp(min=1)).sqrt()
+    n = counts[group]
+    # About the others' own mean: Σ_{j≠i} (x_j − m)² less what i moves the mean by.
+    others = total[group] - squares * n / (n - 1).clamp(min=1)
+    others = torch.where(others > _ROUNDING * total[group], others, 0.0)
+    found = (others / (n - 2).clamp(min=1)).sqrt()
+    found = torch.where(found > 0, found.clamp(min=LEAST_DEVIATION * typical), typical)
+    return torch.where(typical > _ROUNDING, found, 1.0).to(scores.dtype)

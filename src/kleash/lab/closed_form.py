@@ -135,8 +135,8 @@ def solve(
         penalty: `[penalty]`; None: the default.
         observer: told each step.
     """
-    config = _config(mdp, name, beta, seed, budget or BUDGETS.get(name, PLAIN), penalty or {})
-    setup = _setup(mdp, config)
+    config = configure(mdp, name, beta, seed, budget or BUDGETS.get(name, PLAIN), penalty or {})
+    setup = set_up(mdp, config)
     started = time.perf_counter()
     with TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
         for record in run_loop(setup, ledger):
@@ -148,9 +148,10 @@ def solve(
     return Attained(standing(mdp, policy, beta), policy, seconds)
 
 
-def _config(
+def configure(
     mdp: MDP, name: str, beta: float, seed: int, budget: Budget, penalty: Mapping[str, Any]
 ) -> RunConfig:
+    """What `kleash train` would be told of such a run."""
     return RunConfig.model_validate(
         {
             "rollout": {
@@ -179,7 +180,8 @@ def _config(
     )
 
 
-def _setup(mdp: MDP, config: RunConfig) -> Setup:
+def set_up(mdp: MDP, config: RunConfig) -> Setup:
+    """A table as policy and reference, its optimiser, and the problem's reward."""
     policy = tabular(mdp)
     reference = freeze(policy)
     with_values = ALGORITHMS[config.algorithm.name].value_loss is not None

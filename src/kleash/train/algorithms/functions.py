@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kleash.functional.advantages import (
     deviation,
+    deviation_of_others,
     gae,
-    group_deviation,
     mean_of_others,
     returns_to_go,
     whiten,
@@ -54,7 +54,7 @@ def targets(
         scale *= deviation(advantages, mask).double()
         advantages = whiten(advantages, mask)
     elif config.scale == "group":
-        spread = group_deviation(experience.penalised, index)
+        spread = deviation_of_others(experience.penalised, index)
         scale *= spread.double()
         advantages = advantages / spread[:, None]
     return Targets(advantages, returns, penalty, kl_coef * share / scale)

@@ -1,0 +1,146 @@
+"""Every algorithm climbs to the optimum that is known, through the code that trains language models."""
+
+import math
+
+import pytest
+import torch
+
+from kleash.lab.closed_form import (
+    BUDGETS,
+    Attained,
+    Budget,
+    Job,
+    budget_of,
+    median_run,
+    solve,
+    solve_all,
+    standing,
+)
+from kleash.lab.mdp import MDP, golden, optimum, tilt
+from kleash.lab.plant import plant, weight_for
+from kleash.train.algorithms import ALGORITHMS
+
+BETA = 0.3
+PENALTIES = [
+    {"placement": "exact"},
+    {"placement": "reward"},
+    {"placement": "reward", "estimator": "k1"},
+]
+
+
+def drawn(seed: int, vocab: int, length: int) -> MDP:
+    """A problem at random."""
+    draw = torch.Generator().manual_seed(seed)
+    shell = MDP(vocab, length, torch.empty(0), torch.empty(0))
+    return MDP(
+        vocab,
+        length,
+        torch.randn(shell.num_prefixes, vocab, generator=draw, dtype=torch.double),
+        torch.randn(shell.num_sequences, generator=draw, dtype=torch.double),
+    )
+
+
+def short(name: str) -> Budget:
+    """Enough for a problem of sixteen sequences."""
+    if name == "trpo":
+        return Budget(256, 60, 1.0)
+    given = BUDGETS.get(name)
+    return Budget(256, 150, 0.1, given.settings if given else {})
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_comes_near_the_optimum_of_a_small_problem(name: str) -> None:
+    mdp = drawn(1, 4, 2)
+    found = solve(mdp, name, BETA, 0, budget=short(name)).standing
+
+    assert found.gain_lost is not None
+    assert 0 <= found.gain_lost <= 0.03
+    assert found.gap == pytest.approx(BETA * found.kl_to_optimum, abs=1e-9)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: "-".join(p.values()))
+@pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce++"])
+def test_whichever_way_the_penalty_is_placed(name: str, penalty: dict[str, str]) -> None:
+    """A scale that changed β would end at another tilt: at β·σ, far outside."""
+    found = solve(drawn(2, 4, 2), name, BETA, 0, budget=short(name), penalty=penalty).standing
+
+    assert found.gain_lost is not None
+    assert found.gain_lost <= 0.03
+
+
+def test_the_standing_of_a_tilt_is_on_the_frontier() -> None:
+    """No policy has more reward at its KL: what is gained over a tilt of the same KL is at most rounding."""
+    mdp = golden()
+    on = standing(mdp, tilt(mdp, 3.0), BETA)
+    solved = solve(mdp, "rloo", BETA, 0, budget=Budget(128, 20, 0.1)).standing
+    same = standing(mdp, tilt(mdp, weight_for(plant(mdp), solved.kl)), BETA)
+
+    assert on.gap == pytest.approx(BETA * on.kl_to_optimum, abs=1e-12)
+    assert solved.reward <= same.reward + 1e-9
+
+
+def test_the_optimum_is_the_optimum() -> None:
+    found = standing(golden(), optimum(golden(), 0.2), 0.2)
+
+    assert found.j == pytest.approx(0.9484319003, abs=1e-9)
+    assert found.gap == 0
+    assert found.kl == pytest.approx(2.04046781, abs=1e-8)
+
+
+def test_where_there_is_nothing_to_gain_none_is_lost() -> None:
+    flat = MDP(2, 1, torch.zeros(1, 2, dtype=torch.double), torch.ones(2, dtype=torch.double))
+
+    assert standing(flat, flat.ref_logits, BETA).gain_lost is None
+
+
+def test_a_seed_is_a_run() -> None:
+    first, again, other = (
+        solve(drawn(3, 3, 2), "rloo", BETA, seed, budget=Budget(64, 5, 0.1)) for seed in (0, 0, 1)
+    )
+
+    assert torch.equal(first.policy, again.policy)
+    assert not torch.equal(first.policy, other.policy)
+
+
+def test_runs_side_by_side_are_the_runs_alone() -> None:
+    mdp, budget = drawn(3, 3, 2), Budget(64, 5, 0.1)
+    jobs = [Job(mdp, "rloo", BETA, seed, budget) for seed in range(3)]
+    steps: list[int] = []
+    found = solve_all(jobs, lambda event: steps.append(event[1]))
+
+    assert sorted(steps) == sorted([1, 2, 3, 4, 5] * 3)
+    for seed, run in enumerate(found["rloo"]):
+        assert torch.equal(run.policy, solve(mdp, "rloo", BETA, seed, budget=budget).policy)
+
+
+def test_the_median_run_is_the_one_in_the_middle() -> None:
+    def run(j: float) -> Attained:
+        known = standing(golden(), golden().ref_logits, BETA)
+        values = {name: getattr(known, name) for name in type(known).__dataclass_fields__}
+        return Attained(type(known)(**{**values, "j": j}), golden().ref_logits, 0.0)
+
+    assert median_run([run(3.0), run(1.0), run(2.0)]).standing.j == 2.0
+    assert math.isclose(median_run([run(1.0), run(2.0)]).standing.j, 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize(("vocab", "length"), [(4, 5), (10, 2), (6, 3)])
+def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
+    found = solve(drawn(seed, vocab, length), "rloo", BETA, seed, budget=Budget(512, 600, 0.1))
+
+    assert found.standing.gain_lost is not None
+    assert found.standing.gain_lost <= 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "lost"), [("reinforce", 0.01), ("rloo", 0.01), ("grpo", 0.01), ("trpo", 0.001)]
+)
+def test_the_golden_problem_within_its_budget(name: str, lost: float) -> None:
+    """A4."""
+    found = solve(golden(), name, 0.2, 0, budget=budget_of(name)).standing
+
+    assert found.gain_lost is not None
+    assert found.gain_lost <= lost
+    assert found.gap == pytest.approx(0.2 * found.kl_to_optimum, abs=1e-6)
