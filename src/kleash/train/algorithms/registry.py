@@ -79,7 +79,7 @@ def resolve_algorithm(given: Any) -> Any:
     if name not in ALGORITHMS:
         near = get_close_matches(name, ALGORITHMS, n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"a name among {', '.join(ALGORITHMS)}{meant}")
+        raise ValueError(f"algorithm.name among {', '.join(ALGORITHMS)}{meant}")
     settings = ALGORITHMS[name].settings
     fields = AlgorithmConfig.model_fields
     # A resolved configuration names every setting; what stands there as it is anyway asks for nothing.
