@@ -24,7 +24,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_both_give_the_same_numbers(tmp_path: Path) -> None:
-    """To float32's rounding, until that changes a first token: Adam's first steps are as long where a gradient is noise.
+    """To float32's rounding, until that changes a first token: Adam's first steps are long where a gradient is noise.
 
     One holds whole distributions, the other a chunk of them at a time.
     """
