@@ -62,7 +62,9 @@ def test_every_algorithm_comes_near_the_optimum_of_a_small_problem(name: str) ->
 @pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce++"])
 def test_whichever_way_the_penalty_is_placed(name: str, penalty: dict[str, str]) -> None:
     """A scale that changed β would end at another tilt: at β·σ, far outside."""
-    found = solve(drawn(2, 4, 2), name, BETA, 0, budget=short(name), penalty=penalty).standing
+    found = solve(
+        drawn(2, 4, 2), name, BETA, 0, budget=short(name), sections={"penalty": penalty}
+    ).standing
 
     assert found.gain_lost is not None
     assert found.gain_lost <= 0.03

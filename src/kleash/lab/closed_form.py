@@ -27,6 +27,7 @@ from kleash.train.loop import Setup, run_loop
 
 Observer = Callable[[int], None]
 """Told each step."""
+Sections = Mapping[str, Mapping[str, Any]]
 
 
 class Budget(NamedTuple):
@@ -121,7 +122,7 @@ def solve(
     seed: int,
     *,
     budget: Budget | None = None,
-    penalty: Mapping[str, Any] | None = None,
+    sections: Sections | None = None,
     observer: Observer = lambda step: None,
 ) -> Attained:
     """Trains a table from the reference, and says where it stands.
@@ -132,10 +133,10 @@ def solve(
         beta: β, held.
         seed: of everything random.
         budget: what it may use; None: `BUDGETS`.
-        penalty: `[penalty]`; None: the default.
+        sections: what else is set, by section of a run's configuration, such as {"penalty": {"placement": "reward"}}.
         observer: told each step.
     """
-    config = configure(mdp, name, beta, seed, budget or BUDGETS.get(name, PLAIN), penalty or {})
+    config = configure(mdp, name, beta, seed, budget or budget_of(name), sections or {})
     setup = set_up(mdp, config)
     started = time.perf_counter()
     with TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
@@ -149,35 +150,35 @@ def solve(
 
 
 def configure(
-    mdp: MDP, name: str, beta: float, seed: int, budget: Budget, penalty: Mapping[str, Any]
+    mdp: MDP, name: str, beta: float, seed: int, budget: Budget, sections: Sections
 ) -> RunConfig:
     """What `kleash train` would be told of such a run."""
-    return RunConfig.model_validate(
-        {
-            "rollout": {
-                "num_prompts": budget.num_responses // GROUP_SIZE,
-                "group_size": GROUP_SIZE,
-                "max_new_tokens": mdp.length,
-            },
-            "rl": {"controller": "fixed", "kl_coef": beta},
-            "algorithm": {"name": name, **budget.settings},
-            "penalty": penalty,
-            "optimizer": {
-                "learning_rate": budget.learning_rate,
-                "schedule": "linear",
-                "max_grad_norm": 1e6,
-            },
-            "train": {
-                "steps": budget.steps,
-                "seed": seed,
-                "device": "cpu",
-                "micro_batch_size": budget.num_responses,
-                "sample_every": budget.steps,
-                "num_samples": 1,
-                "trackers": [],
-            },
-        }
-    )
+    settings: dict[str, dict[str, Any]] = {
+        "rollout": {
+            "num_prompts": budget.num_responses // GROUP_SIZE,
+            "group_size": GROUP_SIZE,
+            "max_new_tokens": mdp.length,
+        },
+        "rl": {"controller": "fixed", "kl_coef": beta},
+        "algorithm": {"name": name, **budget.settings},
+        "optimizer": {
+            "learning_rate": budget.learning_rate,
+            "schedule": "linear",
+            "max_grad_norm": 1e6,
+        },
+        "train": {
+            "steps": budget.steps,
+            "seed": seed,
+            "device": "cpu",
+            "micro_batch_size": budget.num_responses,
+            "sample_every": budget.steps,
+            "num_samples": 1,
+            "trackers": [],
+        },
+    }
+    for section, more in sections.items():
+        settings[section] = {**settings.get(section, {}), **more}
+    return RunConfig.model_validate(settings)
 
 
 def set_up(mdp: MDP, config: RunConfig) -> Setup:

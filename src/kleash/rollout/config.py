@@ -22,6 +22,9 @@ class RolloutConfig(BaseModel):
     temperature: FiniteFloat = Field(default=1.0, gt=0)
     """τ: divides the logits of policy and reference alike, at sampling, in training and in every KL."""
 
+    staleness: int = Field(default=0, ge=0, le=64)
+    """Updates between a rollout's sampling and its own: 0 is on-policy, k what a sampler k rollouts ahead gives."""
+
     @property
     def num_responses(self) -> int:
         """B = P · G."""

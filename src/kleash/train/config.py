@@ -113,6 +113,15 @@ class RunConfig(BaseModel):
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
+    def _corrects_what_is_stale(self) -> Self:
+        if self.rollout.staleness and self.algorithm.correction == "none":
+            raise ValueError(
+                'algorithm.correction = "token" or "sequence" where rollout.staleness is over 0: '
+                "another policy sampled what is learnt from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_it_compares(self) -> Self:
         baseline, group_size = self.algorithm.baseline, self.rollout.group_size
         if group_size == 1 and (

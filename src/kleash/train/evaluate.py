@@ -11,6 +11,7 @@ from kleash.models.policy import LanguageModel
 from kleash.records import KLReading
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.experience import Experience, meter, score
 from kleash.train.learner import Learner
@@ -41,11 +42,28 @@ def collect(
     micro_batch_size: int = 32,
 ) -> Experience:
     """Samples, scores and meters: the first half of a training step, and the whole of an evaluation."""
-    rollout = sample(learner.policy, prompts, config, generator)
-    scores, penalised, monitor = score(rollout, *scorers, missing_eos_penalty)
-    metered = meter(
-        learner, rollout, temperature=config.temperature, micro_batch_size=micro_batch_size
+    return experience_of(
+        learner,
+        sample(learner.policy, prompts, config, generator),
+        scorers,
+        temperature=config.temperature,
+        missing_eos_penalty=missing_eos_penalty,
+        micro_batch_size=micro_batch_size,
     )
+
+
+def experience_of(
+    learner: Learner,
+    rollout: Rollout,
+    scorers: tuple[Scorer, Sequence[Scorer]],
+    *,
+    temperature: float,
+    missing_eos_penalty: float = 0.0,
+    micro_batch_size: int = 32,
+) -> Experience:
+    """A rollout scored, and metered by the policy as it now is."""
+    scores, penalised, monitor = score(rollout, *scorers, missing_eos_penalty)
+    metered = meter(learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size)
     return Experience(
         rollout=rollout, scores=scores, penalised=penalised, monitor=monitor, metered=metered
     )

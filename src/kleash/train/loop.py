@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from kleash.ledger import Ledger, UpdateEntry, encode
 from kleash.records import KLReading, StepRecord
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig
 from kleash.train.data import prompt_batches
-from kleash.train.evaluate import collect, fresh_drift, sample_lines
+from kleash.train.evaluate import collect, experience_of, fresh_drift, sample_lines
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
@@ -52,12 +54,12 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     config, learner = setup.config, setup.learner
     algorithm = ALGORITHMS[config.algorithm.name]
     generator = seeded(config.train.seed, "training")
-    batches = prompt_batches(setup.prompts, config.rollout.num_prompts, generator)
+    rollouts = sampled_ahead(setup, generator)
     state, ending, watch = control.init(config.rl), _Ending(setup), _Samples(setup)
     kept = True
-    for step, prompts in zip(range(1, config.train.steps + 1), batches, strict=False):
+    for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
-        experience = _collect(setup, prompts, generator)
+        experience = _read(setup, next(rollouts))
         measured = measure(learner, experience, config, applied=kept)
         state = control.update(state, measured.seen, measured.signals)
         remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
@@ -128,14 +130,26 @@ def _decide(
     return _Decision(entry, metrics)
 
 
-def _collect(setup: Setup, prompts: Sequence[str], generator: torch.Generator) -> Experience:
+def sampled_ahead(setup: Setup, generator: torch.Generator) -> Iterator[Rollout]:
+    """Endless rollouts, each of the policy as it is when it is sampled, `rollout.staleness` rollouts before its turn.
+
+    A generator: it samples when it is asked for the next.
+    """
+    config = setup.config.rollout
+    waiting: deque[Rollout] = deque()
+    for prompts in prompt_batches(setup.prompts, config.num_prompts, generator):
+        waiting.append(sample(setup.learner.policy, prompts, config, generator))
+        if len(waiting) > config.staleness:
+            yield waiting.popleft()
+
+
+def _read(setup: Setup, rollout: Rollout) -> Experience:
     config = setup.config
-    return collect(
+    return experience_of(
         setup.learner,
-        prompts,
-        config.rollout,
+        rollout,
         (setup.reward, setup.monitors),
-        generator,
+        temperature=config.rollout.temperature,
         missing_eos_penalty=config.reward.missing_eos_penalty,
         micro_batch_size=config.train.micro_batch_size,
     )

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kleash.functional.chunks import TokenKL
-from kleash.train.algorithms import Algorithm, Minibatch, Targets
+from kleash.functional.importance import importance_weights
+from kleash.train.algorithms import Algorithm, AlgorithmConfig, Minibatch, Targets
 from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience
@@ -79,8 +80,26 @@ def _recorded(
         advantages=targets.advantages[rows][mask],
         returns=None if targets.returns is None else targets.returns[rows][mask],
         kl_coefs=targets.kl_coefs[rows, None].expand(mask.shape)[mask].to(old.dtype),
-        weights=token_weights(mask, config.rollout.max_new_tokens, config.algorithm),
+        weights=token_weights(mask, config.rollout.max_new_tokens, config.algorithm)
+        * _correction(experience, rows, mask, config.algorithm),
     )
+
+
+def _correction(
+    experience: Experience, rows: Tensor, mask: Tensor, config: AlgorithmConfig
+) -> Tensor | float:
+    """How much likelier a token is under the policy than under what sampled it, [N]; the whole loss counts so."""
+    if config.correction == "none":
+        return 1.0
+    log_ratio = experience.metered.logprobs - experience.rollout.sampled_logprobs
+    weights = importance_weights(
+        log_ratio[rows],
+        mask,
+        level=config.correction,
+        cap=config.correction_cap,
+        drop=config.correction_drop,
+    )
+    return weights[mask]
 
 
 def _at(tensor: Tensor, rows: Tensor, mask: Tensor) -> Tensor:

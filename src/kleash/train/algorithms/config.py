@@ -11,6 +11,8 @@ Scale = Literal["none", "group", "batch"]
 """What advantages are divided by: nothing; the standard deviation of their prompt's rewards; their own, of all."""
 Ratio = Literal["token", "sequence"]
 """Of which π/π_old the update is clipped: each token's, or the geometric mean over the response."""
+Correction = Literal["none", "token", "sequence"]
+"""Weights of what another policy μ sampled (stale rollouts, another engine): none; each token's π/μ; the response's."""
 Aggregate = Literal["token", "response", "length"]
 """Every token counts alike; every response does, whatever its length; tokens over the longest possible response."""
 
@@ -35,6 +37,11 @@ class AlgorithmConfig(BaseModel):
     """ε below 1 of the ratio's clip; None: the ratio is not clipped."""
     clip_eps_high: FiniteFloat | None = Field(default=None, gt=0)
     """ε above 1; None: the same as below (DAPO: 0.28)."""
+    correction: Correction = "none"
+    correction_cap: FiniteFloat = Field(default=2.0, ge=1)
+    """C, the most that a token counts."""
+    correction_drop: bool = False
+    """What would count more than C counts nothing (MIS), rather than C (TIS)."""
     ratio: Ratio = "token"
     aggregate: Aggregate = "token"
     baseline: Baseline = "value"

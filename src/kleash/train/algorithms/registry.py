@@ -8,7 +8,8 @@ from kleash.train.algorithms.config import AlgorithmConfig
 from kleash.train.algorithms.functions import targets, token_terms, value_loss
 from kleash.train.algorithms.record import Algorithm
 
-_STEPS = {"num_epochs": 1, "num_minibatches": 1}
+_EVERY = {"correction": "none", "correction_cap": 2.0, "correction_drop": False}
+_STEPS = {**_EVERY, "num_epochs": 1, "num_minibatches": 1}
 _CLIP = {**_STEPS, "num_epochs": 2, "num_minibatches": 2, "clip_eps": 0.2, "clip_eps_high": None}
 _GROUP = {**_CLIP, "baseline": "group", "scale": "none", "ratio": "token", "aggregate": "response"}
 _PLAIN = {**_STEPS, "clip_eps": None, "baseline": "batch", "scale": "none", "aggregate": "token"}
@@ -46,6 +47,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "reinforce": Algorithm(_PLAIN, targets, token_terms),
     "trpo": Algorithm(
         {
+            **_EVERY,
             "update": "natural",
             "baseline": "leave_one_out",
             "scale": "none",
