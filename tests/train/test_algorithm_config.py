@@ -81,3 +81,9 @@ def test_a_group_of_one_has_nobody_to_be_compared_with(name: str) -> None:
 @pytest.mark.parametrize("name", ["ppo", "reinforce", "reinforce++"])
 def test_where_nothing_is_compared_within_a_group_one_is_enough(name: str) -> None:
     build(RunConfig, {"algorithm": {"name": name}, "rollout": {"group_size": 1}}, "run.toml")
+
+
+def test_the_section_of_an_older_version_is_named_with_its_new_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(RunConfig, {"ppo": {"clip_eps": 0.1}}, "run.toml")
+    assert "it is [algorithm] now" in caught.value.expected
