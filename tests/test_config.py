@@ -93,7 +93,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(setting: Setting) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
 def test_a_number_that_cannot_be_meant_is_refused(setting: Setting, value: float) -> None:
     error = refused(setting, value)
-    assert f"{setting.section}.{setting.key}" in error.what
+    assert f"{setting.section}.{setting.key}" in error.what + error.expected
 
 
 @pytest.mark.parametrize("setting", EVERY, ids=named)

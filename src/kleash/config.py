@@ -188,7 +188,9 @@ def _unknown(
     """A key that is not there: what is, and which one was probably meant."""
     *parents, key = path
     names = list(table.model_fields)
-    near = [".".join([*parents, name]) for name in get_close_matches(key, names, n=1)]
+    renamed: dict[str, str] = getattr(table, "RENAMED", {})
+    meant = [renamed[key]] if key in renamed else get_close_matches(key, names, n=1)
+    near = [".".join([*parents, name]) for name in meant]
     near += [name for name in _paths(model) if name.rpartition(".")[2] == key]
     section = f"in [{'.'.join(parents)}]" if parents else "at the top"
     return _Problem(

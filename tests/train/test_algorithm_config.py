@@ -86,4 +86,4 @@ def test_where_nothing_is_compared_within_a_group_one_is_enough(name: str) -> No
 def test_the_section_of_an_older_version_is_named_with_its_new_name() -> None:
     with pytest.raises(ConfigError) as caught:
         build(RunConfig, {"ppo": {"clip_eps": 0.1}}, "run.toml")
-    assert "it is [algorithm] now" in caught.value.expected
+    assert caught.value.do == "did you mean algorithm?"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import count
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,15 +70,10 @@ def closed_form(
         for name in names
         for seed in range(seeds)
     ]
-    total, done = sum(job.budget.steps for job in jobs), 0
+    total = sum(job.budget.steps for job in jobs)
+    done = count(1)
     with screen.progress() as shown:
-
-        def tell(event: tuple[str, int]) -> None:
-            nonlocal done
-            done += 1
-            shown.show("steps", done, total, event[0])
-
-        found = solve_all(jobs, tell)
+        found = solve_all(jobs, lambda event: shown.show("steps", next(done), total, event[0]))
     screen.table(COLUMNS, [_row(name, runs) for name, runs in found.items()])
     screen.say()
     screen.say(

@@ -1,7 +1,6 @@
 """The configuration of a training run: ten sections, each owned by the room that it turns."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -102,6 +101,9 @@ class RunConfig(BaseModel):
 
     model_config = _FROZEN
 
+    RENAMED: ClassVar[dict[str, str]] = {"ppo": "algorithm"}
+    """Sections of 0.1.0."""
+
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -112,15 +114,6 @@ class RunConfig(BaseModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
     train: TrainConfig = TrainConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_what_was_renamed(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "ppo" in data:
-            raise ValueError(
-                'no section [ppo]: it is [algorithm] now, and whiten_advantages is scale = "batch" or "none"'
-            )
-        return data  # pyright: ignore[reportUnknownVariableType]
 
     @model_validator(mode="after")
     def _corrects_what_is_stale(self) -> Self:
