@@ -19,7 +19,11 @@ def model_card(
     """
     last = ending.last
     is_dpo = isinstance(config, DPORunConfig)
-    how = f"DPO (β = {config.dpo.beta:g}, {config.dpo.loss} loss)" if is_dpo else "supervised fine-tuning"
+    how = (
+        f"DPO (β = {config.dpo.beta:g}, {config.dpo.loss} loss)"
+        if is_dpo
+        else "supervised fine-tuning"
+    )
     on = config.data.pairs if is_dpo else config.data.texts
     return "\n".join(
         [
@@ -37,12 +41,16 @@ def model_card(
             "",
             f"- reference: {reference}",
             f"- KL(π‖π_ref) of these weights: {reading_text(drift)}",
-            *([] if last is None else [f"- last measured after step {last.step}: {reading_text(last.kl)}"]),
+            *(
+                []
+                if last is None
+                else [f"- last measured after step {last.step}: {reading_text(last.kl)}"]
+            ),
             f"- measured at temperature {config.rollout.temperature}, on responses of at most "
             f"{config.rollout.max_new_tokens} tokens to prompts from {config.data.prompts}",
             "",
-            "Nothing in this training holds the KL; it is what came out. A small KL keeps a model near its reference; it",
-            "doesn't make it right, and it keeps its faults.",
+            "Nothing in this training holds the KL; it is what came out.",
+            "A small KL keeps a model near its reference; it doesn't make it right, and it keeps its faults.",
             "",
             "`kleash verify` on the run directory checks the record behind these figures.",
             "",

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from kleash.integrations.trl.card import model_card
-from kleash.integrations.trl.config import BaselineConfig, DPORunConfig, SFTRunConfig, WatchConfig
+from kleash.integrations.trl.config import DPORunConfig, SFTRunConfig, WatchConfig
 from kleash.integrations.trl.data import Rows, preference_rows, text_rows
 from kleash.integrations.trl.loop import Setup, final_drift, run_loop
 from kleash.integrations.trl.trainers import build_trainer

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import trl
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from kleash.errors import ConfigError, InputError
 from kleash.integrations.trl.config import DPORunConfig, SFTRunConfig
@@ -57,9 +57,12 @@ def build_trainer(config: DPORunConfig | SFTRunConfig, learner: Learner, rows: R
         if isinstance(config, DPORunConfig):
             # A copy, because TRL puts another forward pass into it, and the meter's reference is to stay as it is.
             reference = freeze(learner.reference).model
-            trainer = trl.DPOTrainer(ref_model=reference, args=_dpo_arguments(config, learner), **given)
+            trainer = trl.DPOTrainer(
+                ref_model=reference, args=_dpo_arguments(config, learner), **given
+            )
         else:
             trainer = trl.SFTTrainer(args=_sft_arguments(config, learner), **given)
+    trainer.remove_callback(PrinterCallback)
     if not len(trainer.train_dataset):
         raise InputError(
             "no row leaves anything to learn",
