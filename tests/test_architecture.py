@@ -27,8 +27,8 @@ SAME_LEVEL = {("rewards", "models"), ("rollout", "models")}
 """Rewards and rollout run models, so these two may look sideways."""
 NO_TORCH = ("errors", "records", "control", "guard", "ledger", "replay", "report")
 TRANSFORMERS = {"models", "integrations"}
-"""The only rooms that know transformers: when its interface moves, they move. `models` for all of kleash; `integrations`
-because TRL's trainers are transformers' own, and tell what they do to a callback of its kind."""
+"""The only rooms that know transformers: when its interface moves, they move. `models` for all of kleash;
+`integrations` because TRL's trainers are transformers' own, and tell what they do to a callback of its kind."""
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -57,7 +57,7 @@ def build_trainer(config: DPORunConfig | SFTRunConfig, learner: Learner, rows: R
         if isinstance(config, DPORunConfig):
             # A copy, because TRL puts another forward pass into it, and the meter's reference is to stay as it is.
             reference = freeze(learner.reference).model
-            trainer = trl.DPOTrainer(
+            trainer: Any = trl.DPOTrainer(
                 ref_model=reference, args=_dpo_arguments(config, learner), **given
             )
         else:
@@ -99,9 +99,9 @@ class _Steps(TrainerCallback):
         # change under the meter, and the model is saved as it came.
         self.model.config, self.model.generation_config = self.configs
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" in logs:  # not the summary at the end
-            self.give(Optimised(state.global_step, dict(logs)))
+    def on_log(self, args: Any, state: Any, control: Any, **said: Any) -> None:
+        if "loss" in said["logs"]:  # not the summary at the end
+            self.give(Optimised(state.global_step, dict(said["logs"])))
 
 
 def _schedule(config: DPORunConfig | SFTRunConfig, optimizer: torch.optim.Optimizer) -> Any:
