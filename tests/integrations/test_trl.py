@@ -18,12 +18,17 @@ from kleash.integrations.trl.quiet import silently
 from kleash.integrations.trl.run import prepare, train_baseline
 from kleash.integrations.trl.trainers import optimisation
 from kleash.ledger import read
+from kleash.models.config import ModelConfig
 from kleash.models.embedded import resolve
 from kleash.models.hub import load_language_model
 from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
 from kleash.replay import verify_run
 from kleash.report import load_run, render_run
+from kleash.train.data import load_prompts
+from kleash.train.evaluate import fresh_drift
+from kleash.train.learner import build_learner
+from kleash.train.loop import held_prompts
 
 PAIRS = [
     {"prompt": "the film is", "chosen": " very good .", "rejected": " a bad and dull film ."},
@@ -113,7 +118,7 @@ def test_dpos_loss_and_implicit_rewards_are_the_formula(moved: Setup) -> None:
     trainer = moved.trainer
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(PAIRS))])
     trainer.model.train()
-    with silently():
+    with silently(), torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch)
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     trainer.model.eval()
@@ -163,12 +168,23 @@ def test_the_kl_rises_from_measurement_to_measurement(run: tuple[Path, list[Step
     assert all(record.verdict.action == "accept" for record in run[1])
 
 
+def test_the_ending_states_the_kl_of_what_is_saved_as_a_run_of_ppo_would(
+    run: tuple[Path, list[StepRecord]], tmp_path: Path
+) -> None:
+    """On the prompts and random numbers that `kleash train` ends with at this seed: two runs compare like with like."""
+    directory, _ = run
+    config = dpo(tmp_path)
+    models = ModelConfig(policy=str(directory / "final"), reference="tiny-reviews/base")
+    learner = build_learner(models, config.optimizer, "cpu", with_values=False)
+    prompts, generator = held_prompts(load_prompts(config.data.prompts), config.rollout, 0)
+    kl = fresh_drift(learner, prompts, config.rollout, generator)
+    assert read(directory / "ledger")[-1].body["kl"]["value"] == pytest.approx(kl.value, rel=1e-5)
+
+
 def test_a_run_is_a_directory_like_any_other(run: tuple[Path, list[StepRecord]]) -> None:
-    directory, records = run
+    directory, _ = run
     found = verify_run(directory)
     assert (found.problems, found.status, found.steps) == ((), "finished", 3)
-    ending = read(directory / "ledger")[-1]
-    assert ending.body["kl"]["value"] == pytest.approx(records[-1].kl.value, rel=0.8)
     assert "trl, dpo" in (directory / "final" / "README.md").read_text()
     base = Path(resolve("tiny-reviews/base"))
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
