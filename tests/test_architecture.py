@@ -26,8 +26,9 @@ LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 SAME_LEVEL = {("rewards", "models"), ("rollout", "models")}
 """Rewards and rollout run models, so these two may look sideways."""
 NO_TORCH = ("errors", "records", "control", "guard", "ledger", "replay", "report")
-TRANSFORMERS = {"models"}
-"""The only room that knows transformers: when its interface moves, one room moves."""
+TRANSFORMERS = {"models", "integrations"}
+"""The only rooms that know transformers: when its interface moves, they move. `models` for all of kleash;
+`integrations` because TRL's trainers are transformers' own, and tell what they do to a callback of its kind."""
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

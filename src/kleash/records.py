@@ -194,7 +194,7 @@ class UpdateFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """The guard's decision about one proposed update."""
+    """The guard's decision about one proposed update, or about a policy that another trainer updated."""
 
     action: Action
     reasons: tuple[str, ...] = ()
@@ -210,11 +210,11 @@ class StepRecord:
     """What one step of training yields: observers (console, trackers, reports, tests) read these and nothing else."""
 
     step: int
-    """1-based."""
+    """1-based; where another trainer makes the updates, how many it had made, from 0."""
     kl: KLReading
     """KL(π‖π_ref) per response, of the policy that sampled this step's rollout."""
-    kl_coef: float
-    """The β that this step's update used, chosen from `kl`'s rollout."""
+    kl_coef: float | None
+    """The β that this step's update used, chosen from `kl`'s rollout; None where no β was chosen."""
     note: str = ""
     """What the controller has to say of this step; empty when nothing."""
     verdict: Verdict

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,18 +10,23 @@ from typing import Any, Literal, NamedTuple
 from kleash import control
 from kleash.control import ControlConfig
 from kleash.errors import InputError, KleashError
-from kleash.guard import GuardConfig, judge
+from kleash.guard import GuardConfig, judge, judge_policy
 from kleash.ledger import (
     HEAD_FILE,
     LEDGER_FILE,
     Chain,
     Entry,
+    Kind,
+    MeasurementEntry,
     Problem,
     UpdateEntry,
     check_config,
     check_files,
     check_metrics,
+    kind_of,
     refusal,
+    steps_due,
+    steps_made,
     verify_chain,
 )
 from kleash.records import KLReading, Unit, carried_momentum
@@ -106,7 +111,7 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
     return Verification(
         entries=len(chain.entries),
         head=chain.head.leaf,
-        steps=sum(entry.type == "update" for entry in chain.entries),
+        steps=steps_made(chain.entries),
         status=status,
         checks=tuple(checks),
         problems=tuple(problems),
@@ -115,25 +120,29 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
 
 
 def check_sequence(entries: Sequence[Entry]) -> list[Problem]:
-    """One start, steps 1, 2, 3, ..., no step after a halt, at most one ending, which comes last."""
+    """One start, the steps that are due in order, none after a halt, at most one ending, which comes last.
+
+    Updates are 1, 2, 3, ...; of measurements, those that the configuration asks for, and all of them at a finish.
+    """
     if not entries or entries[0].type != "run.started":
         return [Problem(where=f"{LEDGER_FILE} line 1", what="a run starts with run.started")]
     problems: list[Problem] = []
     steps, ended, halted = 0, False, False
+    kind = kind_of(entries)
+    due = steps_due(entries[0], kind)
     for entry in entries[1:]:
         what = ""
         if ended:
             what = "an entry after the run's ending"
         elif entry.type in ENDINGS:
             ended = True
-            if entry.body.get("steps") != steps:
-                what = f"the ending does not count the {steps} steps before it"
-        elif entry.type != "update":
+            what = _wrong_ending(entry, steps, kind, due)
+        elif entry.type != kind:
             what = f"no entry of type {entry.type} belongs here"
         else:
-            steps += 1
-            if entry.body.get("step") != steps:
-                what = f"not step {steps}"
+            steps = next(due, None)
+            if steps is None or entry.body.get("step") != steps:
+                what = "not a step that is due" if steps is None else f"not step {steps}"
             elif halted:
                 what = "a step after the guard's halt"
             halted = halted or _action(entry.body.get("verdict")) == "halt"
@@ -142,8 +151,19 @@ def check_sequence(entries: Sequence[Entry]) -> list[Problem]:
     return problems
 
 
+def _wrong_ending(entry: Entry, steps: int | None, kind: Kind, due: Iterator[int]) -> str:
+    """What is wrong with an ending; empty where nothing is."""
+    if entry.body.get("steps") != steps:
+        return f"the ending does not count the {steps} steps before it"
+    if kind == "measurement" and entry.type == "run.finished" and next(due, None) is not None:
+        return "the run finished, and a measurement that was due is not there"
+    return ""
+
+
 def replay(entries: Sequence[Entry]) -> list[Problem]:
     """Recompute every controller state, its kl_coef, and every verdict from readings, signals and config as recorded.
+
+    A run of measurements has verdicts alone.
 
     After a mismatch the recomputation goes on from the recorded state, so that each mismatch is
     reported where it is. Sentences, the reasons of a verdict and a controller's note, are not
@@ -151,6 +171,8 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
     """
     if not entries:
         return []
+    if kind_of(entries) == "measurement":
+        return _replay_measurements(entries)
     settings = _settings_of(entries[0])
     if settings is None:
         return [_problem(entries[0], "no usable configuration of controller, guard and optimizer")]
@@ -189,6 +211,28 @@ def _settings_of(started: Entry) -> _Settings | None:
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
+
+
+def _replay_measurements(entries: Sequence[Entry]) -> list[Problem]:
+    try:
+        limits = GuardConfig.model_validate(entries[0].body["config"]["guard"])
+    except (KeyError, TypeError, ValueError):
+        return [_problem(entries[0], "no usable configuration of the guard")]
+    measured = [entry for entry in entries if entry.type == "measurement"]
+    return [_problem(e, what) for e in measured if (what := _wrong_measurement(e, limits))]
+
+
+def _wrong_measurement(entry: Entry, limits: GuardConfig) -> str:
+    try:
+        measured = MeasurementEntry.from_json(entry.body)
+        if measured.kl.name != "kl_policy_ref_per_response":
+            return f"kl is {measured.kl.name}, where kl_policy_ref_per_response belongs"
+        verdict = judge_policy(limits, measured.kl)
+    except KleashError as error:
+        return str(error)
+    if measured.verdict.action != verdict.action:
+        return f"the verdict is {measured.verdict.action}; the guard gives {verdict.action}"
+    return ""
 
 
 def _check_self_test(started: Entry) -> list[Problem]:
@@ -311,9 +355,10 @@ def _check_pin(chain: Chain, expected_head: str) -> list[Problem]:
 
 
 def _check_files_of(run: Path, entries: Sequence[Entry], status: Status) -> list[Problem]:
-    updates = [UpdateEntry.from_json(entry.body) for entry in entries if entry.type == "update"]
+    record = UpdateEntry if kind_of(entries) == "update" else MeasurementEntry
+    steps: Any = [record.from_json(e.body) for e in entries if e.type in ("update", "measurement")]
     problems = check_config(run, entries[0].body)
-    problems += check_metrics(run, updates, may_lack_last=status != "finished")
+    problems += check_metrics(run, steps, may_lack_last=status != "finished")
     if status == "unfinished":
         return problems
     files = entries[-1].body.get("files")

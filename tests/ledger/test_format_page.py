@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kleash.ledger import Ledger, UpdateEntry, verify_chain
+from kleash.ledger import Ledger, MeasurementEntry, UpdateEntry, verify_chain
 from kleash.records import KLReading, Signals, UpdateFacts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ledger-format.md").read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_the_second_verifier_finds_a_cut(verifier: Path, ledger: Path) -> None:
     assert "shorter than its head" in run_verifier(verifier, ledger).stderr
 
 
-@pytest.mark.parametrize("record", [UpdateEntry, KLReading, Signals, UpdateFacts])
+@pytest.mark.parametrize("record", [UpdateEntry, MeasurementEntry, KLReading, Signals, UpdateFacts])
 def test_the_page_names_every_field(record: type) -> None:
     missing = [field.name for field in fields(record) if not re.search(rf"\b{field.name}\b", PAGE)]
     assert missing == []

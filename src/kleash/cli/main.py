@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from kleash import __version__
 from kleash.cli.audit import report, verify
+from kleash.cli.baselines import dpo, sft
 from kleash.cli.console import Screen
 from kleash.cli.demo import demo
 from kleash.cli.lab import lab
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 app.command(epilog="Example: kleash demo --seed 1")(demo)
 app.command(epilog="Example: kleash train examples/tiny_ppo.toml --set rl.kl_target=4")(train)
+app.command(epilog="Example: kleash sft examples/tiny_sft.toml --set train.steps=20")(sft)
+app.command(epilog="Example: kleash dpo examples/tiny_dpo.toml --set dpo.beta=0.3")(dpo)
 app.command(epilog="Example: kleash reward examples/tiny_reward.toml --out runs/proxy")(reward)
 app.command(epilog="Example: kleash score tiny-reviews/gold texts.jsonl --json")(score)
 app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)

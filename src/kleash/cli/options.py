@@ -47,17 +47,36 @@ def train_extra() -> Generator[None]:
     Raises:
         InputError: the extra `train` is not installed.
     """
+    with _extra(
+        "train", _TRAIN_EXTRA, "this command runs a model, which the base install does not"
+    ):
+        yield
+
+
+@contextmanager
+def trl_extra() -> Generator[None]:
+    """Imports inside may fail for want of TRL, or of torch.
+
+    Raises:
+        InputError: the extra `trl` is not installed.
+    """
+    with _extra("trl", _TRAIN_EXTRA | {"trl"}, "this command trains with TRL, which is an extra"):
+        yield
+
+
+@contextmanager
+def _extra(name: str, packages: set[str], what: str) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _TRAIN_EXTRA:
+        if missing not in packages:
             raise
         raise InputError(
-            "this command runs a model, which the base install does not",
-            expected="the packages of kleash[train]",
+            what,
+            expected=f"the packages of kleash[{name}]",
             got=f"no {missing}",
-            do="pip install 'kleash[train]'",
+            do=f"pip install 'kleash[{name}]'",
         ) from error
 
 

@@ -47,6 +47,22 @@ def judge(config: GuardConfig, reading: KLReading, facts: UpdateFacts) -> Verdic
     return Verdict(action=action, reasons=(*halts, *rejects))
 
 
+def judge_policy(config: GuardConfig, reading: KLReading) -> Verdict:
+    """Whether a run may go on from a policy whose updates are made elsewhere: there is none to be refused.
+
+    `halt` when it has drifted past `max_kl`, or its KL is not a possible number; `accept` otherwise.
+
+    Args:
+        config: the limits.
+        reading: KL(π‖π_ref) per response, of the policy as it stands.
+
+    Raises:
+        ConfigError: the KL has another unit or direction than the limit set on it.
+    """
+    halts = _over("max_kl", config.max_kl, reading, "policy_ref", "response") + _impossible(reading)
+    return Verdict(action="halt" if halts else "accept", reasons=tuple(halts))
+
+
 def _impossible(reading: KLReading) -> list[str]:
     if reading.is_possible:
         return []

@@ -20,7 +20,9 @@ from kleash.ledger.evidence import (
     digest_run,
     sha256_file,
 )
+from kleash.ledger.measurement import MeasurementEntry
 from kleash.ledger.paths import refusal
+from kleash.ledger.steps import Kind, kind_of, steps_due, steps_made
 from kleash.ledger.store import Ledger
 from kleash.ledger.update import UpdateEntry
 
@@ -30,7 +32,9 @@ __all__ = [
     "Chain",
     "Entry",
     "Head",
+    "Kind",
     "Ledger",
+    "MeasurementEntry",
     "Problem",
     "UpdateEntry",
     "check_config",
@@ -39,8 +43,11 @@ __all__ = [
     "digest_run",
     "encode",
     "hash_line",
+    "kind_of",
     "read",
     "refusal",
     "sha256_file",
+    "steps_due",
+    "steps_made",
     "verify_chain",
 ]

@@ -9,8 +9,10 @@ from typing import Any
 
 from kleash.ledger.chain import Problem
 from kleash.ledger.entry import MAX_LINE, encode
+from kleash.ledger.measurement import MeasurementEntry
 from kleash.ledger.paths import LEADS_OUT, leads_out, open_regular, refusal
 from kleash.ledger.update import UpdateEntry
+from kleash.records import KLReading
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -51,14 +53,14 @@ def check_config(run: Path, started: Mapping[str, Any]) -> list[Problem]:
 
 
 def check_metrics(
-    run: Path, updates: Sequence[UpdateEntry], *, may_lack_last: bool
+    run: Path, steps: Sequence[UpdateEntry] | Sequence[MeasurementEntry], *, may_lack_last: bool
 ) -> list[Problem]:
-    """metrics.jsonl has one line an update, each with the digest and the figures that the update recorded.
+    """metrics.jsonl has one line an update (or measurement), each with the digest and the figures that it recorded.
 
     Args:
         run: the run's directory.
-        updates: the ledger's updates, in order.
-        may_lack_last: the run stopped short, so its last update may not have reached the file.
+        steps: the ledger's updates, or its measurements, in order.
+        may_lack_last: the run stopped short, so its last step may not have reached the file.
     """
     if what := refusal(run, run / METRICS_FILE):
         return [Problem(where=METRICS_FILE, what=what)]
@@ -68,14 +70,14 @@ def check_metrics(
         with open_regular(run / METRICS_FILE) as file:
             while line := file.readline(MAX_LINE):
                 lines += 1
-                what = _compare_metrics(line, updates[lines - 1]) if lines <= len(updates) else ""
+                what = _compare_metrics(line, steps[lines - 1]) if lines <= len(steps) else ""
                 if what:
                     problems.append(Problem(where=f"{METRICS_FILE} line {lines}", what=what))
     except OSError:
         lines = 0
-    missing = len(updates) - lines
+    missing = len(steps) - lines
     if missing < 0 or missing > may_lack_last:
-        what = f"{lines} lines, where the ledger has {len(updates)} updates"
+        what = f"{lines} lines, where the ledger has {len(steps)} updates or measurements"
         problems.append(Problem(where=METRICS_FILE, what=what))
     return problems
 
@@ -106,17 +108,19 @@ def _lasting_files(run: Path) -> Iterator[str]:
             yield path.relative_to(run).as_posix()
 
 
-def _compare_metrics(line: bytes, update: UpdateEntry) -> str:
-    if hashlib.sha256(line).hexdigest() != update.metrics_sha256:
-        return f"not the line that step {update.step} recorded"
+def _compare_metrics(line: bytes, entry: UpdateEntry | MeasurementEntry) -> str:
+    if hashlib.sha256(line).hexdigest() != entry.metrics_sha256:
+        return f"not the line that step {entry.step} recorded"
+    is_update = isinstance(entry, UpdateEntry)
+    names = ("step", "kl_coef") if is_update else ("step", entry.kl.name)
     try:
         metrics = json.loads(line)
-        needed = {key: metrics[key] for key in ("step", "kl_coef")}
-        recorded = _figures(update)
+        needed = {key: metrics[key] for key in names}
+        recorded = _figures(entry) if is_update else {"step": entry.step, **_interval(entry.kl)}
         shown = needed | {key: metrics[key] for key in recorded if key in metrics}
         differing = [key for key in shown if encode(shown[key]) != encode(recorded[key])]
     except (ValueError, RecursionError, KeyError, TypeError):
-        return "not an object with step and kl_coef"
+        return f"not an object with {' and '.join(names)}"
     if differing:
         return f"{', '.join(differing)}: not what the ledger says was used or measured"
     return ""
@@ -127,8 +131,7 @@ def _figures(update: UpdateEntry) -> dict[str, Any]:
     figures: dict[str, Any] = {"step": update.step, "kl_coef": update.kl_coef}
     for reading in (update.kl, update.kl_control):
         if reading is not None:
-            figures[reading.name] = reading.value
-            figures |= {f"{reading.name}_low": reading.low, f"{reading.name}_high": reading.high}
+            figures |= _interval(reading)
     signals = update.signals
     figures |= {
         "reward_std_within": signals.reward_std,
@@ -139,6 +142,11 @@ def _figures(update: UpdateEntry) -> dict[str, Any]:
     moved = update.facts.kl_new_old
     figures["kl_new_old_per_token"] = None if moved is None else moved.value
     return figures
+
+
+def _interval(reading: KLReading) -> dict[str, Any]:
+    name = reading.name
+    return {name: reading.value, f"{name}_low": reading.low, f"{name}_high": reading.high}
 
 
 def _compare_file(run: Path, name: str, digest: Any) -> str:

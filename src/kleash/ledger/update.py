@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from kleash.errors import TamperError
-from kleash.ledger.entry import encode
+from kleash.ledger.body import read_body
 from kleash.records import KLReading, Signals, UpdateFacts, Verdict
 
 
@@ -56,18 +55,7 @@ class UpdateEntry:
         Raises:
             TamperError: it is not such a body: a field is missing, unknown or of another type.
         """
-        try:
-            entry = _ADAPTER.validate_python(body)
-        except ValidationError as error:
-            first = error.errors(include_input=False)[0]
-            where = ".".join(ascii(part).strip("'") for part in first["loc"])
-            raise TamperError(
-                "not the body of an update", got=f"{where}: {first['msg']}"
-            ) from error
-        # As bytes: in Python True is 1 and 1 is 1.0.
-        if encode(entry.to_json()) != encode(dict(body)):
-            raise TamperError("not the body of an update: a field is unknown or of another type")
-        return entry
+        return read_body(_ADAPTER, body, "an update")
 
 
 _ADAPTER = TypeAdapter(UpdateEntry)

@@ -138,11 +138,15 @@ def reward(run: RunView, colour: str) -> Chart:
         _curve(run, f"monitor/{name}", spare[index % len(spare)], label=short_name(name))
         for index, name in enumerate(others)
     ]
-    reading = "Dashed: the reward that was trained on. " + (
+    watched = (
+        "Dashed: a reward that was only measured. Nothing was trained on it, nor on other scorers."
+    )
+    trained = "Dashed: the reward that was trained on. " + (
         "Solid: scorers that were only watched. If these fall while the dashed line rises, the reward is being gamed."
         if run.monitors
         else "No other scorer watched this run, so it cannot tell whether the reward is being gamed."
     )
+    reading = trained if run.method == "PPO" else watched
     return Chart(
         title="Reward, mean per response", reading=reading, figure=by_step(curves), size="medium"
     )

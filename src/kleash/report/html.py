@@ -173,7 +173,7 @@ def _facts(run: RunView) -> tuple[Fact, ...]:
     reference, limit = run.setting("model", "reference"), run.setting("guard", "max_kl")
     kl = [run.last(f"kl_policy_ref_per_{run.unit}{end}") for end in ("", "_low", "_high")]
     steps = (
-        f"{len(run.steps)} of {planned} steps"
+        f"{run.steps[-1] if run.steps else 0} of {planned} steps"
         if isinstance(planned, int)
         else f"{len(run.steps)} steps"
     )
@@ -190,12 +190,14 @@ def _facts(run: RunView) -> tuple[Fact, ...]:
         ),
         Fact(
             name="Updates",
-            value=f"{number(run.accepted)} accepted · {number(run.rejected)} rejected",
+            value="not judged one by one"
+            if run.method != "PPO"
+            else f"{number(run.accepted)} accepted · {number(run.rejected)} rejected",
             note=steps,
         ),
         Fact(
             name="Algorithm",
-            value="PPO",
+            value=run.method,
             note=f"{controller} β" if isinstance(controller, str) else "",
         ),
         Fact(

@@ -128,6 +128,11 @@ class RunView:
         return "token" if self.setting("rl", "kl_unit") == "token" else "response"
 
     @property
+    def method(self) -> str:
+        """What trained it: `DPO` or `SFT` by TRL, else our own PPO."""
+        return next((name.upper() for name in ("dpo", "sft") if name in self.config), "PPO")
+
+    @property
     def accepted(self) -> int | None:
         """Updates that the guard let through; None when no verdict was logged."""
         return self._verdicts(1)

@@ -49,12 +49,12 @@ def model_card(
 
 def _drift(config: RunConfig, last: StepRecord | None, drift: KLReading | None) -> list[str]:
     return [
-        f"- KL(π‖π_ref) of these weights: {_reading(drift)}",
+        f"- KL(π‖π_ref) of these weights: {reading_text(drift)}",
         *(
             []
-            if last is None
+            if last is None or last.kl_coef is None
             else [
-                f"- of the policy that sampled step {last.step}, before that step's update: {_reading(last.kl)}",
+                f"- of the policy that sampled step {last.step}, before that step's update: {reading_text(last.kl)}",
                 f"- β at that step: {last.kl_coef:.6g}, {_held(config)}; {_penalty(config)}",
             ]
         ),
@@ -75,7 +75,8 @@ def _held(config: RunConfig) -> str:
     return f"set by the {config.rl.controller} controller for {config.rl.kl_target:g} nats per {config.rl.kl_unit}"
 
 
-def _reading(reading: KLReading | None) -> str:
+def reading_text(reading: KLReading | None) -> str:
+    """A reading with all that it rests on."""
     if reading is None:
         return "not measured"
     return (

@@ -1,10 +1,11 @@
 """Fresh responses from a policy, scored and metered: a table row, and lines for samples.jsonl."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kleash.drift import measure_drift
 from kleash.models.policy import LanguageModel
@@ -13,8 +14,19 @@ from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
-from kleash.train.experience import Experience, meter, score
+from kleash.train.experience import Experience, Metered, ask, meter, score
 from kleash.train.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observed:
+    """A rollout that is metered, and scored where there is something to score it by."""
+
+    rollout: Rollout
+    metered: Metered
+    scores: Tensor | None
+    """[B]; None: nothing scores."""
+    monitor: dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +81,28 @@ def experience_of(
     )
 
 
+def observe(
+    learner: Learner,
+    prompts: Sequence[str],
+    config: RolloutConfig,
+    scorers: tuple[Scorer | None, Sequence[Scorer]],
+    generator: torch.Generator,
+    *,
+    micro_batch_size: int = 32,
+) -> Observed:
+    """The same where no reward need be: nothing learns from it."""
+    reward, monitors = scorers
+    rollout = sample(learner.policy, prompts, config, generator)
+    return Observed(
+        rollout=rollout,
+        metered=meter(
+            learner, rollout, temperature=config.temperature, micro_batch_size=micro_batch_size
+        ),
+        scores=None if reward is None else ask(reward, rollout),
+        monitor={monitor.name: ask(monitor, rollout) for monitor in monitors},
+    )
+
+
 def fresh_drift(
     learner: Learner,
     prompts: Sequence[str],
@@ -118,18 +152,56 @@ def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
+class Samples:
+    """The same prompts and the same random numbers each time, so that what changes is the policy.
+
+    Args:
+        learner: whose policy is asked, and whose reference has been.
+        prompts: what they are asked, once each.
+        config: how long and at which temperature they answer.
+        scorers: the reward, where there is one, and the monitors.
+        random: the same stream of random numbers at every call.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        prompts: Sequence[str],
+        config: RolloutConfig,
+        scorers: tuple[Scorer | None, Sequence[Scorer]],
+        random: Callable[[], torch.Generator],
+    ) -> None:
+        self.learner, self.prompts, self.scorers, self.random = learner, prompts, scorers, random
+        self.config = RolloutConfig.model_validate(
+            {**config.model_dump(), "num_prompts": len(prompts), "group_size": 1}
+        )
+        rollout = sample(learner.reference, prompts, self.config, random())
+        reward = scorers[0]
+        self.reference = {
+            "responses": rollout.responses,
+            "scores": [None] * len(prompts)
+            if reward is None
+            else reward.score(rollout.prompts, rollout.responses),
+        }
+
+    def draw(self, step: int) -> tuple[dict[str, Any], ...]:
+        """The policy's answers now, as lines for samples.jsonl."""
+        observed = observe(self.learner, self.prompts, self.config, self.scorers, self.random())
+        return sample_lines(step, observed, self.learner.policy, self.reference)
+
+
 def sample_lines(
-    step: int, experience: Experience, policy: LanguageModel, reference: Mapping[str, Any]
+    step: int, observed: Observed, policy: LanguageModel, reference: Mapping[str, Any]
 ) -> tuple[dict[str, Any], ...]:
     """Lines for samples.jsonl: each response with its KL per token, beside the reference's answer.
 
     Args:
         step: which policy answered.
-        experience: its answers.
+        observed: its answers.
         policy: for its tokenizer.
         reference: "responses" and "scores" of the reference for the same prompts.
     """
-    rollout, metered = experience.rollout, experience.metered
+    rollout, metered, scores = observed.rollout, observed.metered, observed.scores
     lines: list[dict[str, Any]] = []
     for i, (prompt, response) in enumerate(zip(rollout.prompts, rollout.responses, strict=True)):
         keep = rollout.mask[i]
@@ -143,8 +215,8 @@ def sample_lines(
                 "tokens": [policy.tokenizer.decode([token]) for token in ids],
                 "kl_per_token": kl,
                 "kl_policy_ref": sum(kl),
-                "reward": float(experience.scores[i]),
-                "monitor": {name: float(x[i]) for name, x in experience.monitor.items()},
+                "reward": None if scores is None else float(scores[i]),
+                "monitor": {name: float(x[i]) for name, x in observed.monitor.items()},
                 "reference_response": reference["responses"][i],
                 "reference_reward": reference["scores"][i],
             }

@@ -35,6 +35,11 @@ class Metered:
     head: Head
     """The policy's head as it was."""
 
+    @property
+    def log_ratio(self) -> Tensor:
+        """u_t = log π/π_ref of the tokens drawn, [B, T]."""
+        return self.logprobs - self.ref_logprobs
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experience:
@@ -51,43 +56,15 @@ class Experience:
     @property
     def log_ratio(self) -> Tensor:
         """u_t = log π/π_ref of the tokens drawn, [B, T]."""
-        return self.metered.logprobs - self.metered.ref_logprobs
+        return self.metered.log_ratio
 
     def readings(self, learner: Learner) -> "Readings":
         """Every drift of the policy that sampled this rollout."""
-        metered, mask, clusters = self.metered, self.rollout.mask, self.rollout.prompt_index
-        reference, origin = learner.reference.name, learner.origin.name
-        return Readings(
-            response=measure_drift(metered.kl, mask, clusters, reference=reference),
-            token=measure_drift(metered.kl, mask, clusters, reference=reference, unit="token"),
-            origin=measure_drift(
-                metered.origin_kl, mask, clusters, reference=origin, direction="policy_origin"
-            ),
-            sampler=measure_mismatch(
-                self.rollout.sampled_logprobs,
-                metered.logprobs,
-                mask,
-                clusters,
-                policy=learner.policy.name,
-            ),
-            tails=measure_tails(metered.kl, self.log_ratio, mask),
-        )
+        return read_drift(learner, self.rollout, self.metered)
 
     def breakdown(self, policy: LanguageModel) -> dict[str, list[dict[str, Any]]]:
         """Where the KL comes from, with prompts and tokens as text."""
-        rollout = self.rollout
-        found = break_down(
-            self.metered.kl,
-            self.log_ratio,
-            rollout.response_ids,
-            rollout.mask,
-            rollout.prompt_index,
-            name=lambda token: policy.tokenizer.decode([token]),
-        )
-        text = dict(zip(rollout.prompt_index.tolist(), rollout.prompts, strict=True))
-        for prompt in found["by_prompt"]:
-            prompt["prompt"] = text[prompt["prompt"]]
-        return found
+        return locate_drift(policy, self.rollout, self.metered)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +80,45 @@ class Readings:
     sampler: KLReading
     """KL(μ‖π) per token of the engine that sampled from the policy that learns."""
     tails: Tails
+
+
+def read_drift(learner: Learner, rollout: Rollout, metered: Metered) -> Readings:
+    """Every drift of the policy that sampled a rollout."""
+    mask, clusters = rollout.mask, rollout.prompt_index
+    reference, origin = learner.reference.name, learner.origin.name
+    return Readings(
+        response=measure_drift(metered.kl, mask, clusters, reference=reference),
+        token=measure_drift(metered.kl, mask, clusters, reference=reference, unit="token"),
+        origin=measure_drift(
+            metered.origin_kl, mask, clusters, reference=origin, direction="policy_origin"
+        ),
+        sampler=measure_mismatch(
+            rollout.sampled_logprobs,
+            metered.logprobs,
+            mask,
+            clusters,
+            policy=learner.policy.name,
+        ),
+        tails=measure_tails(metered.kl, metered.log_ratio, mask),
+    )
+
+
+def locate_drift(
+    policy: LanguageModel, rollout: Rollout, metered: Metered
+) -> dict[str, list[dict[str, Any]]]:
+    """Where the KL of a rollout comes from, with prompts and tokens as text."""
+    found = break_down(
+        metered.kl,
+        metered.log_ratio,
+        rollout.response_ids,
+        rollout.mask,
+        rollout.prompt_index,
+        name=lambda token: policy.tokenizer.decode([token]),
+    )
+    text = dict(zip(rollout.prompt_index.tolist(), rollout.prompts, strict=True))
+    for prompt in found["by_prompt"]:
+        prompt["prompt"] = text[prompt["prompt"]]
+    return found
 
 
 @torch.no_grad()
@@ -149,15 +165,15 @@ def score(
     rollout: Rollout, reward: Scorer, monitors: Sequence[Scorer], missing_eos_penalty: float
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Scores [B], the same less the penalty for responses that did not end, and what the monitors say."""
-    device = rollout.mask.device
-
-    def ask(scorer: Scorer) -> Tensor:
-        scores = scorer.score(rollout.prompts, rollout.responses)
-        return torch.tensor(scores, dtype=torch.float32, device=device)
-
-    scores = ask(reward)
+    scores = ask(reward, rollout)
     penalised = scores - missing_eos_penalty * (~rollout.finished)
-    return scores, penalised, {monitor.name: ask(monitor) for monitor in monitors}
+    return scores, penalised, {monitor.name: ask(monitor, rollout) for monitor in monitors}
+
+
+def ask(scorer: Scorer, rollout: Rollout) -> Tensor:
+    """Scores [B] of a rollout's responses, where the rollout is."""
+    scores = scorer.score(rollout.prompts, rollout.responses)
+    return torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
 
 
 @torch.no_grad()

@@ -19,9 +19,9 @@ from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.algorithms import ALGORITHMS, Targets
-from kleash.train.config import RunConfig
+from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.data import prompt_batches
-from kleash.train.evaluate import collect, experience_of, fresh_drift, sample_lines
+from kleash.train.evaluate import Samples, experience_of, fresh_drift
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
@@ -55,7 +55,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     algorithm = ALGORITHMS[config.algorithm.name]
     generator = seeded(config.train.seed, "training")
     rollouts = sampled_ahead(setup, generator)
-    state, ending, watch = control.init(config.rl), _Ending(setup), _Samples(setup)
+    state, ending, samples = control.init(config.rl), _Ending(setup), _samples(setup)
     kept = True
     for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
@@ -78,7 +78,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             if not kept:
                 learner.restore(proposal.snapshot)
         ending.note(decision.entry, proposal.snapshot)
-        updated, due = time.perf_counter(), watch.due(step)
+        updated, due = time.perf_counter(), _is_due(config.train, step)
         yield StepRecord(
             step=step,
             kl=decision.entry.kl,
@@ -87,7 +87,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
-            samples=watch.draw(step) if due else (),
+            samples=samples.draw(step) if due else (),
             breakdown={"step": step, **experience.breakdown(learner.policy)} if due else None,
         )
         ending.halt_if_told(decision.entry)
@@ -216,11 +216,18 @@ class _Ending:
 def final_drift(setup: Setup) -> KLReading:
     """KL(π‖π_ref) of the policy as it stands, on a batch of prompts: the same each time it is asked for."""
     train, rollout = setup.config.train, setup.config.rollout
-    generator = seeded(train.seed, "final drift")
-    prompts = next(prompt_batches(setup.prompts, rollout.num_prompts, generator))
+    prompts, generator = held_prompts(setup.prompts, rollout, train.seed)
     return fresh_drift(
         setup.learner, prompts, rollout, generator, micro_batch_size=train.micro_batch_size
     )
+
+
+def held_prompts(
+    prompts: list[str], config: RolloutConfig, seed: int
+) -> tuple[list[str], torch.Generator]:
+    """The prompts by which what runs make of one policy is compared, and the random numbers to answer them with."""
+    generator = seeded(seed, "final drift")
+    return next(prompt_batches(prompts, config.num_prompts, generator)), generator
 
 
 def metrics_line(metrics: Any) -> bytes:
@@ -241,35 +248,16 @@ def _set_learning_rate(setup: Setup, step: int) -> float:
     return rate
 
 
-class _Samples:
-    """The same prompts and the same random numbers each time, so that what changes is the policy."""
+def _samples(setup: Setup) -> Samples:
+    config = setup.config
+    return Samples(
+        setup.learner,
+        setup.prompts[: config.train.num_samples],
+        config.rollout,
+        (setup.reward, setup.monitors),
+        lambda: seeded(config.train.seed, "samples"),
+    )
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.prompts = setup.prompts[: setup.config.train.num_samples]
-        self.config = RolloutConfig.model_validate(
-            {**setup.config.rollout.model_dump(), "num_prompts": len(self.prompts), "group_size": 1}
-        )
-        reference = sample(setup.learner.reference, self.prompts, self.config, self._generator())
-        self.reference = {
-            "responses": reference.responses,
-            "scores": setup.reward.score(reference.prompts, reference.responses),
-        }
 
-    def _generator(self) -> torch.Generator:
-        return seeded(self.setup.config.train.seed, "samples")
-
-    def due(self, step: int) -> bool:
-        train = self.setup.config.train
-        return step % train.sample_every == 0 or step in (1, train.steps)
-
-    def draw(self, step: int) -> tuple[dict[str, Any], ...]:
-        setup = self.setup
-        experience = collect(
-            setup.learner,
-            self.prompts,
-            self.config,
-            (setup.reward, setup.monitors),
-            self._generator(),
-        )
-        return sample_lines(step, experience, setup.learner.policy, self.reference)
+def _is_due(train: TrainConfig, step: int) -> bool:
+    return step % train.sample_every == 0 or step in (1, train.steps)

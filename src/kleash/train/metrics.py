@@ -5,8 +5,9 @@ from typing import NamedTuple
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
 from kleash.records import KLReading, Signals, Verdict
+from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import Targets
-from kleash.train.experience import Experience, Readings
+from kleash.train.experience import Experience, Metered, Readings
 from kleash.train.signals import Measured
 from kleash.train.update import Proposal
 
@@ -48,12 +49,12 @@ def step_metrics(
         "reward_std": float(experience.scores.std()) if count > 1 else None,
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
         **_signal_metrics(measured.signals),
-        **_drift_metrics(readings),
+        **drift_metrics(readings),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
         "kl_coef_effective": targets.kl_coef_effective,
         **settings._asdict(),
         "objective": reward - settings.kl_coef * readings.response.value,
-        **_response_metrics(experience),
+        **response_metrics(experience.rollout, experience.metered),
         **proposal.metrics,
         **_critic_metrics(experience, targets),
         "grad_norm": proposal.facts.grad_norm,
@@ -70,7 +71,8 @@ def _signal_metrics(signals: Signals) -> Metrics:
     }
 
 
-def _drift_metrics(readings: Readings) -> Metrics:
+def drift_metrics(readings: Readings) -> Metrics:
+    """The figures of a policy's drift."""
     response, token, tails = readings.response, readings.token, readings.tails
     return {
         **_interval(response),
@@ -98,8 +100,8 @@ def _value(reading: KLReading | None) -> float | None:
     return None if reading is None else reading.value
 
 
-def _response_metrics(experience: Experience) -> Metrics:
-    rollout, metered = experience.rollout, experience.metered
+def response_metrics(rollout: Rollout, metered: Metered) -> Metrics:
+    """What the responses are like, beside their scores."""
     gap = (metered.logprobs - rollout.sampled_logprobs)[rollout.mask].abs().max()
     return {
         "entropy_per_token": float(masked_mean(metered.entropy, rollout.mask)),

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import platform
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 
 from kleash import __version__
 from kleash.errors import ConfigError, InputError, KleashError, LimitError, ResourceError
-from kleash.ledger import Ledger, digest_run, encode, read
+from kleash.ledger import Ledger, digest_run, encode, read, steps_made
 from kleash.models.hub import save_language_model, vocabulary_digest
-from kleash.models.policy import weights_digest
-from kleash.records import StepRecord
+from kleash.models.policy import LanguageModel, weights_digest
+from kleash.records import KLReading, StepRecord
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.sampler import encode_prompts
 from kleash.train.algorithms import ALGORITHMS
@@ -28,7 +28,7 @@ from kleash.train.card import model_card
 from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
-from kleash.train.learner import build_learner, resolve_device
+from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
 from kleash.train.self_test import self_test
 
@@ -51,10 +51,17 @@ def train(config: RunConfig, run: Path, *, skip_self_test: bool = False) -> Gene
         InputError, ConfigError: something that was asked for can't be had, or the self-test failed.
         RewardError: the reward failed; LimitError: the guard halted the run; ResourceError: the disk failed.
     """
-    _check_vacant(run)
+    check_vacant(run)
     setup = prepare(config)
     tested = None if skip_self_test else check_setup(setup)
-    with _RunDirectory(run, setup, tested) as directory:
+    started = {
+        "config": config.model_dump(mode="json"),
+        "versions": versions(LIBRARIES),
+        "digests": digests(setup.learner, setup.prompts),
+        "self_test": "skipped" if tested is None else tested.to_json(),
+    }
+    trackers = Trackers(config.train.trackers, resolve_device(config.train.device))
+    with RunDirectory(run, started, _conclusion(setup), trackers) as directory:
         for record in run_loop(setup, directory.ledger):
             directory.write(record)
             yield record
@@ -116,7 +123,22 @@ def _check_trackers(names: tuple[str, ...]) -> None:
             )
 
 
-def _check_vacant(run: Path) -> None:
+def _conclusion(setup: Setup) -> "Conclude":
+    def conclude(ending: Ending) -> Conclusion:
+        drift = final_drift(setup) if ending.measured else None
+        reference = setup.learner.reference.name
+        card = model_card(setup.config, ending.last, drift, reference, ending.status)
+        return Conclusion(setup.learner.policy, card, drift)
+
+    return conclude
+
+
+def check_vacant(run: Path) -> None:
+    """That nothing is where a run is to be.
+
+    Raises:
+        InputError: something is.
+    """
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(
             f"{run} is not empty",
@@ -134,18 +156,51 @@ class _Files:
     timings: BinaryIO
 
 
-class _RunDirectory:
-    """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending."""
+class Trackers(NamedTuple):
+    """Names that accelerate knows, and the device that a run is on."""
 
-    def __init__(self, run: Path, setup: Setup, tested: SelfTest | None) -> None:
-        self.run, self.setup = run, setup
+    names: tuple[str, ...]
+    device: str
+
+
+class Ending(NamedTuple):
+    """How a run ended."""
+
+    status: str
+    """In the ledger's words."""
+    last: StepRecord | None
+    """The last step's record; None when no step was made."""
+    measured: bool
+    """Whether the drift of what is saved is to be measured."""
+
+
+class Conclusion(NamedTuple):
+    """What a run leaves behind."""
+
+    policy: LanguageModel
+    card: str
+    drift: KLReading | None
+    """KL(π‖π_ref) of the weights that are saved; None where it was not measured."""
+
+
+Conclude = Callable[[Ending], Conclusion]
+
+
+class RunDirectory:
+    """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending.
+
+    Args:
+        run: where; it must not exist, or be empty.
+        started: what config.json and the ledger's first entry say: `config`, `versions`, `digests`, `self_test`.
+        conclude: asked at the end for what is saved.
+        trackers: what else the figures go to.
+    """
+
+    def __init__(
+        self, run: Path, started: Mapping[str, Any], conclude: Conclude, trackers: Trackers
+    ) -> None:
+        self.run, self.conclude = run, conclude
         self.last: StepRecord | None = None
-        started = {
-            "config": setup.config.model_dump(mode="json"),
-            "versions": {"kleash": __version__, **_versions()},
-            "digests": _digests(setup),
-            "self_test": "skipped" if tested is None else tested.to_json(),
-        }
         try:
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
@@ -156,9 +211,9 @@ class _RunDirectory:
         except OSError as error:
             raise _disk_failed(run, error) from error
         self.ledger.append("run.started", {**started, "kleash": __version__})
-        self.tracker = _tracker(run, setup.config)
+        self.tracker = _tracker(run, trackers)
 
-    def __enter__(self) -> "_RunDirectory":
+    def __enter__(self) -> "RunDirectory":
         return self
 
     def write(self, record: StepRecord) -> None:
@@ -192,12 +247,12 @@ class _RunDirectory:
 
     def _end(self, error: BaseException | None) -> None:
         # Counted from the record: a step may have been entered there and not yielded.
-        setup, steps = self.setup, sum(e.type == "update" for e in read(self.run / "ledger"))
+        steps = steps_made(read(self.run / "ledger"))
         status, reason = _ending(error)
         # Whoever interrupts wants an end, and what failed may fail again.
-        drift = final_drift(setup) if error is None or isinstance(error, LimitError) else None
-        card = model_card(setup.config, self.last, drift, setup.learner.reference.name, status)
-        failure = self._save(card)
+        measured = error is None or isinstance(error, LimitError)
+        conclusion = self.conclude(Ending(status, self.last, measured))
+        drift, failure = conclusion.drift, self._save(conclusion)
         if failure is not None:
             status, reason = "run.failed", failure.what
         body: dict[str, Any] = {"steps": steps, "files": digest_run(self.run)}
@@ -206,10 +261,10 @@ class _RunDirectory:
         if failure is not None:
             raise failure
 
-    def _save(self, card: str) -> ResourceError | None:
+    def _save(self, conclusion: Conclusion) -> ResourceError | None:
         """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
         try:
-            save_language_model(self.setup.learner.policy, self.run / "final", card)
+            save_language_model(conclusion.policy, self.run / "final", conclusion.card)
         except (OSError, SafetensorError) as error:
             failure = _disk_failed(self.run / "final", error)
             failure.__cause__ = error
@@ -236,45 +291,47 @@ def _seconds(record: StepRecord) -> dict[str, float]:
     return {f"seconds/{name}": value for name, value in record.seconds.items()}
 
 
-def _tracker(run: Path, config: RunConfig) -> Accelerator | None:
+def _tracker(run: Path, trackers: Trackers) -> Accelerator | None:
     """accelerate's trackers, writing under the run directory; None when none is asked for."""
-    if not config.train.trackers:
+    names = trackers.names
+    if not names:
         return None
     try:
         accelerator = Accelerator(
-            log_with=list(config.train.trackers),
+            log_with=list(names),
             project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
-            cpu=resolve_device(config.train.device) == "cpu",
+            cpu=trackers.device == "cpu",
         )
-        accelerator.init_trackers(
-            "tensorboard" if config.train.trackers == ("tensorboard",) else run.name
-        )
+        accelerator.init_trackers("tensorboard" if names == ("tensorboard",) else run.name)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             "a tracker can't be started",
             expected="names of trackers that are installed, such as tensorboard",
-            got=f"{', '.join(config.train.trackers)}: {error}",
+            got=f"{', '.join(names)}: {error}",
             do="install it, or set train.trackers = []",
         ) from error
     return accelerator
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+def versions(libraries: Sequence[str]) -> dict[str, str]:
+    """Of kleash, Python and some libraries."""
+    known = {name: version(name) for name in libraries}
+    return {"kleash": __version__, "python": platform.python_version(), **known}
 
 
-def _digests(setup: Setup) -> dict[str, str]:
-    learner = setup.learner
+def digests(learner: Learner, prompts: list[str]) -> dict[str, str]:
+    """Which weights, which tokenizer and which prompts a run started from."""
     return {
         "policy": weights_digest(learner.policy.model),
         "reference": weights_digest(learner.reference.model),
         "tokenizer": vocabulary_digest(learner.policy.tokenizer),
-        "prompts": _sha256_of(setup.prompts),
+        "prompts": sha256_of(prompts),
     }
 
 
-def _sha256_of(prompts: list[str]) -> str:
-    return hashlib.sha256(encode(prompts)).hexdigest()
+def sha256_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(encode(value)).hexdigest()
 
 
 def _disk_failed(run: Path, error: Exception) -> ResourceError:

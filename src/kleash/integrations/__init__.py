@@ -1,0 +1,1 @@
+"""Other libraries' trainers, metered and recorded as our own; each needs an extra of its own."""
