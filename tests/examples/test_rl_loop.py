@@ -24,18 +24,18 @@ def example(name: str) -> ModuleType:
 
 
 def test_both_give_the_same_numbers(tmp_path: Path) -> None:
-    """To float32's rounding, until that changes a first token: Adam's first steps are long where a gradient is noise.
+    """To float32's rounding: one holds whole distributions, the other a chunk of them at a time.
 
-    One holds whole distributions, the other a chunk of them at a time.
+    Two steps: Adam's first updates are as long where a gradient is noise, and a third step draws a first other token.
     """
     plain, basic = example("rl_loop"), example("rl_basic")
-    settings = {**basic.SETTINGS, "train": {**basic.SETTINGS["train"], "steps": 3}}
+    settings = {**basic.SETTINGS, "train": {**basic.SETTINGS["train"], "steps": 2}}
     config = build(RunConfig, settings, "rl_basic.py")
     records = list(train(config, tmp_path / "run", skip_self_test=True))
     assert seeded(0, "training").initial_seed() == plain.SEED
 
-    for step, record, within in zip(plain.run(3), records, (1e-5, 1e-5, 0.03), strict=True):
-        assert step.reward == pytest.approx(record.metrics["reward_mean"], rel=within)
-        assert step.kl.value == pytest.approx(record.kl.value, rel=within, abs=1e-6)
-        assert step.kl_coef == pytest.approx(record.kl_coef, rel=within)
+    for step, record in zip(plain.run(2), records, strict=True):
+        assert step.reward == pytest.approx(record.metrics["reward_mean"], rel=1e-5)
+        assert step.kl.value == pytest.approx(record.kl.value, rel=1e-5, abs=1e-6)
+        assert step.kl_coef == pytest.approx(record.kl_coef, rel=1e-5)
     assert records[-1].kl.value > 0.5

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kleash.lab.closed_form import (
-    BUDGETS,
     Attained,
     Budget,
     Job,
@@ -22,7 +21,6 @@ from kleash.train.algorithms import ALGORITHMS
 
 BETA = 0.3
 PENALTIES = [
-    {"placement": "exact"},
     {"placement": "reward"},
     {"placement": "reward", "estimator": "k1"},
 ]
@@ -43,9 +41,10 @@ def drawn(seed: int, vocab: int, length: int) -> MDP:
 def short(name: str) -> Budget:
     """Enough for a problem of sixteen sequences."""
     if name == "trpo":
-        return Budget(256, 60, 1.0)
-    given = BUDGETS.get(name)
-    return Budget(256, 150, 0.1, given.settings if given else {})
+        return Budget(128, 40, 1.0)
+    if name == "ppo":
+        return Budget(256, 60, 0.05, {"num_epochs": 1, "num_minibatches": 2})
+    return Budget(128, 80, 0.15, {"num_epochs": 1, "num_minibatches": 1})
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -59,7 +58,7 @@ def test_every_algorithm_comes_near_the_optimum_of_a_small_problem(name: str) ->
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: "-".join(p.values()))
-@pytest.mark.parametrize("name", ["rloo", "grpo", "reinforce++"])
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_whichever_way_the_penalty_is_placed(name: str, penalty: dict[str, str]) -> None:
     """A scale that changed β would end at another tilt: at β·σ, far outside."""
     found = solve(
@@ -106,11 +105,11 @@ def test_a_seed_is_a_run() -> None:
 
 def test_runs_side_by_side_are_the_runs_alone() -> None:
     mdp, budget = drawn(3, 3, 2), Budget(64, 5, 0.1)
-    jobs = [Job(mdp, "rloo", BETA, seed, budget) for seed in range(3)]
+    jobs = [Job(mdp, "rloo", BETA, seed, budget) for seed in range(2)]
     steps: list[int] = []
     found = solve_all(jobs, lambda event: steps.append(event[1]))
 
-    assert sorted(steps) == sorted([1, 2, 3, 4, 5] * 3)
+    assert sorted(steps) == sorted([1, 2, 3, 4, 5] * 2)
     for seed, run in enumerate(found["rloo"]):
         assert torch.equal(run.policy, solve(mdp, "rloo", BETA, seed, budget=budget).policy)
 

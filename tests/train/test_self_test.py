@@ -229,7 +229,7 @@ def test_an_update_at_another_temperature_is_found(learner: Learner) -> None:
     def terms(
         read: TokenKL, batch: Minibatch, targets: Targets, config: AlgorithmConfig
     ) -> TokenTerms:
-        late = batch._replace(old_logprobs=batch.old_logprobs.roll(1))
+        late = batch._replace(anchor_logprobs=batch.anchor_logprobs.roll(1))
         return PPO.token_terms(read, late, targets, config)
 
     assert "first ratios" in failed(run(learner, PPO._replace(token_terms=terms)))
@@ -338,7 +338,7 @@ def test_a_failure_names_what_is_wrong_and_what_to_do() -> None:
 
 @pytest.fixture
 def broken_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kleash.train.run.ALGORITHM", _replaced(Penalty("loss", "k1")))
+    monkeypatch.setitem(ALGORITHMS, "ppo", _replaced(Penalty("loss", "k1")))
 
 
 @pytest.mark.usefixtures("broken_penalty")
