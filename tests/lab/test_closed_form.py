@@ -9,7 +9,6 @@ from kleash.lab.closed_form import (
     Attained,
     Budget,
     Job,
-    budget_of,
     median_run,
     solve,
     solve_all,
@@ -132,16 +131,3 @@ def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
 
     assert found.standing.gain_lost is not None
     assert found.standing.gain_lost <= 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "lost"), [("reinforce", 0.01), ("rloo", 0.01), ("grpo", 0.01), ("trpo", 0.001)]
-)
-def test_the_golden_problem_within_its_budget(name: str, lost: float) -> None:
-    """A4."""
-    found = solve(golden(), name, 0.2, 0, budget=budget_of(name)).standing
-
-    assert found.gain_lost is not None
-    assert found.gain_lost <= lost
-    assert found.gap == pytest.approx(0.2 * found.kl_to_optimum, abs=1e-6)
