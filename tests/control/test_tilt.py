@@ -404,6 +404,25 @@ def test_a_plant_that_bends_otherwise_is_held_too(
     assert statistics.mean(run.drift[-150:]) == pytest.approx(2.0, rel=within)
 
 
+@pytest.mark.parametrize(("momentum", "seed"), [(0.9, 10), (0.95, 7), (0.95, 10)])
+def test_a_slow_plant_with_noisy_readings_is_not_held_far_below(
+    reading: Reading, momentum: float, seed: int
+) -> None:
+    """On the way up little shows κ, and its doubt grew past all bounds: then each reading's noise was taken for it.
+
+    Intervals are as wide as the reading is high, as those of few responses are.
+    """
+    noise, error = random.Random(seed), math.sqrt(2 / 64)
+
+    def noisy(value: float, _: float) -> KLReading:
+        seen = value * (1 + error * noise.gauss(0, 1))
+        return reading(seen, error * seen + 1e-6)
+
+    run = Run(Plant(eta=0.02, sigma=0.4, momentum=momentum), noisy).go(700)
+
+    assert statistics.mean(run.drift[-150:]) == pytest.approx(2.0, rel=0.1)
+
+
 def test_the_trim_waits_until_the_target_is_near(reading: Reading) -> None:
     run = Run(Plant(eta=0.01), reading)
     trims: list[float] = []

@@ -35,6 +35,8 @@ RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
 PULL_REST, PULL_MOVE = 0.01, 0.5
 """Relative standard deviation that a step adds to the pull, at rest and for a move as long as the target's x."""
 LEAST_RATIO, MOST_RATIO = 0.5, 8.0
+RATIO_DOUBT = 1.0
+"""Most relative standard deviation of κ: doubted more, it would take the blame for every reading's noise."""
 TRIM, TRIM_NEAR, TRIM_STRIDES, MOST_TRIM = 0.05, 0.07, 3.0, 0.1
 """Share of a reading's error by which the aim is shifted; shares of the target, and strides, within which; the most."""
 DOUBT = 0.25
@@ -135,6 +137,7 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         max(stride, before.mean[2] / 2.0, READING_FLOOR * goal),
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
+    belief = Belief(mean=mean, cov=_bounded(belief.cov, RATIO_DOUBT * mean[3]))
     aim, trim = sqrt(2.0 * question.target), memory.trim
     # Not on the way, where it would wind up; but back to nothing from anywhere, or a trim that itself holds the policy
     # off would stay. By the forecast, not by what the reading made of it: to choose readings by their own error is to
@@ -143,7 +146,19 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     near = abs(missing) < min(TRIM_NEAR * aim, TRIM_STRIDES * before.mean[2])
     if near or trim * missing < 0.0:
         trim = clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
-    return replace(memory, belief=replace(belief, mean=mean), trim=trim, pending=pending[due:])
+    return replace(memory, belief=belief, trim=trim, pending=pending[due:])
+
+
+def _bounded(cov: Matrix, most: float) -> Matrix:
+    """The covariance with κ's standard deviation at most so large, its correlations as they were."""
+    spread = sqrt(max(cov[3][3], 0.0))
+    if spread <= most:
+        return cov
+    weights = (1.0, 1.0, 1.0, most / spread)
+    return tuple(
+        tuple(value * own * other for value, other in zip(row, weights, strict=True))
+        for row, own in zip(cov, weights, strict=True)
+    )
 
 
 def _applied(memory: TiltMemory, signals: Signals) -> tuple[float, ...]:
@@ -184,7 +199,7 @@ def advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) ->
         # Never surer than this: an optimiser's first step may be many times its others. Nor does doubt grow at rest,
         # where nothing shows the stride: a walk at random would lead it anywhere.
         max(doubted * doubted - stride_variance, 0.0),
-        bent * bent if ratio_variance < ratio * ratio else 0.0,
+        bent * bent if ratio_variance < RATIO_DOUBT * RATIO_DOUBT * ratio * ratio else 0.0,
     )
     belief = predict(memory.belief, (max(x + moved, 0.0), moved, stride, ratio), jacobian, noise)
     drift = memory.pull * PULL_MOVE * moved / goal
