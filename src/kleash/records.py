@@ -144,7 +144,7 @@ class Signals:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Signals":
         """The signals that `to_json` wrote."""
-        floats = ("reward_std", "log_ratio_std", "correlation", "response_length")
+        floats = ("reward_std", "log_ratio_std", "correlation", "response_length", "momentum")
         fields: dict[str, Any] = {
             key: _decode(value) if key in floats else value for key, value in data.items()
         }

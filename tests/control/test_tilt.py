@@ -423,6 +423,38 @@ def test_a_slow_plant_with_noisy_readings_is_not_held_far_below(
     assert statistics.mean(run.drift[-150:]) == pytest.approx(2.0, rel=0.1)
 
 
+@pytest.mark.parametrize(("eta", "ramp"), [(0.5, 300), (0.3, 300), (0.5, 100)])
+def test_a_short_aim_does_not_throw_the_policy_past_the_reference(
+    reading: Reading, eta: float, ramp: int
+) -> None:
+    """A quadratic ramp begins below one stride: the β that its first aims ask for would."""
+    run = Run(Plant(eta=eta), reading, kl_ramp=ramp, kl_ramp_shape="quadratic").go(ramp + 100)
+
+    assert max(run.drift) <= 1.15 * 2.0
+    assert run.held(2.0, 0.03)
+
+
+def test_a_policy_that_fell_back_comes_up_again(reading: Reading) -> None:
+    """Whatever κ the fall was blamed on: the loosest β does not grow with it."""
+    plant = Plant(eta=0.02, sigma=0.4)
+    run = Run(plant, reading).go(400)
+    plant.tilt *= 0.3
+    run.go(900)
+
+    assert run.held(2.0, 0.03)
+
+
+def test_one_freak_reading_moves_the_trim_a_little(reading: Reading) -> None:
+    state = Run(Plant(eta=0.05), reading).go(200).state
+    signals = Plant(eta=0.05, tilt=2.0).signals()
+    before = state.memory
+    after = control.update(state, reading(20.0, 1.3), signals).memory
+    assert isinstance(before, TiltMemory)
+    assert isinstance(after, TiltMemory)
+
+    assert 0 < before.trim - after.trim <= 0.05 * 0.2 * 2.0 + 1e-12
+
+
 def test_the_trim_waits_until_the_target_is_near(reading: Reading) -> None:
     run = Run(Plant(eta=0.01), reading)
     trims: list[float] = []

@@ -37,14 +37,17 @@ PULL_REST, PULL_MOVE = 0.01, 0.5
 LEAST_RATIO, MOST_RATIO = 0.5, 8.0
 RATIO_DOUBT = 1.0
 """Most relative standard deviation of κ: doubted more, it would take the blame for every reading's noise."""
-TRIM, TRIM_NEAR, TRIM_STRIDES, MOST_TRIM = 0.05, 0.07, 3.0, 0.1
-"""Share of a reading's error by which the aim is shifted; shares of the target, and strides, within which; the most."""
+TRIM, TRIM_NEAR, TRIM_STRIDES, TRIM_ERROR, MOST_TRIM = 0.05, 0.07, 3.0, 0.2, 0.1
+"""Share of a reading's error by which the aim is shifted; shares of the target, and strides, within which; the most of
+an error that counts, and the most of all."""
 DOUBT = 0.25
 """Of the forecast's variance: gaps below its root may be noise, and are closed by a smaller share."""
 READING_FLOOR = 1e-3
 """Of the target's x: no reading is taken for surer than this, and no stride for shorter."""
 EMERGENCY, BRAKE = 3.0, 4.0
 """Times the target from which KL is an emergency, and times β_hold that β is at least then."""
+LONGEST = 3.0
+"""Times the target's x: no stride is believed to be longer."""
 FAR = 100.0
 """Steps to the target from which that is worth a remark."""
 FURTHEST = 1000.0
@@ -134,7 +137,7 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     mean = (
         max(x, 0.0),
         move,
-        max(stride, before.mean[2] / 2.0, READING_FLOOR * goal),
+        clip(max(stride, before.mean[2] / 2.0), READING_FLOOR * goal, LONGEST * goal),
         clip(max(ratio, before.mean[3] / 2.0), LEAST_RATIO, MOST_RATIO),
     )
     belief = Belief(mean=mean, cov=_bounded(belief.cov, RATIO_DOUBT * mean[3]))
@@ -145,7 +148,10 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     missing = aim - before.mean[0]
     near = abs(missing) < min(TRIM_NEAR * aim, TRIM_STRIDES * before.mean[2])
     if near or trim * missing < 0.0:
-        trim = clip(trim + TRIM * (aim - root), -MOST_TRIM * goal, MOST_TRIM * goal)
+        # One freak reading is no more than a large error.
+        error = clip(aim - root, -TRIM_ERROR * aim, TRIM_ERROR * aim)
+        moved = clip(trim + TRIM * error, -MOST_TRIM * goal, MOST_TRIM * goal)
+        trim = moved if near or moved * trim > 0.0 else 0.0
     return replace(memory, belief=belief, trim=trim, pending=pending[due:])
 
 
@@ -244,7 +250,9 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
     wanted = gap * (gap * gap / (gap * gap + doubt)) if gap else 0.0
     hold = ratio * now.pull / aim
     kl_coef = hold * aim / max(x, 0.1 * aim) * (1.0 - wanted / (config.steps_to_target * stride))
-    kl_coef = clip(kl_coef, config.loosest * hold, config.tightest * hold)
+    # Not by a κ above 1: one that is wrong would hold the policy where nothing tells it so.
+    loosest = config.loosest * min(ratio, 1.0) * now.pull / aim
+    kl_coef = clip(kl_coef, loosest, config.tightest * hold)
     notes = _remarks(stride, now.belief.cov[2][2], gap, goal)
     if question.kl > EMERGENCY * goal * goal / 2.0:
         kl_coef = max(kl_coef, BRAKE * hold)
@@ -253,6 +261,9 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
         )
     if question.step > 1 or question.config.kl_coef is not None:
         kl_coef = clip(kl_coef, question.kl_coef / config.slew, question.kl_coef * config.slew)
+    if x > 0.0:
+        # No update is asked to throw the policy past the reference: where one is long, β for a short aim would.
+        kl_coef = min(kl_coef, ratio * now.pull * (1.0 / x + 1.0 / stride))
     return kl_coef, "; ".join(notes)
 
 
