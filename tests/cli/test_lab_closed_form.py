@@ -8,11 +8,12 @@ import pytest
 
 from kleash.cli import main as cli
 
+REWARDS = [1.0, 0.0, -1.0, 0.5]
 PROBLEM = {
     "vocab": 2,
     "length": 2,
     "ref_logits": [[0.0, 0.0], [0.5, 0.0], [0.0, 1.0]],
-    "rewards": [1.0, 0.0, -1.0, 0.5],
+    "rewards": REWARDS,
 }
 
 
@@ -40,10 +41,9 @@ def test_what_is_promised_as_json_and_that_it_is_true(
     law = [first[0] * p for p in after_0] + [first[1] * p for p in after_1]
     half, low = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.e)
     reference = [0.5 * half, 0.5 * (1 - half), 0.5 * low, 0.5 * (1 - low)]
-    rewards = PROBLEM["rewards"]
-    reward = sum(p * r for p, r in zip(law, rewards, strict=True))
+    reward = sum(p * r for p, r in zip(law, REWARDS, strict=True))
     kl = sum(p * math.log(p / q) for p, q in zip(law, reference, strict=True))
-    z = sum(q * math.exp(r / 0.5) for q, r in zip(reference, rewards, strict=True))
+    z = sum(q * math.exp(r / 0.5) for q, r in zip(reference, REWARDS, strict=True))
 
     assert sum(law) == pytest.approx(1, abs=1e-9)
     assert rloo["reward"] == pytest.approx(reward, abs=1e-9)

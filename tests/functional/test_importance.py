@@ -1,6 +1,7 @@
 """Importance weights against enumeration: what another policy sampled, weighed, is what the policy would see (A25)."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Pair:
         self.mask = torch.ones_like(tokens, dtype=torch.bool)
         self.score = torch.randn(len(tokens), generator=draw, dtype=torch.double)
 
-    def weigh(self, **settings: object) -> Tensor:
+    def weigh(self, **settings: Any) -> Tensor:
         return importance_weights(self.policy - self.sampler, self.mask, **settings)
 
     def under(self, logprobs: Tensor, values: Tensor) -> float:

@@ -115,7 +115,7 @@ class Problem:
             old_logprobs=recorded.logprobs[keep],
             anchor_logprobs=recorded.logprobs[keep],
             ref_logprobs=recorded.ref_logprobs[keep],
-            old_values=recorded.values[keep],
+            old_values=None if recorded.values is None else recorded.values[keep],
             advantages=targets.advantages[keep],
             returns=None if targets.returns is None else targets.returns[keep],
             kl_coefs=targets.kl_coefs[:, None].expand(keep.shape)[keep],

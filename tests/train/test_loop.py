@@ -168,6 +168,7 @@ def test_a_refused_update_leaves_no_trace() -> None:
     generator = seeded(0, "test")
     experience = collect(learner, setup.prompts[:4], config.rollout, (setup.reward, []), generator)
     algorithm = ALGORITHMS["ppo"]
+    assert learner.value_head is not None
     before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
     targets = algorithm.targets(experience, 0.1, config.algorithm, config.penalty.resolved)
     proposal = propose_update(learner, algorithm, experience, targets, config, generator)

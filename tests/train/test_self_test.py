@@ -30,6 +30,7 @@ from kleash.train.algorithms import (
     Targets,
     TokenTerms,
 )
+from kleash.train.algorithms.functions import value_loss
 from kleash.train.checks import Check, SelfTest
 from kleash.train.config import OptimizerConfig, PenaltyConfig, RunConfig, TrainConfig
 from kleash.train.gradient_check import head_gradient_error, placement_gradient_error
@@ -62,6 +63,7 @@ def failed(found: SelfTest) -> list[str]:
 
 def test_a_sound_learner_passes_and_is_left_as_it_was(learner: Learner) -> None:
     """Pitfalls 14, 16, 18, 20 and 38: nothing differs between the two sides, padded or not, and the KL starts at 0."""
+    assert learner.value_head is not None
     before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
     found = run(learner)
     assert failed(found) == []
@@ -85,6 +87,7 @@ def test_dropout_on_either_side_is_found(learner: Learner) -> None:
 
 def test_the_noise_of_half_precision_is_measured_and_allowed_for(learner: Learner) -> None:
     """Pitfall 19: bf16 forward passes differ with the padding; the floor is read, and bounds the KL at step 0."""
+    assert learner.value_head is not None
     for part in (learner.policy.model, learner.reference.model, learner.value_head):
         part.to(torch.bfloat16)
     found = {check.name: check for check in run(learner).checks}
@@ -237,7 +240,7 @@ def test_an_update_at_another_temperature_is_found(learner: Learner) -> None:
 
 def test_an_update_that_is_not_finite_is_found(learner: Learner) -> None:
     def endless(values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
-        return PPO.value_loss(values, batch, config) * torch.nan
+        return value_loss(values, batch, config) * torch.nan
 
     found = run(learner, PPO._replace(value_loss=endless))
     assert "was not finite" in found.checks[-1].wrong

@@ -24,6 +24,7 @@ from kleash.train.algorithms import (
     Targets,
     TokenTerms,
 )
+from kleash.train.algorithms.functions import value_loss
 from kleash.train.config import OptimizerConfig, RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
@@ -114,6 +115,9 @@ def test_every_token_reaches_the_loss_with_its_own_figures(
     for (read, batch), values in zip(reader.seen, reader.values, strict=True):
         at = batch.advantages.long()
         seen += at.tolist()
+        assert batch.returns is not None
+        assert batch.old_values is not None
+        assert metered.values is not None
         assert torch.equal(batch.returns, -batch.advantages)
         for given, whole in (
             (batch.old_logprobs, metered.logprobs),
@@ -130,6 +134,7 @@ def test_every_token_reaches_the_loss_with_its_own_figures(
     real = place[mask].long().tolist()
     assert sorted(seen) == sorted(real * CONFIG.algorithm.num_epochs)
     # Figures that agree by chance would prove nothing.
+    assert metered.values is not None
     others = (metered.ref_logprobs, metered.values, metered.kl)
     for other in others:
         assert float((metered.logprobs - other)[mask].abs().mean()) > 0.1
@@ -179,6 +184,7 @@ def test_an_interruption_on_the_way_undoes_what_was_done(
 ) -> None:
     """Ctrl-C in the first, the second and the last of four minibatches, after an update that was kept."""
     targets, _ = _propose(learner, experience)
+    assert learner.value_head is not None
     before = weights_digest(learner.policy.model), weights_digest(learner.value_head)
     moments = _optimizer_bits(learner)
     assert moments
@@ -188,7 +194,7 @@ def test_an_interruption_on_the_way_undoes_what_was_done(
         moved.append(weights_digest(learner.policy.model) != before[0])
         if len(moved) == when:
             raise KeyboardInterrupt
-        return PPO.value_loss(values, batch, config)
+        return value_loss(values, batch, config)
 
     algorithm = PPO._replace(value_loss=interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -206,7 +212,7 @@ def test_what_is_not_finite_ends_the_update_before_it_is_made(
     calls: list[Tensor] = []
 
     def endless(values: Tensor, batch: Minibatch, config: AlgorithmConfig) -> Tensor:
-        calls.append(PPO.value_loss(values, batch, config) * torch.inf)
+        calls.append(value_loss(values, batch, config) * torch.inf)
         return calls[-1]
 
     targets = PPO.targets(experience, 0.1, CONFIG.algorithm, EXACT)

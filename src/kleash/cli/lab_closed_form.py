@@ -119,7 +119,7 @@ def _figures(runs: "Sequence[Attained]") -> dict[str, Any]:
         "kl": median(run.standing.kl for run in runs),
         "kl_to_optimum": median(run.standing.kl_to_optimum for run in runs),
         "seconds": median(run.seconds for run in runs),
-        "policy": median_run(runs).policy.tolist(),
+        "policy": median_run(runs).policy,
     }
 
 

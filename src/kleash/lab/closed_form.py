@@ -112,8 +112,8 @@ class Attained(NamedTuple):
     """What an algorithm made of a problem."""
 
     standing: Standing
-    policy: Tensor
-    """[S, V], log-probabilities."""
+    policy: list[list[float]]
+    """[S, V], log-probabilities; numbers, as a tensor crosses to another process by a handle that ends with its own."""
     seconds: float
 
 
@@ -148,7 +148,7 @@ def solve(
     table = setup.learner.policy.model
     assert isinstance(table, Table)
     policy = torch.log_softmax(table.logits, -1)
-    return Attained(standing(mdp, policy, beta), policy, seconds)
+    return Attained(standing(mdp, policy, beta), policy.tolist(), seconds)
 
 
 def configure(
