@@ -87,3 +87,12 @@ def test_the_section_of_an_older_version_is_named_with_its_new_name() -> None:
     with pytest.raises(ConfigError) as caught:
         build(RunConfig, {"ppo": {"clip_eps": 0.1}}, "run.toml")
     assert caught.value.do == "did you mean algorithm?"
+
+
+def test_an_algorithm_of_ones_own_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/algorithms.md shows it."""
+    rloo = ALGORITHMS["rloo"]
+    own = rloo._replace(settings={**rloo.settings, "clip_eps": 0.1})
+    monkeypatch.setitem(ALGORITHMS, "rloo-clipped", own)
+
+    assert made(name="rloo-clipped").algorithm.clip_eps == 0.1
