@@ -15,7 +15,7 @@ from torch import Tensor
 from kleash.functional.chunks import TokenKL
 from kleash.functional.kl import exact_kl
 from kleash.functional.penalties import GRADIENTS, Penalty
-from kleash.lab.mdp import MDP
+from kleash.lab.mdp import MDP, optimum
 from kleash.models.policy import Head
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig, Minibatch, Targets
@@ -98,6 +98,23 @@ class Problem:
             ),
         )
 
+    def responses(self) -> tuple[Tensor, list[int]]:
+        """The probability [27] of each response, at the first of its sequences: 0 at those that differ after its end."""
+        written = torch.where(self.mask, self.mdp.tokens(), EOS)
+        _, same = written.unique(dim=0, return_inverse=True)
+        first = [same.tolist().index(i) for i in range(int(same.max()) + 1)]
+        law = self.rows.bincount(minlength=27) / 64
+        chances = torch.zeros(27).index_add_(0, torch.tensor(first)[same], law)
+        return chances, first
+
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """∇ log π(y_t|h_t) and ∇ KL_t of every token of every sequence, [27, 3] of 13 × 3; 0 beyond the end."""
+        states, tokens = self.mdp.states(), self.mdp.tokens()
+        by_token = torch.func.jacrev(lambda logits: logits.log_softmax(-1))(self.logits)
+        by_state = torch.func.jacrev(lambda logits: exact_kl(logits, self.ref_logits))(self.logits)
+        keep = self.mask[..., None, None]
+        return keep * by_token[states, tokens], keep * by_state[states]
+
     def ascent(self, config: AlgorithmConfig, penalty: Penalty = EXACT) -> tuple[Tensor, Targets]:
         """−∇ of the loss of the whole rollout in one minibatch, per response, and what it aimed at."""
         experience = self.experience()
@@ -118,7 +135,7 @@ class Problem:
             old_values=None if recorded.values is None else recorded.values[keep],
             advantages=targets.advantages[keep],
             returns=None if targets.returns is None else targets.returns[keep],
-            kl_coefs=targets.kl_coefs[:, None].expand(keep.shape)[keep],
+            kl_coefs=targets.loss_coefs[:, None].expand(keep.shape)[keep],
             weights=torch.ones(int(keep.sum())),
         )
         total = PPO.token_terms(read, batch, targets, config).total.sum()
@@ -192,6 +209,50 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
         ascent, share * _gradient_of_the_objective(problem), rtol=0, atol=1e-12
     )
     assert targets.kl_coef_effective == pytest.approx(share * KL_COEF, rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
+def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
+    problem: Problem, penalty: Penalty
+) -> None:
+    """Over every batch of three, each as often as its probability says; c is of the two others, and differs."""
+    config = PLAIN.model_copy(update={"baseline": "batch", "control_variate": True})
+    chances, responses = problem.responses()
+    of_logprobs, of_kl = problem.slopes()
+    mean, shares = torch.zeros(13, 3, dtype=torch.double), set[float]()
+    for batch in itertools.combinations_with_replacement(responses, 3):
+        problem.rows, problem.groups = torch.tensor(batch), torch.arange(3)
+        targets = PPO.targets(problem.experience(), KL_COEF, config, penalty)
+        assert targets.drawn is not None
+        shares |= set(targets.drawn.tolist())
+        orders = len(set(itertools.permutations(batch)))
+        chance = orders * float(chances[problem.rows].prod())
+        mean += chance * torch.einsum("bt,btsv->sv", targets.advantages, of_logprobs[problem.rows])
+        if penalty.is_in_loss:
+            mean -= chance * torch.einsum("b,btsv->sv", targets.loss_coefs, of_kl[problem.rows])
+
+    assert len(shares) > 50
+    # What rounding makes of c where two responses are charged almost the same is of all three.
+    torch.testing.assert_close(mean / 3, _gradient_of_the_objective(problem), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group", "batch"])
+def test_at_the_optimum_nothing_is_left_to_follow(
+    problem: Problem, baseline: str, penalty: Penalty
+) -> None:
+    """There R − β Σ u is the same for every response: whatever is sampled, the update is none."""
+    problem.logits = optimum(MDP(3, 3, problem.ref_logits, problem.rewards), KL_COEF)
+    problem.groups = torch.arange(len(problem.rows)) % 16
+    plain = PLAIN.model_copy(update={"baseline": baseline})
+    mixed = plain.model_copy(update={"control_variate": True})
+    noise = problem.ascent(plain, penalty)[0]
+    nothing, targets = problem.ascent(mixed, penalty)
+
+    assert targets.drawn is not None
+    torch.testing.assert_close(targets.drawn, torch.ones_like(targets.drawn), rtol=0, atol=1e-9)
+    assert float(nothing.abs().max()) < 1e-9
+    assert float(noise.abs().max()) > 0.01
 
 
 def test_a_group_whose_rewards_vary_more_weighs_less_with_its_whole_objective(

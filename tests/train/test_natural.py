@@ -1,9 +1,13 @@
 """TRPO's step against dense matrices and the exact KL (A3)."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from kleash.errors import ConfigError
 from kleash.lab.closed_form import Budget, configure, set_up
 from kleash.lab.mdp import MDP, golden
 from kleash.train.algorithms import ALGORITHMS, Targets
@@ -13,6 +17,7 @@ from kleash.train.experience import Experience, measure_step
 from kleash.train.learner import Learner
 from kleash.train.loss import minibatch_loss
 from kleash.train.natural import Fisher, natural_step
+from kleash.train.run import prepare
 
 TRPO = ALGORITHMS["trpo"]
 SMALL = MDP(
@@ -88,6 +93,35 @@ def test_a_steps_kl_is_what_its_quadratic_form_says(radius: float) -> None:
 
     assert 0.7 * radius <= case.kl() <= radius
     assert case.loss() < before
+
+
+def test_where_the_region_does_not_bind_the_step_is_newtons() -> None:
+    """J's curvature is −βF at the optimum: further than −F⁻¹g/β is past it, however far the region reaches."""
+    damping = 0.01
+    case = Case(SMALL, step_kl=1e3, cg_damping=damping, cg_iterations=60)
+    every = torch.arange(len(case.experience.scores))
+    given = (case.learner, TRPO, case.experience, case.targets, every, case.config)
+    before = case.learner.trained[0].detach().clone()
+    slope = torch.autograd.grad(minibatch_loss(*given).total, case.learner.trained)[0]
+    logits = slope.view(13, 4)[:, :-1].flatten().double()
+    curvature = case.dense() + damping * torch.eye(len(logits), dtype=torch.double)
+    newton = -torch.linalg.solve(curvature, logits) / 0.2
+    case.step()
+    moved = (case.learner.trained[0].detach() - before).view(13, 4)[:, :-1].flatten().double()
+
+    torch.testing.assert_close(moved, newton, rtol=2e-3, atol=1e-3)
+
+
+def test_a_policy_too_large_for_it_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    """By the header of its weights: there are no weights behind this one."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [20_000, 10_000], "data_offsets": [0, 0]}})
+    weights = len(header).to_bytes(8, "little") + header.encode()
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    settings = {"model": {"policy": str(tmp_path)}, "algorithm": {"name": "trpo"}}
+    config = RunConfig.model_validate({**settings, "rollout": {"group_size": 4}})
+
+    with pytest.raises(ConfigError, match=r"(?s)too large.*200,000,000.*ppo"):
+        prepare(config)
 
 
 def test_every_accepted_step_lowers_its_loss_within_the_region() -> None:

@@ -109,6 +109,47 @@ def mean_of_others(values: Float[Tensor, "B T"], index: Int[Tensor, " B"]) -> Fl
     return torch.where(counts[group, None] > 1, (sums[group] - values) / others, 0.0)
 
 
+def coefficient_of_others(
+    values: Float[Tensor, "B T"], control: Float[Tensor, "B T"], index: Int[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """For each response the c that leaves Σ (x − c y)² least in all the others, about the means of their groups.
+
+    The coefficient of a control variate, c = Σ_k x_k y_k / Σ_k y_k² over responses k ≠ i and all positions. That of
+    response i knows nothing of i, so that subtracting c_i y_i takes away variance and adds no bias. 0 where the
+    others' y don't differ.
+
+    Args:
+        values: x of each response, at each position.
+        control: y, what is to be subtracted c times.
+        index: which group each is in.
+
+    Examples:
+        >>> x, y = torch.tensor([[2.0], [4.0], [7.0]]), torch.tensor([[1.0], [2.0], [3.0]])
+        >>> coefficient_of_others(x, y, torch.zeros(3, dtype=torch.long))
+        tensor([3.0000, 2.5000, 2.0000])
+    """
+    _, group, counts = index.unique(return_inverse=True, return_counts=True)
+    n = counts[group, None].double()
+
+    def centred(each: Tensor) -> Tensor:
+        exact = each.double()
+        sums = exact.new_zeros(len(counts), exact.shape[1]).index_add_(0, group, exact)
+        return exact - sums[group] / n
+
+    # Σ over the others about their own mean: that of all, less n/(n − 1) of what i is off it; a group of one has none.
+    weight = torch.where(n > 1, n / (n - 1).clamp(min=1), 0.0)
+
+    def of_others(products: Tensor) -> Tensor:
+        return products.sum() - (weight * products).sum(-1)
+
+    x, y = centred(values), centred(control)
+    squares = of_others(y * y)
+    known = squares > _ROUNDING * (y * y).sum()
+    return torch.where(known, of_others(x * y) / torch.where(known, squares, 1.0), 0.0).to(
+        values.dtype
+    )
+
+
 LEAST_DEVIATION = 0.1
 """Of the groups' root mean square: no response is scaled up further."""
 _ROUNDING = 1e-12

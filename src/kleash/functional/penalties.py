@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kleash.functional.advantages import returns_to_go
 from kleash.functional.kl import ESTIMATORS, k1
 
 Placement = Literal["exact", "reward", "loss", "forward"]
@@ -44,6 +45,11 @@ class Penalty(NamedTuple):
     def is_in_loss(self) -> bool:
         """Whether a part of it is differentiated."""
         return self.placement != "reward"
+
+    @property
+    def is_of_sequence(self) -> bool:
+        """Whether it has the gradient of KL(π‖π_ref) of whole responses, as Σ u_t in the reward has."""
+        return GRADIENTS.get(self) == Gradient("reverse", "sequence")
 
 
 class Gradient(NamedTuple):
@@ -177,6 +183,28 @@ def charges(
         following = torch.where(mask, kl - own, 0.0)[:, 1:]
         own = own + torch.nn.functional.pad(following, (0, 1))
     return torch.where(mask, own, 0.0)
+
+
+def drawn_excess(
+    charged: Float[Tensor, "B T"], log_ratio: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """What Σ_j u_j, the log-ratio of the whole response drawn, is over what is still to be charged from t on, nats.
+
+    Both make the same gradient in expectation, where the penalty is of the sequence. Beyond the end nothing is to be
+    charged, and the excess is the whole.
+
+    Args:
+        charged: what `charges` gives.
+        log_ratio: u_t of the tokens drawn.
+        mask: True at the response's own tokens, contiguous from the left.
+
+    Examples:
+        >>> charged, u = torch.tensor([[0.2, 0.0, 9.0]]), torch.tensor([[-0.5, 0.75, 9.0]])
+        >>> drawn_excess(charged, u, torch.tensor([[True, True, False]]))
+        tensor([[0.0500, 0.2500, 0.2500]])
+    """
+    whole = torch.where(mask, log_ratio, 0.0).sum(-1, keepdim=True)
+    return whole - returns_to_go(charged, mask)
 
 
 def loss_terms(

@@ -166,6 +166,8 @@ def configure(
         "optimizer": {
             "learning_rate": budget.learning_rate,
             "schedule": "linear",
+            # A row of a table is visited once in many steps: its squared gradient is to be remembered for as long.
+            "beta2": 0.999,
             "max_grad_norm": 1e6,
         },
         "train": {

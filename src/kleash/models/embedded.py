@@ -57,14 +57,14 @@ def list_models() -> list[EmbeddedModel]:
             name=name,
             path=resolve(name),
             kind=kind,
-            parameters=_count_parameters(Path(resolve(name)) / "model.safetensors"),
+            parameters=count_in_file(Path(resolve(name)) / "model.safetensors"),
             description=description,
         )
         for name, (kind, description) in _KINDS.items()
     ]
 
 
-def _count_parameters(weights: Path) -> int:
+def count_in_file(weights: Path) -> int:
     """Elements of all tensors in a safetensors file: its JSON header says so, no tensor is read."""
     with weights.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from kleash.errors import InputError
-from kleash.models.embedded import names, resolve
+from kleash.models.embedded import count_in_file, names, resolve
 
 LOADING_ERRORS = (
     OSError,
@@ -44,6 +45,28 @@ def locate(name: str) -> str:
             do=suggestion(name),
         )
     return name
+
+
+def count_parameters(name: str) -> int | None:
+    """How many weights a model's files hold, by their headers alone; None where that can't be told without loading it.
+
+    Args:
+        name: an embedded model's name, a directory, or a hub id, of which only what was downloaded before is looked at.
+
+    Examples:
+        >>> count_parameters("tiny-reviews/base")
+        4212992
+    """
+    path = Path(locate(name))
+    if not path.is_dir():
+        try:
+            path = Path(snapshot_download(name, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError, OSError):
+            return None
+    try:
+        return sum(map(count_in_file, path.glob("*.safetensors"))) or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        return None  # whoever loads it says what is wrong with it
 
 
 def suggestion(name: str) -> str:

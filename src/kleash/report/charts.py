@@ -146,7 +146,7 @@ def reward(run: RunView, colour: str) -> Chart:
         if run.monitors
         else "No other scorer watched this run, so it cannot tell whether the reward is being gamed."
     )
-    reading = trained if run.method == "PPO" else watched
+    reading = trained if run.is_judged else watched
     return Chart(
         title="Reward, mean per response", reading=reading, figure=by_step(curves), size="medium"
     )

@@ -191,7 +191,7 @@ def _facts(run: RunView) -> tuple[Fact, ...]:
         Fact(
             name="Updates",
             value="not judged one by one"
-            if run.method != "PPO"
+            if not run.is_judged
             else f"{number(run.accepted)} accepted · {number(run.rejected)} rejected",
             note=steps,
         ),

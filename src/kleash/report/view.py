@@ -129,8 +129,15 @@ class RunView:
 
     @property
     def method(self) -> str:
-        """What trained it: `DPO` or `SFT` by TRL, else our own PPO."""
-        return next((name.upper() for name in ("dpo", "sft") if name in self.config), "PPO")
+        """What trained it, such as PPO; `DPO` and `SFT` are TRL's."""
+        by_trl = next((name for name in ("dpo", "sft") if name in self.config), None)
+        named = by_trl or self.setting("algorithm", "name")
+        return named.replace("_", " ").upper() if isinstance(named, str) else "PPO"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether each update was made on a reward and judged, as this loop's are and those of TRL are not."""
+        return not {"dpo", "sft"} & set(self.config)
 
     @property
     def accepted(self) -> int | None:

@@ -25,10 +25,10 @@ def model_card(
         [
             "---",
             "library_name: transformers",
-            "tags: [kleash, rlhf, ppo]",
+            f"tags: [kleash, rlhf, {config.algorithm.name}]",
             "---",
             "",
-            f"# {config.model.policy}, trained with PPO on {config.reward.model}",
+            f"# {config.model.policy}, trained with {config.algorithm.name} on {config.reward.model}",
             "",
             f"Trained by kleash for {0 if last is None else last.step} of {config.train.steps} steps ({status}).",
             "",

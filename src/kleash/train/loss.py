@@ -79,7 +79,7 @@ def _recorded(
         old_values=None if metered.values is None else metered.values[rows][mask],
         advantages=targets.advantages[rows][mask],
         returns=None if targets.returns is None else targets.returns[rows][mask],
-        kl_coefs=targets.kl_coefs[rows, None].expand(mask.shape)[mask].to(old.dtype),
+        kl_coefs=targets.loss_coefs[rows, None].expand(mask.shape)[mask].to(old.dtype),
         weights=token_weights(mask, config.rollout.max_new_tokens, config.algorithm)
         * _correction(experience, rows, mask, config.algorithm),
     )

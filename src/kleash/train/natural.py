@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kleash.errors import ConfigError
 from kleash.functional.conjugate_gradient import conjugate_gradient
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import Algorithm, Targets
@@ -19,6 +20,8 @@ from kleash.train.experience import Experience, measure_step
 from kleash.train.learner import Learner
 from kleash.train.loss import Loss, minibatch_loss
 
+MOST_PARAMETERS = 100_000_000
+"""Of a policy that is trained so: nine vectors of that length are held, and each step takes dozens of passes."""
 SHORTER, TRIES = 0.8, 15
 """What a step that is refused is shortened by, and how often before it is given up."""
 
@@ -43,8 +46,12 @@ def natural_step(
     curvature = float(direction @ fisher.product(direction))
     if not curvature > 0:
         return [loss], [norm]
-    radius = config.algorithm.step_kl * _schedule(learner, config) ** 2
-    step = -((2 * radius / curvature) ** 0.5) * direction
+    schedule = _schedule(learner, config)
+    radius = config.algorithm.step_kl * schedule**2
+    length = (2 * radius / curvature) ** 0.5
+    if targets.kl_coef_effective > 0:
+        length = min(length, schedule / targets.kl_coef_effective)
+    step = -length * direction
     start = _flat(learner.trained).detach()
     for _ in range(TRIES):
         _assign(learner.trained, start + step)
@@ -53,6 +60,21 @@ def natural_step(
         step = SHORTER * step
     _assign(learner.trained, start)
     return [loss], [norm]
+
+
+def check_size(policy: str, parameters: int | None) -> None:
+    """That a natural step of so many parameters can be made; what is not known is not refused.
+
+    Raises:
+        ConfigError: it is too large.
+    """
+    if parameters is not None and parameters > MOST_PARAMETERS:
+        raise ConfigError(
+            f"{policy} is too large for a natural-gradient step",
+            expected=f"at most {MOST_PARAMETERS:,} parameters",
+            got=f"{parameters:,}",
+            do='set algorithm.name = "ppo", which clips each token\'s step in place of a trust region',
+        )
 
 
 def _is_better(

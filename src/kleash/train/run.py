@@ -19,6 +19,7 @@ from kleash import __version__
 from kleash.errors import ConfigError, InputError, KleashError, LimitError, ResourceError
 from kleash.ledger import Ledger, digest_run, encode, read, steps_made
 from kleash.models.hub import save_language_model, vocabulary_digest
+from kleash.models.loading import count_parameters
 from kleash.models.policy import LanguageModel, weights_digest
 from kleash.records import KLReading, StepRecord
 from kleash.rewards.scorers import load_scorer
@@ -30,6 +31,7 @@ from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
+from kleash.train.natural import check_size
 from kleash.train.self_test import self_test
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
@@ -82,7 +84,12 @@ def prepare(config: RunConfig) -> Setup:
     check_enough(prompts, config.rollout.num_prompts)
     torch.manual_seed(seeded(config.train.seed, "initialisation").initial_seed())
     with_values = ALGORITHMS[config.algorithm.name].value_loss is not None
+    natural = config.algorithm.update == "natural"
+    if natural:
+        check_size(config.model.policy, count_parameters(config.model.policy))
     learner = build_learner(config.model, config.optimizer, device, with_values=with_values)
+    if natural:  # what could not be told by the files
+        check_size(config.model.policy, sum(p.numel() for p in learner.trained))
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
     reward, *monitors = (
         load_scorer(

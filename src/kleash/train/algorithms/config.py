@@ -46,6 +46,9 @@ class AlgorithmConfig(BaseModel):
     aggregate: Aggregate = "token"
     baseline: Baseline = "value"
     scale: Scale = "batch"
+    control_variate: bool = False
+    """Charge the log-ratio of the response drawn in place of the exact KL, as far as that takes noise from the
+    advantages: c by regression, none of it at the reference and all at the optimum, where it cancels the reward's."""
     update: Literal["gradient", "natural"] = "gradient"
     """Steps of the optimiser over minibatches; or one natural-gradient step within a trust region."""
     step_kl: FiniteFloat = Field(default=0.01, gt=0)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kleash.functional.advantages import (
+    coefficient_of_others,
     deviation,
     deviation_of_others,
     gae,
@@ -16,11 +17,26 @@ from kleash.functional.advantages import (
 )
 from kleash.functional.chunks import TokenKL
 from kleash.functional.losses import clipped_policy_loss, clipped_value_loss
-from kleash.functional.penalties import Penalty, charges, loss_terms
+from kleash.functional.penalties import Penalty, charges, drawn_excess, loss_terms
 from kleash.functional.rewards import shaped_rewards
 from kleash.train.algorithms.config import AlgorithmConfig
 from kleash.train.algorithms.record import Minibatch, Targets, TokenTerms
 from kleash.train.experience import Experience
+
+
+class Charged(NamedTuple):
+    """What a rollout is worth, token by token."""
+
+    experience: Experience
+    rewards: Tensor
+    """[B, T], of the score at the end, less β times what the tokens are charged."""
+    excess: Tensor | None
+    """[B, T], β times what the response's whole log-ratio is over what is still to be charged; None: not to be used."""
+
+    @property
+    def prompts(self) -> Tensor:
+        """[B], which prompt each response is to."""
+        return self.experience.rollout.prompt_index
 
 
 class Compared(NamedTuple):
@@ -28,10 +44,12 @@ class Compared(NamedTuple):
 
     advantages: Tensor
     """[B, T]."""
-    returns: Tensor | None
+    returns: Tensor | None = None
     """[B, T], for a value head."""
     share: float = 1.0
     """What of the gradient is left where a response is in its own baseline: 1 − 1/n."""
+    drawn: Tensor | None = None
+    """[B], the share of the penalty that is in the advantages as the log-ratio drawn."""
 
 
 def targets(
@@ -49,7 +67,12 @@ def targets(
     if config.whiten_rewards:
         scale *= deviation(rewards, mask).double()
         rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns, share = BASELINES[config.baseline](experience, rewards, config)
+    excess = None
+    # Without a penalty its estimates are not looked at: a broken reference can't reach the update.
+    if config.control_variate and penalty.is_of_sequence and kl_coef:
+        excess = kl_coef * drawn_excess(charged, experience.log_ratio, mask)
+    compared = BASELINES[config.baseline](Charged(experience, rewards, excess), config)
+    advantages = compared.advantages
     if config.scale == "batch":
         scale *= deviation(advantages, mask).double()
         advantages = whiten(advantages, mask)
@@ -57,54 +80,61 @@ def targets(
         spread = deviation_of_others(experience.penalised, index)
         scale *= spread.double()
         advantages = advantages / spread[:, None]
-    return Targets(advantages, returns, penalty, kl_coef * share / scale)
+    kl_coefs = kl_coef * compared.share / scale
+    return Targets(advantages, compared.returns, penalty, kl_coefs, compared.drawn)
 
 
-def _by_value(experience: Experience, rewards: Tensor, config: AlgorithmConfig) -> Compared:
-    values = experience.metered.values
+def _by_value(charged: Charged, config: AlgorithmConfig) -> Compared:
+    values = charged.experience.metered.values
     assert values is not None, "a value baseline has a value head"
     advantages, returns = gae(
-        rewards,
+        charged.rewards,
         values,
-        experience.rollout.mask,
+        charged.experience.rollout.mask,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
     )
     return Compared(advantages, returns)
 
 
-def _by_others(experience: Experience, rewards: Tensor, index: Tensor) -> Compared:
+def _by_others(charged: Charged, index: Tensor) -> Compared:
     """The return of each token less the mean of the others' at its position.
 
-    What is still to be charged there differs less between responses than all that was.
+    What is still to be charged there differs less between responses than all that was. At the optimum, though, it is
+    the whole response's reward and log-ratio that differ by the same and leave nothing: c of the way there is taken.
     """
-    mask = experience.rollout.mask
+    mask = charged.experience.rollout.mask
     # A response that has ended is worth its score at later positions, and charged no more.
-    worth = torch.where(mask, returns_to_go(rewards, mask), experience.penalised[:, None])
-    return Compared(torch.where(mask, worth - mean_of_others(worth, index), 0.0), None)
+    score = charged.experience.penalised[:, None]
+    worth = torch.where(mask, returns_to_go(charged.rewards, mask), score)
+    advantages, drawn = worth - mean_of_others(worth, index), None
+    if charged.excess is not None:
+        drawn = coefficient_of_others(worth, charged.excess, index).clamp(0.0, 1.0)
+        excess = charged.excess - mean_of_others(charged.excess, index)
+        advantages = advantages - drawn[:, None] * excess
+    return Compared(torch.where(mask, advantages, 0.0), drawn=drawn)
 
 
-def _by_leave_one_out(experience: Experience, rewards: Tensor, config: AlgorithmConfig) -> Compared:
-    return _by_others(experience, rewards, experience.rollout.prompt_index)
+def _by_leave_one_out(charged: Charged, config: AlgorithmConfig) -> Compared:
+    return _by_others(charged, charged.prompts)
 
 
-def _by_group(experience: Experience, rewards: Tensor, config: AlgorithmConfig) -> Compared:
+def _by_group(charged: Charged, config: AlgorithmConfig) -> Compared:
     """GRPO's mean, the response itself included."""
-    index = experience.rollout.prompt_index
-    advantages = _by_others(experience, rewards, index).advantages
-    share = 1.0 - len(index.unique()) / len(index)
-    return Compared(share * advantages, None, share)
+    compared = _by_others(charged, charged.prompts)
+    share = 1.0 - len(charged.prompts.unique()) / len(charged.prompts)
+    return compared._replace(advantages=share * compared.advantages, share=share)
 
 
-def _by_batch(experience: Experience, rewards: Tensor, config: AlgorithmConfig) -> Compared:
-    return _by_others(experience, rewards, torch.zeros_like(experience.rollout.prompt_index))
+def _by_batch(charged: Charged, config: AlgorithmConfig) -> Compared:
+    return _by_others(charged, torch.zeros_like(charged.prompts))
 
 
-def _by_nothing(experience: Experience, rewards: Tensor, config: AlgorithmConfig) -> Compared:
-    return Compared(returns_to_go(rewards, experience.rollout.mask), None)
+def _by_nothing(charged: Charged, config: AlgorithmConfig) -> Compared:
+    return Compared(returns_to_go(charged.rewards, charged.experience.rollout.mask))
 
 
-BASELINES: dict[str, Callable[[Experience, Tensor, AlgorithmConfig], Compared]] = {
+BASELINES: dict[str, Callable[[Charged, AlgorithmConfig], Compared]] = {
     "value": _by_value,
     "group": _by_group,
     "leave_one_out": _by_leave_one_out,

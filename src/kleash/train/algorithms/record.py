@@ -21,6 +21,9 @@ class Targets(NamedTuple):
     penalty: Penalty
     kl_coefs: Tensor
     """[B], β beside each response's advantages as they enter the loss: β/σ where these were divided by σ."""
+    drawn: Tensor | None = None
+    """[B], the share of each response's penalty that its advantages hold as the log-ratio drawn, in place of what the
+    placement says; None where the placement is followed throughout."""
 
     @property
     def kl_coef_effective(self) -> float:
@@ -28,9 +31,14 @@ class Targets(NamedTuple):
         return float(self.kl_coefs.mean())
 
     @property
+    def loss_coefs(self) -> Tensor:
+        """[B], β of what is in the loss: not of the share drawn."""
+        return self.kl_coefs if self.drawn is None else self.kl_coefs * (1.0 - self.drawn)
+
+    @property
     def is_differentiated(self) -> bool:
         """Whether a part of the penalty is in the loss. At β = 0 none is: 0 · inf would be NaN."""
-        return self.penalty.is_in_loss and bool((self.kl_coefs > 0).any())
+        return self.penalty.is_in_loss and bool((self.loss_coefs > 0).any())
 
     @property
     def needs_exact_gradient(self) -> bool:

@@ -11,8 +11,22 @@ from kleash.train.algorithms.record import Algorithm
 _EVERY = {"correction": "none", "correction_cap": 2.0, "correction_drop": False}
 _STEPS = {**_EVERY, "num_epochs": 1, "num_minibatches": 1}
 _CLIP = {**_STEPS, "num_epochs": 2, "num_minibatches": 2, "clip_eps": 0.2, "clip_eps_high": None}
-_GROUP = {**_CLIP, "baseline": "group", "scale": "none", "ratio": "token", "aggregate": "response"}
-_PLAIN = {**_STEPS, "clip_eps": None, "baseline": "batch", "scale": "none", "aggregate": "token"}
+_GROUP = {
+    **_CLIP,
+    "baseline": "group",
+    "scale": "none",
+    "control_variate": True,
+    "ratio": "token",
+    "aggregate": "response",
+}
+_PLAIN = {
+    **_STEPS,
+    "clip_eps": None,
+    "baseline": "batch",
+    "scale": "none",
+    "control_variate": True,
+    "aggregate": "token",
+}
 
 ALGORITHMS: dict[str, Algorithm] = {
     "ppo": Algorithm(
@@ -51,6 +65,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "update": "natural",
             "baseline": "leave_one_out",
             "scale": "none",
+            "control_variate": True,
             "aggregate": "token",
             "clip_eps": None,
             "step_kl": 0.01,
