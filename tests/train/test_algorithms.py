@@ -99,7 +99,7 @@ class Problem:
         )
 
     def responses(self) -> tuple[Tensor, list[int]]:
-        """The probability [27] of each response, at the first of its sequences: 0 at those that differ after its end."""
+        """The probability [27] of each response, at the first of its sequences; 0 at what differs after the end only."""
         written = torch.where(self.mask, self.mdp.tokens(), EOS)
         _, same = written.unique(dim=0, return_inverse=True)
         first = [same.tolist().index(i) for i in range(int(same.max()) + 1)]
