@@ -60,6 +60,7 @@ def make_run(run: Path, script: Script = Script()) -> Path:
     """Write a run directory as a training loop would."""
     rl, limits = ControlConfig.model_validate(dict(script.rl)), GuardConfig(max_kl=script.max_kl)
     config = OPTIMISATION | {
+        "model": {},
         "rl": rl.model_dump(mode="json"),
         "guard": limits.model_dump(mode="json"),
     }

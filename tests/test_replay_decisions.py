@@ -105,6 +105,7 @@ def write_run(
     config = ControlConfig.model_validate(target if rl is None else {**rl, "kl_unit": unit})
     limits = GuardConfig(max_kl=None)
     settings = OPTIMISATION | {
+        "model": {},
         "rl": config.model_dump(mode="json"),
         "guard": limits.model_dump(mode="json"),
     }

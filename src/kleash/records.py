@@ -136,6 +136,8 @@ class Signals:
     """Updates made since the policy that was read: 0 where the reading is of the policy about to be updated."""
     applied: bool = True
     """Whether the update made with the last β was kept."""
+    refreshed: float = 0.0
+    """How much of the way the reference came to the policy since the last reading: 1 where it was reset to it."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as the ledger stores it; non-finite floats as strings."""
@@ -144,7 +146,14 @@ class Signals:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Signals":
         """The signals that `to_json` wrote."""
-        floats = ("reward_std", "log_ratio_std", "correlation", "response_length", "momentum")
+        floats = (
+            "reward_std",
+            "log_ratio_std",
+            "correlation",
+            "response_length",
+            "momentum",
+            "refreshed",
+        )
         fields: dict[str, Any] = {
             key: _decode(value) if key in floats else value for key, value in data.items()
         }

@@ -29,6 +29,7 @@ from kleash.ledger import (
     steps_made,
     verify_chain,
 )
+from kleash.models.config import ModelConfig
 from kleash.records import KLReading, Unit, carried_momentum
 
 Status = Literal["finished", "interrupted", "failed", "unfinished"]
@@ -192,6 +193,7 @@ class _Settings(NamedTuple):
     rl: ControlConfig
     limits: GuardConfig
     momentum: float
+    model: ModelConfig
 
 
 def _settings_of(started: Entry) -> _Settings | None:
@@ -208,6 +210,7 @@ def _settings_of(started: Entry) -> _Settings | None:
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
             momentum,
+            ModelConfig.model_validate(config["model"]),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
@@ -255,12 +258,13 @@ def _replay_update(
 ) -> tuple[control.State, list[Problem]]:
     try:
         update = UpdateEntry.from_json(entry.body)
-        verdict = judge(settings.limits, update.kl, update.facts)
+        verdict = judge(settings.limits, update.kl, update.facts, update.kl_origin)
         after = control.update(state, update.kl_control or update.kl, update.signals)
     except KleashError as error:
         return state, [_problem(entry, str(error))]
     found = _wrong_readings(update, settings.rl.kl_unit)
-    found += _wrong_signals(update, settings.momentum, applied=applied)
+    found += _wrong_signals(update, settings, applied=applied)
+    found += _wrong_origin(update, settings.model)
     if update.kl_coef != after.kl_coef:
         found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
     if update.verdict.action != verdict.action:
@@ -296,11 +300,25 @@ def _wrong_readings(update: UpdateEntry, unit: Unit) -> list[str]:
     return found
 
 
-def _wrong_signals(update: UpdateEntry, momentum: float, *, applied: bool) -> list[str]:
+def _wrong_origin(update: UpdateEntry, model: ModelConfig) -> list[str]:
+    """A drift from the first reference that is missing, or there where the reference never changed."""
+    origin = update.kl_origin
+    if model.refresh_every is None:
+        return [] if origin is None else ["kl_origin is there, though the reference stays"]
+    if origin is None or origin.name != "kl_policy_origin_per_response":
+        return ["kl_origin is not kl_policy_origin_per_response, though the reference changes"]
+    if (origin.n, origin.clusters) != (update.kl.n, update.kl.clusters):
+        return ["kl_origin and kl are not readings of one rollout"]
+    return []
+
+
+def _wrong_signals(update: UpdateEntry, settings: _Settings, *, applied: bool) -> list[str]:
     """Signals that the readings, the configuration or the step before contradict."""
     signals, n = update.signals, (update.kl_control or update.kl).n
     # A power's last bit is the platform's own.
+    momentum = settings.momentum
     is_momentum = math.isclose(signals.momentum, momentum, rel_tol=1e-12)
+    refreshed = settings.model.refreshed(update.step - 1)
     wrong = {
         f"signals.num_responses is {signals.num_responses}, where the reading is of {n}": (
             signals.num_responses != n
@@ -312,6 +330,9 @@ def _wrong_signals(update: UpdateEntry, momentum: float, *, applied: bool) -> li
             not is_momentum
         ),
         f"signals.age is {signals.age}, where 0 belongs": signals.age != 0,
+        f"signals.refreshed is {signals.refreshed!r}; the configuration gives {refreshed!r}": (
+            signals.refreshed != refreshed
+        ),
     }
     return [what for what, is_so in wrong.items() if is_so]
 

@@ -455,6 +455,35 @@ def test_one_freak_reading_moves_the_trim_a_little(reading: Reading) -> None:
     assert 0 < before.trim - after.trim <= 0.05 * 0.2 * 2.0 + 1e-12
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_a_reference_that_comes_nearer_is_no_surprise(reading: Reading, share: float) -> None:
+    """The policy is let go to the target again, at the pace that was learnt, and does not pass it."""
+    run = Run(Plant(eta=0.1), reading).go(60)
+    run.plant.tilt *= 1 - share
+    seen, signals = reading(run.plant.kl, 0.01), run.plant.signals(refreshed=share)
+    run.state = control.update(run.state, seen, signals)
+    memory = run.state.memory
+    assert isinstance(memory, TiltMemory)
+    assert memory.belief.mean[0] == pytest.approx(math.sqrt(2 * run.plant.kl), abs=0.02)
+    assert memory.belief.mean[2] == pytest.approx(0.1, rel=0.1)
+    run.plant.step(run.state.kl_coef)
+    run.drift.clear()
+    run.seen.clear()
+    run.go(60)
+
+    assert run.held(2.0, 0.03, last=30)
+    assert max(run.drift) < 1.04 * 2.0
+    assert next(i for i, kl in enumerate(run.drift) if kl > 1.8) <= 1.4 * share * 2 / 0.1
+
+
+def test_without_a_reading_a_refresh_leaves_nothing_to_believe(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1), reading).go(30)
+    kl_coef = run.state.kl_coef
+    held = control.update(run.state, reading(math.nan, 0.0), run.plant.signals(refreshed=1.0))
+
+    assert (held.memory, held.kl_coef) == (None, kl_coef)
+
+
 def test_the_trim_waits_until_the_target_is_near(reading: Reading) -> None:
     run = Run(Plant(eta=0.01), reading)
     trims: list[float] = []

@@ -24,6 +24,7 @@ from kleash.replay import Verification, verify_run
 
 CONFIG = {
     "config": {
+        "model": {},
         "rl": {"controller": "fixed", "kl_coef": 0.1},
         "guard": {},
         "optimizer": {"beta1": 0.9},

@@ -99,7 +99,7 @@ class Problem:
         )
 
     def responses(self) -> tuple[Tensor, list[int]]:
-        """The probability [27] of each response, at the first of its sequences; 0 at what differs after the end only."""
+        """The probability [27] of each response, at the first of its sequences; what differs after its end has 0."""
         written = torch.where(self.mask, self.mdp.tokens(), EOS)
         _, same = written.unique(dim=0, return_inverse=True)
         first = [same.tolist().index(i) for i in range(int(same.max()) + 1)]

@@ -96,7 +96,7 @@ def tilt(question: Question, memory: TiltMemory | None) -> Answer:
 
 def tilt_hold(kl_coef: float, signals: Signals, memory: TiltMemory | None) -> TiltMemory | None:
     """A step without a usable reading: β stays, the policy moves on, and the next reading finds it."""
-    if memory is None:
+    if memory is None or signals.refreshed:  # by how much x changed is only known once it was read
         return None
     pending = (*_applied(memory, signals), kl_coef)
     return replace(memory, pending=pending[-OLDEST:])  # what is older no longer tells where it is
@@ -129,6 +129,8 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
     pending = _applied(memory, signals)
     due = max(len(pending) - signals.age, 0)
     memory = _forecast(memory, pending[:due], signals.momentum, goal)
+    if signals.refreshed:
+        memory = _brought_nearer(memory, signals.refreshed)
     error = _reading_error(question, root, goal)
     before = memory.belief
     belief = correct(before, min(root, FURTHEST * goal), error * error)
@@ -153,6 +155,23 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         moved = clip(trim + TRIM * error, -MOST_TRIM * goal, MOST_TRIM * goal)
         trim = moved if near or moved * trim > 0.0 else 0.0
     return replace(memory, belief=belief, trim=trim, pending=pending[due:])
+
+
+def _brought_nearer(memory: TiltMemory, share: float) -> TiltMemory:
+    """The memory where the reference came to the policy by a share of the way: of x what is left, of the rest all."""
+    left = 1.0 - share
+    x, *others = memory.belief.mean
+    cov, bent = memory.belief.cov, MOVE_NOISE * share * left * x
+    rows = tuple(
+        tuple(
+            value * (left if i == 0 else 1.0) * (left if j == 0 else 1.0)
+            for j, value in enumerate(row)
+        )
+        for i, row in enumerate(cov)
+    )
+    first = (rows[0][0] + bent * bent, *rows[0][1:])
+    belief = Belief(mean=(left * x, *others), cov=(first, *rows[1:]))
+    return replace(memory, belief=belief)
 
 
 def _bounded(cov: Matrix, most: float) -> Matrix:

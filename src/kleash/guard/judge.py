@@ -5,7 +5,12 @@ from kleash.guard.config import GuardConfig
 from kleash.records import Direction, KLReading, Unit, UpdateFacts, Verdict
 
 
-def judge(config: GuardConfig, reading: KLReading, facts: UpdateFacts) -> Verdict:
+def judge(
+    config: GuardConfig,
+    reading: KLReading,
+    facts: UpdateFacts,
+    origin: KLReading | None = None,
+) -> Verdict:
     """Whether a proposed update may be applied, is refused, or ends the run.
 
     `halt` when the policy has drifted past `max_kl` (an infinite KL is past every limit); `reject`
@@ -21,6 +26,8 @@ def judge(config: GuardConfig, reading: KLReading, facts: UpdateFacts) -> Verdic
         config: the limits.
         reading: KL(π‖π_ref) per response, of the policy that sampled the rollout.
         facts: what was measured of the proposed update.
+        origin: KL per response from the reference as the run began, where that was refreshed since: it is held to
+            `max_kl` too, or a reference that follows the policy would lift the limit.
 
     Raises:
         ConfigError: a KL has another unit or direction than the limit set on it.
@@ -34,8 +41,11 @@ def judge(config: GuardConfig, reading: KLReading, facts: UpdateFacts) -> Verdic
         ('halt', 'kl_policy_ref_per_response is 21.5 nats, over the limit max_kl = 20')
     """
     halts = _over("max_kl", config.max_kl, reading, "policy_ref", "response")
+    if origin is not None:
+        halts += _over("max_kl", config.max_kl, origin, "policy_origin", "response")
     rejects = [] if facts.finite else ["the loss, the gradient or a weight is not finite"]
     rejects += _impossible(reading)
+    rejects += [] if origin is None else _impossible(origin)
     if facts.kl_new_old is not None:
         rejects += _impossible(facts.kl_new_old)
         rejects += _over(

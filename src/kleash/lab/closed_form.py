@@ -198,9 +198,9 @@ def set_up(mdp: MDP, config: RunConfig) -> Setup:
         weight_decay=0.0,
         fused=True,
     )
-    learner = Learner(
-        policy, reference, reference, value_column(mdp) if with_values else None, optimizer, trained
-    )
+    origin = reference if config.model.refresh_every is None else freeze(reference)
+    values = value_column(mdp) if with_values else None
+    learner = Learner(policy, reference, origin, values, optimizer, trained)
     return Setup(
         config=config,
         learner=learner,

@@ -20,6 +20,8 @@ class UpdateEntry:
     """KL(π‖π_ref) per response, as the guard saw it."""
     kl_control: KLReading | None = None
     """What the controller saw where its target is per token; None: it saw `kl`."""
+    kl_origin: KLReading | None = None
+    """KL from the reference as the run began, where it was refreshed since; None: that is `kl`."""
     signals: Signals
     """What the controller knew beside the reading."""
     kl_coef: float
@@ -39,6 +41,7 @@ class UpdateEntry:
             "step": self.step,
             "kl": self.kl.to_json(),
             **({} if self.kl_control is None else {"kl_control": self.kl_control.to_json()}),
+            **({} if self.kl_origin is None else {"kl_origin": self.kl_origin.to_json()}),
             "signals": self.signals.to_json(),
             "kl_coef": self.kl_coef,
             "facts": self.facts.to_json(),

@@ -1,6 +1,6 @@
 """The `[model]` section: which policy is trained, and what it is measured against."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 
 class ModelConfig(BaseModel):
@@ -17,3 +17,19 @@ class ModelConfig(BaseModel):
     """An embedded model's name, a Hugging Face directory, or a hub id."""
     reference: str | None = None
     """What KL(π‖π_ref) is measured from; None: a frozen copy of the policy as loaded."""
+    refresh_every: int | None = Field(default=None, gt=0)
+    """Steps after each of which the reference comes nearer to the policy; None: it stays. The drift from the reference
+    as the run began is measured all the same, and `guard.max_kl` limits both."""
+    refresh_share: FiniteFloat = Field(default=1.0, gt=0, le=1)
+    """How much nearer: 1 is a reset to the policy, less a moving average of weights, π_ref ← (1 − s) π_ref + s π."""
+
+    def refreshed(self, steps: int) -> float:
+        """The share by which the reference came nearer at the end of a step; 0 where it stayed.
+
+        Examples:
+            >>> config = ModelConfig(refresh_every=10, refresh_share=0.5)
+            >>> config.refreshed(20), config.refreshed(21)
+            (0.5, 0.0)
+        """
+        due = self.refresh_every is not None and steps > 0 and steps % self.refresh_every == 0
+        return self.refresh_share if due else 0.0

@@ -111,13 +111,13 @@ def fresh_drift(
     *,
     micro_batch_size: int = 32,
 ) -> KLReading:
-    """KL(π‖π_ref) per response of the policy as it is now, on responses drawn for this and not scored."""
+    """KL per response of the policy as it is now from the reference as the run began, on responses drawn for this."""
     rollout = sample(learner.policy, prompts, config, generator)
     metered = meter(
         learner, rollout, temperature=config.temperature, micro_batch_size=micro_batch_size
     )
     return measure_drift(
-        metered.kl, rollout.mask, rollout.prompt_index, reference=learner.reference.name
+        metered.origin_kl, rollout.mask, rollout.prompt_index, reference=learner.origin.name
     )
 
 

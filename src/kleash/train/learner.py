@@ -1,7 +1,7 @@
 """Everything that training changes, and the frozen things it is held against."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from kleash.errors import ConfigError
 from kleash.models.config import ModelConfig
-from kleash.models.hub import load_language_model, load_reference
+from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.policy import LanguageModel
 from kleash.models.value_head import ValueHead
 from kleash.train.optimizer_config import OptimizerConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Learner:
     """The policy with its value head and optimiser, and the reference it is measured from."""
 
@@ -29,6 +29,15 @@ class Learner:
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
     """Every parameter that the optimiser moves."""
+
+    @torch.no_grad()
+    def refresh(self, share: float, step: int) -> None:
+        """Brings the reference nearer to the policy by a share of the way, weight by weight; at 1 it is the policy."""
+        weights = self.reference.model.parameters(), self.policy.model.parameters()
+        for held, moved in zip(*weights, strict=True):
+            held.lerp_(moved, share) if share < 1.0 else held.copy_(moved)
+        name = f"{self.origin.name}, brought nearer by {share:g} after step {step}"
+        self.reference = replace(self.reference, name=name)
 
     def snapshot(self) -> "Snapshot":
         """A copy of all that an update changes."""
@@ -63,6 +72,10 @@ def build_learner(
     """
     policy = load_language_model(model.policy, device)
     reference = load_reference(policy, model.reference)
+    origin = reference
+    if model.refresh_every is not None:
+        check_alike(policy, reference)
+        origin = freeze(reference)
     value_head = ValueHead(policy.hidden_size).to(device) if with_values else None
     trained = [*trainable(policy), *(value_head.parameters() if value_head else ())]
     adam = torch.optim.AdamW(
@@ -72,7 +85,26 @@ def build_learner(
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    return Learner(policy, reference, reference, value_head, adam, trained)
+    return Learner(policy, reference, origin, value_head, adam, trained)
+
+
+def check_alike(policy: LanguageModel, reference: LanguageModel) -> None:
+    """That the reference has the policy's weights, one by one: it is to be moved towards them.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    own, held = (
+        [(name, weight.shape) for name, weight in side.model.named_parameters()]
+        for side in (policy, reference)
+    )
+    if own != held:
+        raise ConfigError(
+            f"{reference.name} can't be brought nearer to {policy.name}",
+            expected="a reference of the policy's own architecture where model.refresh_every is set",
+            got="other weights",
+            do="leave model.reference or model.refresh_every out",
+        )
 
 
 def trainable(policy: LanguageModel) -> list[Tensor]:

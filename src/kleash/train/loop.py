@@ -59,8 +59,11 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     kept = True
     for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
+        refreshed = config.model.refreshed(step - 1)
+        if refreshed:
+            learner.refresh(refreshed, step - 1)
         experience = _read(setup, next(rollouts))
-        measured = measure(learner, experience, config, applied=kept)
+        measured = measure(learner, experience, config, applied=kept, refreshed=refreshed)
         state = control.update(state, measured.seen, measured.signals)
         remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
         collected = time.perf_counter()
@@ -112,13 +115,15 @@ def _decide(
 ) -> _Decision:
     """The guard's verdict, and the record of it with all that it and β were chosen from."""
     config, kl, seen = setup.config, measured.readings.response, measured.seen
-    verdict = judge(config.guard, kl, proposal.facts)
+    origin = measured.readings.origin if config.model.refresh_every is not None else None
+    verdict = judge(config.guard, kl, proposal.facts, origin)
     settings = Settings(state.kl_coef, config.rl.kl_target, learning_rate)
     metrics = step_metrics(step, measured, targets, proposal, verdict, settings)
     entry = UpdateEntry(
         step=step,
         kl=kl,
         kl_control=None if seen is kl else seen,
+        kl_origin=origin,
         signals=measured.signals,
         kl_coef=state.kl_coef,
         facts=proposal.facts,

@@ -62,7 +62,12 @@ class Spread(NamedTuple):
 
 
 def measure(
-    learner: Learner, experience: Experience, config: RunConfig, *, applied: bool
+    learner: Learner,
+    experience: Experience,
+    config: RunConfig,
+    *,
+    applied: bool,
+    refreshed: float = 0.0,
 ) -> Measured:
     """Reads a rollout of the policy that is about to be updated.
 
@@ -71,6 +76,7 @@ def measure(
         experience: the rollout with scores and metering.
         config: of the run.
         applied: whether the update before was kept.
+        refreshed: how much of the way the reference came to the policy since.
     """
     readings, rollout = experience.readings(learner), experience.rollout
     seen = readings.response if config.rl.kl_unit == "response" else readings.token
@@ -89,6 +95,7 @@ def measure(
             seen.n,
         ),
         applied=applied,
+        refreshed=refreshed,
     )
     return Measured(experience=experience, readings=readings, seen=seen, signals=signals)
 
