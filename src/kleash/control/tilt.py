@@ -26,7 +26,7 @@ from kleash.records import Signals
 
 FIRST_STRIDE = 0.02
 """Of the target's x: the stride assumed before the first move, when any up to the whole way is thought possible."""
-STRIDE_DOUBT = 0.25
+STRIDE_DOUBT = 0.5
 """Least relative standard deviation of the stride."""
 RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.05, 0.2, 0.02
 """Standard deviations that a step adds: to κ, relative; to x, of the move and of the target's x."""
