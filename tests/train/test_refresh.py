@@ -1,6 +1,8 @@
 """A reference that follows the policy, and the first one that is measured from all the same (A23)."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from kleash.lab.mdp import MDP, optimum, tilt
 from kleash.lab.tabular import tabular
 from kleash.ledger import Ledger, UpdateEntry, read
 from kleash.records import StepRecord
+from kleash.replay import replay
 from kleash.train.learner import check_alike
 from kleash.train.loop import run_loop
 
@@ -29,6 +32,7 @@ MDP_ = MDP(
 def _run(steps: int, directory: Path, **sections: Mapping[str, Any]) -> list[StepRecord]:
     config = configure(MDP_, "rloo", BETA, 0, Budget(256, steps, 0.05), sections)
     with Ledger.create(directory) as ledger:
+        ledger.append("run.started", {"config": config.model_dump(mode="json")})
         return list(run_loop(set_up(MDP_, config), ledger))
 
 
@@ -57,9 +61,36 @@ def test_both_drifts_are_measured(tmp_path: Path) -> None:
     assert near[1:3] == far[1:3]
     assert all(isinstance(x, float) and x > 1e-4 for x in (*near[1:3], *near[4:6], *far[3:]))
     assert records[3].kl.reference == "table, brought nearer by 1 after step 3"
-    origin = [UpdateEntry.from_json(e.body).kl_origin for e in read(tmp_path / "run")]
+    updates = [entry.body for entry in read(tmp_path / "run") if entry.type == "update"]
+    origin = [UpdateEntry.from_json(body).kl_origin for body in updates]
     assert [reading.value for reading in origin if reading] == far
     assert {reading.reference for reading in origin if reading} == {"table"}
+
+
+@pytest.mark.parametrize(
+    ("step", "forge", "problem"),
+    [
+        (4, {"signals": {"refreshed": 0.0}}, "signals.refreshed is 0.0"),
+        (5, {"signals": {"refreshed": 1.0}}, "signals.refreshed is 1.0"),
+        (5, {"kl_origin": None}, "kl_origin is not"),
+        (6, {"kl_origin": {"n": 3}}, "not readings of one rollout"),
+    ],
+)
+def test_a_record_that_hides_a_refresh_is_found(
+    tmp_path: Path, step: int, forge: dict[str, Any], problem: str
+) -> None:
+    _run(7, tmp_path / "run", model={"refresh_every": 3})
+    entries = list(read(tmp_path / "run"))
+    assert replay(entries) == []
+    body = json.loads(json.dumps(entries[step].body))
+    for key, change in forge.items():
+        body[key] = change and {**body[key], **change}
+    entries[step] = replace(entries[step], body={k: v for k, v in body.items() if v is not None})
+
+    found = replay(entries)
+    assert found
+    assert all(each.where.startswith(f"ledger.jsonl line {step + 1}") for each in found[:1])
+    assert problem in " ".join(each.what for each in found)
 
 
 def test_a_share_of_the_way_is_a_mean_of_weights() -> None:
