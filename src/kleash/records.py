@@ -160,6 +160,21 @@ class Signals:
         return cls(**fields)
 
 
+def refreshed_share(every: int | None, share: float, steps: int) -> float:
+    """How much of the way the reference comes to the policy after so many steps; 0 where it stays.
+
+    Args:
+        every: `model.refresh_every`.
+        share: `model.refresh_share`.
+        steps: made.
+
+    Examples:
+        >>> refreshed_share(10, 0.5, steps=20), refreshed_share(10, 0.5, steps=21)
+        (0.5, 0.0)
+    """
+    return share if every is not None and steps > 0 and steps % every == 0 else 0.0
+
+
 def carried_momentum(
     beta1: float, num_epochs: int, num_minibatches: int, num_responses: int
 ) -> float:

@@ -29,8 +29,7 @@ from kleash.ledger import (
     steps_made,
     verify_chain,
 )
-from kleash.models.config import ModelConfig
-from kleash.records import KLReading, Unit, carried_momentum
+from kleash.records import KLReading, Unit, carried_momentum, refreshed_share
 
 Status = Literal["finished", "interrupted", "failed", "unfinished"]
 
@@ -193,13 +192,15 @@ class _Settings(NamedTuple):
     rl: ControlConfig
     limits: GuardConfig
     momentum: float
-    model: ModelConfig
+    refresh_every: int | None
+    refresh_share: float
 
 
 def _settings_of(started: Entry) -> _Settings | None:
     try:
         config = started.body["config"]
         algorithm, rollout = config["algorithm"], config["rollout"]
+        every = config["model"].get("refresh_every")
         momentum = carried_momentum(
             float(config["optimizer"]["beta1"]),
             int(algorithm["num_epochs"]),
@@ -210,9 +211,10 @@ def _settings_of(started: Entry) -> _Settings | None:
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
             momentum,
-            ModelConfig.model_validate(config["model"]),
+            None if every is None else int(every),
+            float(config["model"].get("refresh_share", 1.0)),
         )
-    except (KeyError, TypeError, ValueError, ArithmeticError):
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None
 
 
@@ -264,7 +266,7 @@ def _replay_update(
         return state, [_problem(entry, str(error))]
     found = _wrong_readings(update, settings.rl.kl_unit)
     found += _wrong_signals(update, settings, applied=applied)
-    found += _wrong_origin(update, settings.model)
+    found += _wrong_origin(update, settings.refresh_every)
     if update.kl_coef != after.kl_coef:
         found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
     if update.verdict.action != verdict.action:
@@ -300,10 +302,10 @@ def _wrong_readings(update: UpdateEntry, unit: Unit) -> list[str]:
     return found
 
 
-def _wrong_origin(update: UpdateEntry, model: ModelConfig) -> list[str]:
+def _wrong_origin(update: UpdateEntry, refresh_every: int | None) -> list[str]:
     """A drift from the first reference that is missing, or there where the reference never changed."""
     origin = update.kl_origin
-    if model.refresh_every is None:
+    if refresh_every is None:
         return [] if origin is None else ["kl_origin is there, though the reference stays"]
     if origin is None or origin.name != "kl_policy_origin_per_response":
         return ["kl_origin is not kl_policy_origin_per_response, though the reference changes"]
@@ -318,7 +320,7 @@ def _wrong_signals(update: UpdateEntry, settings: _Settings, *, applied: bool) -
     # A power's last bit is the platform's own.
     momentum = settings.momentum
     is_momentum = math.isclose(signals.momentum, momentum, rel_tol=1e-12)
-    refreshed = settings.model.refreshed(update.step - 1)
+    refreshed = refreshed_share(settings.refresh_every, settings.refresh_share, update.step - 1)
     wrong = {
         f"signals.num_responses is {signals.num_responses}, where the reading is of {n}": (
             signals.num_responses != n

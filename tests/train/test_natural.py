@@ -51,7 +51,7 @@ class Case:
 
     def step(self) -> None:
         given = (self.learner, TRPO, self.experience, self.targets, self.config)
-        natural_step(*given, torch.Generator())
+        natural_step(*given)
 
     def kl(self) -> float:
         return measure_step(

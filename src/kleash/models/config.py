@@ -22,14 +22,3 @@ class ModelConfig(BaseModel):
     as the run began is measured all the same, and `guard.max_kl` limits both."""
     refresh_share: FiniteFloat = Field(default=1.0, gt=0, le=1)
     """How much nearer: 1 is a reset to the policy, less a moving average of weights, π_ref ← (1 − s) π_ref + s π."""
-
-    def refreshed(self, steps: int) -> float:
-        """The share by which the reference came nearer at the end of a step; 0 where it stayed.
-
-        Examples:
-            >>> config = ModelConfig(refresh_every=10, refresh_share=0.5)
-            >>> config.refreshed(20), config.refreshed(21)
-            (0.5, 0.0)
-        """
-        due = self.refresh_every is not None and steps > 0 and steps % self.refresh_every == 0
-        return self.refresh_share if due else 0.0

@@ -1,4 +1,4 @@
-"""The configuration of a training run: ten sections, each owned by the room that it turns."""
+"""The configuration of a training run: eleven sections, each owned by the room that it turns."""
 
 from typing import Annotated, ClassVar, Self
 
@@ -19,6 +19,7 @@ from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import AlgorithmConfig, resolve_algorithm
 from kleash.train.optimizer_config import OptimizerConfig
+from kleash.train.ptx_config import PtxConfig
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -111,6 +112,7 @@ class RunConfig(BaseModel):
     rl: ControlConfig = ControlConfig(kl_target=DEFAULT_TARGET)
     algorithm: Annotated[AlgorithmConfig, BeforeValidator(resolve_algorithm)] = AlgorithmConfig()
     penalty: PenaltyConfig = PenaltyConfig()
+    ptx: PtxConfig = PtxConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     guard: GuardConfig = GuardConfig()
     train: TrainConfig = TrainConfig()
@@ -121,6 +123,15 @@ class RunConfig(BaseModel):
             raise ValueError(
                 'algorithm.correction = "token" or "sequence" where rollout.staleness is over 0: '
                 "another policy sampled what is learnt from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_with_what_it_keeps(self) -> Self:
+        if self.ptx.data is not None and self.algorithm.update == "natural":
+            raise ValueError(
+                f"no ptx.data with {self.algorithm.name}, whose line search compares losses of one batch: "
+                "algorithm.name = ppo takes one"
             )
         return self
 

@@ -9,7 +9,7 @@ from kleash.models.embedded import resolve
 from kleash.rewards.checks import shown
 from kleash.rewards.files import Row, read_jsonl, read_lines, text_field
 
-_EXPECTED = "a UTF-8 text file with one prompt a line, a .jsonl file, or tiny-reviews/prompts"
+_EXPECTED = "a UTF-8 text file with one {} a line, a .jsonl file, or tiny-reviews/prompts"
 
 
 def load_prompts(source: str) -> list[str]:
@@ -18,18 +18,31 @@ def load_prompts(source: str) -> list[str]:
     Raises:
         InputError: there is no such file, it holds no prompt, or a line is not what it should be.
     """
+    return load_rows(source, "prompt")
+
+
+def load_rows(source: str, field: str) -> list[str]:
+    """The same of any texts.
+
+    Args:
+        source: an embedded name, a text file, or JSON lines.
+        field: which of a JSON line's.
+
+    Raises:
+        InputError: there is no such file, it holds none, or a line is not what it should be.
+    """
     path = resolve(source)
     if path.endswith((".jsonl", ".jsonl.gz")):
-        return [_prompt_of(row) for row in read_jsonl(path)]
-    prompts = [line.rstrip() for _, line in read_lines(path, _EXPECTED)]
-    if not prompts:
+        return [_field_of(row, field) for row in read_jsonl(path)]
+    rows = [line.rstrip() for _, line in read_lines(path, _EXPECTED.format(field))]
+    if not rows:
         raise InputError(
-            f"no prompts in {source!r}",
+            f"no {field}s in {source!r}",
             expected="at least one",
             got="an empty file, or blank lines only",
-            do="write one prompt a line",
+            do=f"write one {field} a line",
         )
-    return prompts
+    return rows
 
 
 def prompt_batches(
@@ -66,14 +79,14 @@ def _batches(prompts: list[str], size: int, generator: torch.Generator) -> Itera
             yield [prompts[i] for i in order[start : start + size]]
 
 
-def _prompt_of(row: Row) -> str:
-    expected = 'a JSON object such as {"prompt": "the film is"}'
-    prompt = text_field(row, "prompt", expected)
-    if not prompt.strip():
+def _field_of(row: Row, field: str) -> str:
+    expected = f'a JSON object such as {{"{field}": "the film is"}}'
+    text = text_field(row, field, expected)
+    if not text.strip():
         raise InputError(
-            f"{row.where}: the prompt is blank",
+            f"{row.where}: the {field} is blank",
             expected=expected,
-            got=shown(prompt),
+            got=shown(text),
             do="mend or remove the line",
         )
-    return prompt
+    return text

@@ -13,7 +13,7 @@ from kleash import control
 from kleash.errors import LimitError
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
-from kleash.records import KLReading, StepRecord
+from kleash.records import KLReading, StepRecord, refreshed_share
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
@@ -25,6 +25,7 @@ from kleash.train.evaluate import Samples, experience_of, fresh_drift
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
+from kleash.train.ptx import Pretraining
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Proposal, propose_update
 
@@ -38,6 +39,8 @@ class Setup:
     prompts: list[str]
     reward: Scorer
     monitors: Sequence[Scorer]
+    pretraining: Pretraining | None = None
+    """Texts that the policy is not to forget."""
 
 
 def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
@@ -59,7 +62,9 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     kept = True
     for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
-        refreshed = config.model.refreshed(step - 1)
+        refreshed = refreshed_share(
+            config.model.refresh_every, config.model.refresh_share, step - 1
+        )
         if refreshed:
             learner.refresh(refreshed, step - 1)
         experience = _read(setup, next(rollouts))
@@ -71,7 +76,9 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         targets = algorithm.targets(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
         )
-        proposal = propose_update(learner, algorithm, experience, targets, config, generator)
+        proposal = propose_update(
+            learner, algorithm, experience, targets, config, generator, setup.pretraining
+        )
         kept = False
         try:
             decision = _decide(setup, step, measured, targets, proposal, state, rate)

@@ -19,7 +19,12 @@ class Loss(NamedTuple):
 
     total: Tensor
     parts: dict[str, float]
-    """`policy_loss`, `value_loss`, `clip_fraction`; `kl_loss` where the penalty is in the loss."""
+    """`policy_loss`, `value_loss`, `clip_fraction`; `kl_loss` where the penalty is in the loss; `ptx_loss`."""
+
+    def beside(self, name: str, other: Tensor, coef: float) -> "Loss":
+        """With another loss in it, weighed by a coefficient and reported without it."""
+        parts = {**self.parts, name: float(other.detach())}
+        return Loss(self.total + coef * other, parts)
 
 
 def minibatch_loss(
@@ -60,8 +65,7 @@ def minibatch_loss(
         parts["kl_loss"] = float(terms.penalty.mean())
     if algorithm.value_loss is not None and learner.value_head is not None:
         value = algorithm.value_loss(learner.value_head(hidden), batch, config.algorithm)
-        parts["value_loss"] = float(value.detach())
-        loss = loss + config.algorithm.value_coef * value
+        return Loss(loss, parts).beside("value_loss", value, config.algorithm.value_coef)
     return Loss(loss, parts)
 
 
@@ -109,6 +113,6 @@ def _at(tensor: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
 
 def mean_parts(losses: list[Loss]) -> dict[str, float | None]:
     """Means over an update's minibatches, as metrics; None where there is none."""
-    names = ("policy_loss", "value_loss", "kl_loss", "clip_fraction")
+    names = ("policy_loss", "value_loss", "kl_loss", "ptx_loss", "clip_fraction")
     found = {name: [x.parts[name] for x in losses if name in x.parts] for name in names}
     return {name: sum(each) / len(each) if each else None for name, each in found.items()}

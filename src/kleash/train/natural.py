@@ -32,7 +32,6 @@ def natural_step(
     experience: Experience,
     targets: Targets,
     config: RunConfig,
-    generator: torch.Generator,
 ) -> tuple[list[Loss], list[float]]:
     """TRPO over a whole rollout: its loss before the step, which may be none at all, and the norm of its gradient."""
     every = torch.arange(len(experience.scores))

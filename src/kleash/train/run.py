@@ -32,6 +32,7 @@ from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
 from kleash.train.natural import check_size
+from kleash.train.ptx import load_pretraining
 from kleash.train.self_test import self_test
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
@@ -100,7 +101,16 @@ def prepare(config: RunConfig) -> Setup:
         )
         for spec in (config.reward.model, *config.reward.monitor)
     )
-    return Setup(config=config, learner=learner, prompts=prompts, reward=reward, monitors=monitors)
+    return Setup(
+        config=config,
+        learner=learner,
+        prompts=prompts,
+        reward=reward,
+        monitors=monitors,
+        pretraining=load_pretraining(
+            config.ptx, learner.policy, seeded(config.train.seed, "pretraining")
+        ),
+    )
 
 
 def check_setup(setup: Setup) -> SelfTest:

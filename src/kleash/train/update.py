@@ -13,6 +13,7 @@ from kleash.train.experience import Experience, measure_step
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.loss import Loss, mean_parts, minibatch_loss
 from kleash.train.natural import natural_step
+from kleash.train.ptx import Pretraining
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +32,16 @@ def propose_update(
     targets: Targets,
     config: RunConfig,
     generator: torch.Generator,
+    pretraining: Pretraining | None = None,
 ) -> Proposal:
     """An update from one rollout. An interruption on the way undoes what was done."""
     snapshot = learner.snapshot()
-    make = natural_step if config.algorithm.update == "natural" else _epochs
+    given = learner, algorithm, experience, targets, config
     try:
-        losses, norms = make(learner, algorithm, experience, targets, config, generator)
+        if config.algorithm.update == "natural":
+            losses, norms = natural_step(*given)
+        else:
+            losses, norms = _epochs(*given, generator, pretraining)
         facts = _measure(learner, experience, losses, norms, config)
     except BaseException:
         learner.restore(snapshot)
@@ -51,6 +56,7 @@ def _epochs(
     targets: Targets,
     config: RunConfig,
     generator: torch.Generator,
+    pretraining: Pretraining | None,
 ) -> tuple[list[Loss], list[float]]:
     """Gradient steps over minibatches: their losses, and the norms of their gradients.
 
@@ -60,6 +66,8 @@ def _epochs(
     norms: list[float] = []
     for rows in _minibatches(experience, config, generator):
         loss = minibatch_loss(learner, algorithm, experience, targets, rows, config)
+        if pretraining is not None:
+            loss = loss.beside("ptx_loss", pretraining.loss(learner.policy), config.ptx.coef)
         losses.append(loss)
         norms.append(_descend(learner, loss.total, config.optimizer.max_grad_norm))
         if not (math.isfinite(norms[-1]) and bool(loss.total.isfinite())):
