@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from kleash.functional.losses import clipped_policy_loss, clipped_value_loss, explained_variance
+from kleash.functional.losses import (
+    adapted_penalty,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    step_penalty,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +72,25 @@ def test_explained_variance_is_a_share_of_the_variance_of_the_returns(
     found = explained_variance(torch.tensor(values), torch.tensor([0.0, 2.0, 4.0]))
     assert found is not None
     assert float(found) == pytest.approx(explained)
+
+
+def test_the_step_penalty_is_the_kl_of_the_old_from_the_new_and_so_is_its_gradient() -> None:
+    """By enumeration of eight tokens, each weighing what the old policy gives it."""
+    draw = torch.Generator().manual_seed(0)
+    old, new = torch.randn(2, 8, generator=draw, dtype=torch.double).log_softmax(-1)
+    logits = new.clone().requires_grad_()
+    logprobs = logits.log_softmax(-1)
+    found = (old.exp() * step_penalty(logprobs, old)).sum()
+    truth = (old.exp() * (old - logprobs)).sum()
+    slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, truth)]
+
+    assert float(found.detach()) == pytest.approx(float(truth.detach()), abs=1e-12)
+    assert float(truth.detach()) > 0.1
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kl", "after"), [(0.016, 6.0), (0.014, 3.0), (0.0068, 3.0), (0.006, 1.5), (None, 3.0)]
+)
+def test_the_step_penaltys_weight_follows_its_target(kl: float | None, after: float) -> None:
+    assert adapted_penalty(3.0, kl, 0.01) == after

@@ -41,7 +41,7 @@ def short(name: str) -> Budget:
     """Enough for a problem of sixteen sequences."""
     if name == "trpo":
         return Budget(128, 40, 1.0)
-    if name == "ppo":
+    if name.startswith("ppo"):
         return Budget(256, 60, 0.05, {"num_epochs": 1, "num_minibatches": 2})
     return Budget(128, 80, 0.15, {"num_epochs": 1, "num_minibatches": 1})
 

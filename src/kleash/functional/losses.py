@@ -40,6 +40,40 @@ def clipped_policy_loss(
     return -torch.minimum(unclipped, clipped), clipped < unclipped
 
 
+def step_penalty(
+    logprobs: Float[Tensor, " N"], old_logprobs: Float[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """What a token says of KL(old‖new), nats: ρ − 1 − log ρ, ρ = π_new/π_old.
+
+    On tokens that the old policy drew its mean is KL(old‖new) and its gradient's that KL's: E_old[ρ] = 1.
+
+    Examples:
+        >>> step_penalty(torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.0]))
+        tensor([0.0000, 0.3679])
+    """
+    change = logprobs - old_logprobs
+    return torch.expm1(change) - change
+
+
+def adapted_penalty(coef: float, kl: float | None, target: float) -> float:
+    """PPO's rule for the weight of KL(old‖new): doubled over 1.5 times the target, halved under its 1.5th part.
+
+    Schulman et al. 2017, arXiv 1707.06347, section 4.
+
+    Args:
+        coef: as the last update used it.
+        kl: of that update, nats per token; None: not measured, and the weight stays.
+        target: nats per token.
+
+    Examples:
+        >>> adapted_penalty(1.0, 0.02, 0.01), adapted_penalty(1.0, 0.005, 0.01), adapted_penalty(1.0, 0.01, 0.01)
+        (2.0, 0.5, 1.0)
+    """
+    if kl is None:
+        return coef
+    return 2.0 * coef if kl > 1.5 * target else 0.5 * coef if kl < target / 1.5 else coef
+
+
 def clipped_value_loss(
     values: Float[Tensor, " N"],
     old_values: Float[Tensor, " N"],

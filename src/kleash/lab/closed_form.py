@@ -43,6 +43,7 @@ class Budget(NamedTuple):
 PLAIN = Budget(512, 1500, 0.05)
 BUDGETS: dict[str, Budget] = {
     "ppo": Budget(2048, 1500, 0.01, {"num_epochs": 2, "num_minibatches": 4}),
+    "ppo_kl": Budget(2048, 1500, 0.01, {"num_epochs": 2, "num_minibatches": 4}),
     # With more gradient steps a rollout its clip of 3e-4 cuts the policy's part of the loss, and not the penalty's.
     "gspo": Budget(512, 1500, 0.05, {"num_epochs": 1, "num_minibatches": 1}),
 }

@@ -11,9 +11,10 @@ import torch
 
 from kleash import control
 from kleash.errors import LimitError
+from kleash.functional.losses import adapted_penalty
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
-from kleash.records import KLReading, StepRecord, refreshed_share
+from kleash.records import KLReading, StepRecord, UpdateFacts, refreshed_share
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
@@ -59,14 +60,10 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     generator = seeded(config.train.seed, "training")
     rollouts = sampled_ahead(setup, generator)
     state, ending, samples = control.init(config.rl), _Ending(setup), _samples(setup)
-    kept = True
+    kept, step_coef = True, config.algorithm.step_penalty
     for step in range(1, config.train.steps + 1):
         started = time.perf_counter()
-        refreshed = refreshed_share(
-            config.model.refresh_every, config.model.refresh_share, step - 1
-        )
-        if refreshed:
-            learner.refresh(refreshed, step - 1)
+        refreshed = _refresh(setup, step - 1)
         experience = _read(setup, next(rollouts))
         measured = measure(learner, experience, config, applied=kept, refreshed=refreshed)
         state = control.update(state, measured.seen, measured.signals)
@@ -75,10 +72,11 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         rate = _set_learning_rate(setup, step)
         targets = algorithm.targets(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
-        )
+        )._replace(step_penalty=step_coef)
         proposal = propose_update(
             learner, algorithm, experience, targets, config, generator, setup.pretraining
         )
+        step_coef = _adapted(step_coef, proposal.facts, config)
         kept = False
         try:
             decision = _decide(setup, step, measured, targets, proposal, state, rate)
@@ -102,6 +100,21 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         )
         ending.halt_if_told(decision.entry)
     ending.check()
+
+
+def _refresh(setup: Setup, steps: int) -> float:
+    """How much of the way the reference came to the policy after so many steps."""
+    model = setup.config.model
+    share = refreshed_share(model.refresh_every, model.refresh_share, steps)
+    if share:
+        setup.learner.refresh(share, steps)
+    return share
+
+
+def _adapted(step_coef: float, facts: UpdateFacts, config: RunConfig) -> float:
+    """The weight of KL(old‖new) for the next update."""
+    kl = None if facts.kl_new_old is None else facts.kl_new_old.value
+    return adapted_penalty(step_coef, kl, config.algorithm.step_kl)
 
 
 class _Decision(NamedTuple):

@@ -52,6 +52,7 @@ def step_metrics(
         **drift_metrics(readings),
         "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
         "kl_coef_effective": targets.kl_coef_effective,
+        "step_penalty": targets.step_penalty or None,
         "kl_drawn_share": None if targets.drawn is None else float(targets.drawn.mean()),
         **settings._asdict(),
         "objective": reward - settings.kl_coef * readings.response.value,

@@ -28,7 +28,7 @@ class AlgorithmConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "ppo"
-    """ppo, grpo, dr_grpo, dapo, gspo, rloo, reinforce, reinforce++ or trpo."""
+    """ppo, ppo_kl, grpo, dr_grpo, dapo, gspo, rloo, reinforce, reinforce++ or trpo."""
     num_epochs: int = Field(default=2, gt=0)
     """Passes over one rollout."""
     num_minibatches: int = Field(default=2, gt=0)
@@ -52,7 +52,9 @@ class AlgorithmConfig(BaseModel):
     update: Literal["gradient", "natural"] = "gradient"
     """Steps of the optimiser over minibatches; or one natural-gradient step within a trust region."""
     step_kl: FiniteFloat = Field(default=0.01, gt=0)
-    """δ, KL(old‖new) in nats per token that a natural step may be."""
+    """δ in nats per token: what KL(old‖new) of a natural step may be, and what `step_penalty` is adapted to."""
+    step_penalty: FiniteFloat = Field(default=0.0, ge=0)
+    """Weight of KL(old‖new) in the loss of the first update; doubled or halved after each to keep that KL at δ."""
     cg_iterations: int = Field(default=10, gt=0)
     """Conjugate-gradient iterations, each a product with the Fisher matrix."""
     cg_damping: FiniteFloat = Field(default=1e-4, ge=0)

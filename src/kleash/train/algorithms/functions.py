@@ -16,7 +16,7 @@ from kleash.functional.advantages import (
     whiten,
 )
 from kleash.functional.chunks import TokenKL
-from kleash.functional.losses import clipped_policy_loss, clipped_value_loss
+from kleash.functional.losses import clipped_policy_loss, clipped_value_loss, step_penalty
 from kleash.functional.penalties import Penalty, charges, drawn_excess, loss_terms
 from kleash.functional.rewards import shaped_rewards
 from kleash.train.algorithms.config import AlgorithmConfig
@@ -154,6 +154,8 @@ def token_terms(
         clip_eps=config.clip_eps,
         clip_eps_high=config.clip_eps_high,
     )
+    if targets.step_penalty:
+        policy = policy + targets.step_penalty * step_penalty(read.logprobs, batch.old_logprobs)
     policy = batch.weights * policy
     if not targets.is_differentiated:
         return TokenTerms(policy, None, clipped)

@@ -25,6 +25,9 @@ class Targets(NamedTuple):
     """[B], the share of each response's penalty that its advantages hold as the log-ratio drawn, in place of what the
     placement says; None where the placement is followed throughout."""
 
+    step_penalty: float = 0.0
+    """Weight of KL(old‖new) in the loss."""
+
     @property
     def kl_coef_effective(self) -> float:
         """Their mean."""
@@ -70,6 +73,7 @@ class TokenTerms(NamedTuple):
     """The parts of the loss that are sums over tokens, each weighted; [N] each."""
 
     policy: Tensor
+    """KL(old‖new), where that is penalised, is in it."""
     penalty: Tensor | None
     """β times the term in the loss; None where the penalty is in the reward alone, or off."""
     clipped: Tensor

@@ -28,19 +28,22 @@ _PLAIN = {
     "aggregate": "token",
 }
 
+_CRITIC = {
+    **_CLIP,
+    "baseline": "value",
+    "scale": "batch",
+    "aggregate": "token",
+    "gamma": 1.0,
+    "gae_lambda": 0.95,
+    "value_clip_eps": 0.2,
+    "value_coef": 0.1,
+    "whiten_rewards": False,
+}
+
 ALGORITHMS: dict[str, Algorithm] = {
-    "ppo": Algorithm(
-        {
-            **_CLIP,
-            "baseline": "value",
-            "scale": "batch",
-            "aggregate": "token",
-            "gamma": 1.0,
-            "gae_lambda": 0.95,
-            "value_clip_eps": 0.2,
-            "value_coef": 0.1,
-            "whiten_rewards": False,
-        },
+    "ppo": Algorithm(_CRITIC, targets, token_terms, value_loss),
+    "ppo_kl": Algorithm(
+        {**_CRITIC, "clip_eps": None, "step_penalty": 1.0, "step_kl": 0.01},
         targets,
         token_terms,
         value_loss,
