@@ -63,3 +63,9 @@ def test_a_limit_that_cannot_be_held_is_refused() -> None:
         DPORunConfig.model_validate({"data": {"pairs": "a"}, "guard": {"max_kl_new_old": 0.1}})
     assert DPORunConfig(data=DPODataConfig(pairs="a")).guard.max_kl is None
     assert issubclass(ConfigError, InputError)
+
+
+@pytest.mark.parametrize("model", [{"refresh_every": 3}, {"reference": {"a": 0.5, "b": 0.5}}])
+def test_a_reference_that_trl_does_not_know_is_refused(model: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"one model\.reference that stays"):
+        DPORunConfig.model_validate({"data": {"pairs": "a"}, "model": model})

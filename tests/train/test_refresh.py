@@ -12,7 +12,7 @@ import torch
 from kleash.errors import ConfigError, LimitError
 from kleash.lab.closed_form import Budget, configure, set_up, solve, standing
 from kleash.lab.mdp import MDP, optimum, tilt
-from kleash.lab.tabular import tabular
+from kleash.lab.tabular import Table, tabular
 from kleash.ledger import Ledger, UpdateEntry, read
 from kleash.records import StepRecord
 from kleash.replay import replay
@@ -96,14 +96,15 @@ def test_a_record_that_hides_a_refresh_is_found(
 def test_a_share_of_the_way_is_a_mean_of_weights() -> None:
     config = configure(MDP_, "rloo", BETA, 0, Budget(64, 1, 0.1), {"model": {"refresh_every": 1}})
     learner = set_up(MDP_, config).learner
-    own, held = learner.policy.model.rows, learner.reference.model.rows
+    tables = [side.model for side in (learner.policy, learner.reference, learner.origin)]
+    own, held, first = (table.rows for table in tables if isinstance(table, Table))
     before = held.clone()
     with torch.no_grad():
         own += 1.0
     learner.refresh(0.25, 1)
 
     torch.testing.assert_close(held, before + 0.25)
-    assert torch.equal(learner.origin.model.rows, before)
+    assert torch.equal(first, before)
     learner.refresh(1.0, 2)
     assert torch.equal(held, own)
 

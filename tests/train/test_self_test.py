@@ -108,7 +108,7 @@ class _CountsPadding(LanguageModel):
 def test_padding_that_matters_is_found(learner: Learner) -> None:
     """Pitfall 14: positions, or attention, that take padding for text."""
     policy, reference = (
-        _CountsPadding(side.name, side.model, side.tokenizer)
+        _CountsPadding(side.name, side.model, learner.policy.tokenizer)
         for side in (learner.policy, learner.reference)
     )
     broken = replace(learner, policy=policy, reference=reference)

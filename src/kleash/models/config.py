@@ -1,6 +1,26 @@
 """The `[model]` section: which policy is trained, and what it is measured against."""
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+
+
+def check_weights(weights: dict[str, float]) -> dict[str, float]:
+    """Weights of references by name, as they are to be.
+
+    Raises:
+        ValueError: one is not positive, or their sum is not 1.
+
+    Examples:
+        >>> check_weights({"a": 0.75, "b": 0.25})
+        {'a': 0.75, 'b': 0.25}
+    """
+    total = sum(weights.values())
+    if not weights or min(weights.values()) <= 0 or abs(total - 1.0) > 1e-6:
+        raise ValueError(
+            f"weights above 0 that sum to 1, not to {total:g}: how strongly all of them hold is rl.kl_coef's to say"
+        )
+    return weights
 
 
 class ModelConfig(BaseModel):
@@ -15,8 +35,8 @@ class ModelConfig(BaseModel):
 
     policy: str = "tiny-reviews/base"
     """An embedded model's name, a Hugging Face directory, or a hub id."""
-    reference: str | None = None
-    """What KL(π‖π_ref) is measured from; None: a frozen copy of the policy as loaded."""
+    reference: str | Annotated[dict[str, FiniteFloat], AfterValidator(check_weights)] | None = None
+    """What KL(π‖π_ref) is measured from; several by weights, for Σ w KL(π‖π_k); None: the policy as loaded, frozen."""
     refresh_every: int | None = Field(default=None, gt=0)
     """Steps after each of which the reference comes nearer to the policy; None: it stays. The drift from the reference
     as the run began is measured all the same, and `guard.max_kl` limits both."""

@@ -127,6 +127,16 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _is_of_several(self) -> Self:
+        penalty = self.penalty.resolved
+        if isinstance(self.model.reference, dict) and penalty.estimator == "k3":
+            raise ValueError(
+                f'penalty.placement = "exact" with several references: {penalty.placement} k3 takes π_ref for a '
+                "distribution, and what several are held to by weights is none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_with_what_it_keeps(self) -> Self:
         if self.ptx.data is not None and self.algorithm.update == "natural":
             raise ValueError(

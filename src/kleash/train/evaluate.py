@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kleash.drift import measure_drift
+from kleash.models.blend import Blend
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading
 from kleash.rewards.scorers import Scorer
@@ -175,7 +176,9 @@ class Samples:
         self.config = RolloutConfig.model_validate(
             {**config.model_dump(), "num_prompts": len(prompts), "group_size": 1}
         )
-        rollout = sample(learner.reference, prompts, self.config, random())
+        shown = learner.reference
+        speaker = shown.heaviest if isinstance(shown, Blend) else shown
+        rollout = sample(speaker, prompts, self.config, random())
         reward = scorers[0]
         self.reference = {
             "responses": rollout.responses,

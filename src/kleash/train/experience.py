@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from kleash.drift import Tails, break_down, measure_drift, measure_mismatch, measure_tails
+from kleash.functional.chunks import TokenKL
+from kleash.models.blend import Blend
 from kleash.models.policy import Head, LanguageModel
 from kleash.records import KLReading
 from kleash.rewards.scorers import Scorer
@@ -141,11 +143,11 @@ def meter(
         own, theirs = (_hidden(model, part) for model in (learner.policy, learner.reference))
         hidden[index, :length], ref_hidden[index, :length] = own, theirs
         tokens = part.response_ids[keep]
-        read = head.read(own[keep], learner.reference.head, theirs[keep], tokens, temperature)
+        read = _read(head, own[keep], learner.reference, theirs[keep], tokens, temperature)
         origin_kl = read.kl
         if learner.origin is not learner.reference:
             first = _hidden(learner.origin, part)[keep]
-            origin_kl = head.read(own[keep], learner.origin.head, first, tokens, temperature).kl
+            origin_kl = _read(head, own[keep], learner.origin, first, tokens, temperature).kl
         found = [*read, origin_kl]
         if learner.value_head is not None:
             found.append(learner.value_head(own[keep]))
@@ -157,7 +159,22 @@ def meter(
     return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, values=values, **flat)
 
 
-def _hidden(model: LanguageModel, part: Rollout) -> Tensor:
+def _read(
+    head: Head,
+    own: Tensor,
+    reference: LanguageModel | Blend,
+    theirs: Tensor,
+    tokens: Tensor,
+    temperature: float,
+) -> TokenKL:
+    """What a policy's head and hidden states say against a reference, or against several."""
+    read = head.read(own, reference.head, theirs, tokens, temperature)
+    if isinstance(reference, Blend):
+        return reference.whole(read, theirs, tokens, temperature)
+    return read
+
+
+def _hidden(model: LanguageModel | Blend, part: Rollout) -> Tensor:
     return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kleash.errors import ConfigError
+from kleash.models.blend import Blend
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.policy import LanguageModel
@@ -20,9 +21,9 @@ class Learner:
     """The policy with its value head and optimiser, and the reference it is measured from."""
 
     policy: LanguageModel
-    reference: LanguageModel
+    reference: LanguageModel | Blend
     """What the penalty holds the policy to."""
-    origin: LanguageModel
+    origin: LanguageModel | Blend
     """The reference as the run began: the drift from it is measured whatever becomes of `reference`."""
     value_head: ValueHead | None
     """None where the algorithm has no use for one."""
@@ -33,6 +34,7 @@ class Learner:
     @torch.no_grad()
     def refresh(self, share: float, step: int) -> None:
         """Brings the reference nearer to the policy by a share of the way, weight by weight; at 1 it is the policy."""
+        assert isinstance(self.reference, LanguageModel), "several references stay as they are"
         weights = self.reference.model.parameters(), self.policy.model.parameters()
         for held, moved in zip(*weights, strict=True):
             held.lerp_(moved, share) if share < 1.0 else held.copy_(moved)
@@ -71,9 +73,15 @@ def build_learner(
         ConfigError: nothing in the policy can be trained.
     """
     policy = load_language_model(model.policy, device)
-    reference = load_reference(policy, model.reference)
+    reference = _load(policy, model.reference)
     origin = reference
     if model.refresh_every is not None:
+        if isinstance(reference, Blend):
+            raise ConfigError(
+                "several references can't be brought nearer to the policy",
+                expected="one model.reference where model.refresh_every is set",
+                got=reference.name,
+            )
         check_alike(policy, reference)
         origin = freeze(reference)
     value_head = ValueHead(policy.hidden_size).to(device) if with_values else None
@@ -86,6 +94,12 @@ def build_learner(
         fused=True,
     )
     return Learner(policy, reference, origin, value_head, adam, trained)
+
+
+def _load(policy: LanguageModel, name: str | dict[str, float] | None) -> LanguageModel | Blend:
+    if isinstance(name, dict):
+        return Blend.of([(load_reference(policy, one), weight) for one, weight in name.items()])
+    return load_reference(policy, name)
 
 
 def check_alike(policy: LanguageModel, reference: LanguageModel) -> None:

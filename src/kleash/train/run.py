@@ -143,7 +143,7 @@ def _check_trackers(names: tuple[str, ...]) -> None:
 def _conclusion(setup: Setup) -> "Conclude":
     def conclude(ending: Ending) -> Conclusion:
         drift = final_drift(setup) if ending.measured else None
-        reference = setup.learner.reference.name
+        reference = setup.learner.origin.name
         card = model_card(setup.config, ending.last, drift, reference, ending.status)
         return Conclusion(setup.learner.policy, card, drift)
 

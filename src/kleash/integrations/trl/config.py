@@ -119,6 +119,12 @@ class BaselineConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stays_with_one_reference(self) -> Self:
+        if self.model.refresh_every is not None or isinstance(self.model.reference, dict):
+            raise ValueError("one model.reference that stays: TRL knows no other")
+        return self
+
 
 class DPORunConfig(BaselineConfig):
     """A whole run of `kleash dpo`.

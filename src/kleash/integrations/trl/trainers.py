@@ -56,6 +56,7 @@ def build_trainer(config: DPORunConfig | SFTRunConfig, learner: Learner, rows: R
     with silently():
         if isinstance(config, DPORunConfig):
             # A copy, because TRL puts another forward pass into it, and the meter's reference is to stay as it is.
+            assert isinstance(learner.reference, LanguageModel), "the configuration has one"
             reference = freeze(learner.reference).model
             trainer: Any = trl.DPOTrainer(
                 ref_model=reference, args=_dpo_arguments(config, learner), **given
