@@ -85,15 +85,40 @@ def test_dropout_on_either_side_is_found(learner: Learner) -> None:
     assert failed(run(learner)) == []
 
 
+class _RoundsByWidth(LanguageModel):
+    """Kernels of half precision may add up in another order where a batch is wider, and be off by some last bits."""
+
+    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+        states = LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids)
+        return states if bool(prompt_mask.all()) else states.to(torch.bfloat16).float()
+
+
 def test_the_noise_of_half_precision_is_measured_and_allowed_for(learner: Learner) -> None:
     """Pitfall 19: bf16 forward passes differ with the padding; the floor is read, and bounds the KL at step 0."""
+    policy, reference = (
+        _RoundsByWidth(side.name, side.model, learner.policy.tokenizer)
+        for side in (learner.policy, learner.reference)
+    )
+    found = {
+        check.name: check
+        for check in run(replace(learner, policy=policy, reference=reference)).checks
+    }
+    noise, start = found["noise floor"], found["KL at step 0"]
+    assert 1e-9 < noise.value < 2e-3
+    assert start.limit is not None
+    assert 1e-9 < start.limit <= 100 * noise.value + 1e-10
+    assert start.value == 0
+
+
+def test_a_model_in_half_precision_passes(learner: Learner) -> None:
     assert learner.value_head is not None
     for part in (learner.policy.model, learner.reference.model, learner.value_head):
         part.to(torch.bfloat16)
     found = {check.name: check for check in run(learner).checks}
     assert all(check.passed for check in found.values())
     noise, start = found["noise floor"], found["KL at step 0"]
-    assert 1e-9 < noise.value < 2e-3
+    # Some processors add up in the same order at any width.
+    assert 0 <= noise.value < 2e-3
     assert start.limit == pytest.approx(min(2e-3, 100 * noise.value + 1e-10))
     assert start.value == 0
 
