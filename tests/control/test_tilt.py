@@ -351,7 +351,7 @@ def believed(
 ) -> TiltMemory:
     """A memory that is certain of all it believes."""
     belief = Belief(mean=mean or (0.0, 0.0, stride, 1.0), cov=certain_of((0.0,) * 4))
-    return TiltMemory(belief=belief, inertia=inertia, pull=pull, pull_variance=0.0)
+    return TiltMemory(belief=belief, inertia=inertia, moves=100, pull=pull, pull_variance=0.0)
 
 
 def test_an_undone_update_says_nothing_of_the_stride(reading: Reading) -> None:
@@ -529,3 +529,41 @@ def test_a_reading_counts_by_its_interval(reading: Reading) -> None:
         gain = own / (own + (error / root) ** 2)
         moved = after.belief.mean[0] - forecast.mean[0]
         assert moved == pytest.approx(gain * (root - forecast.mean[0]), rel=1e-9)
+
+
+def test_a_long_first_step_does_not_set_the_pace(reading: Reading) -> None:
+    """Adam's first update is longer than its others: that is the stride's fault, not κ's, which would let KL go."""
+    run = Run(Plant(eta=2.3), reading, kl_target=10.0).go(1)
+    run.plant.eta = 0.1
+    ratios, strides = list[float](), list[float]()
+    for _ in range(8):
+        run.go(1)
+        memory = run.state.memory
+        assert isinstance(memory, TiltMemory)
+        ratios.append(memory.belief.mean[3])
+        strides.append(memory.belief.mean[2])
+    assert min(ratios) > 0.55
+    assert strides[-1] < 0.15
+
+    run.go(60)
+    assert run.held(10.0, 0.02)
+    assert max(run.drift) < 1.02 * 10.0
+
+
+@pytest.mark.parametrize("pace", [1.03, 1.05])
+def test_a_hold_that_runs_away_is_run_after(reading: Reading, pace: float) -> None:
+    """Each step asks for more β than the rewards' spread says: surprises of one sign let κ move faster."""
+    run = Run(Plant(eta=0.05), reading).go(60)
+    drag, spread = 1.0, run.plant.sigma
+    drift: list[float] = []
+    for _ in range(50):
+        drag *= pace
+        # The policy is pulled harder and harder by what the recorded spread of rewards does not show.
+        run.plant.scale = drag
+        seen = reading(run.plant.kl, 0.05 * run.plant.kl)
+        signals = replace(run.plant.signals(), reward_std=spread)
+        run.state = control.update(run.state, seen, signals)
+        run.plant.step(run.state.kl_coef)
+        drift.append(run.plant.kl)
+
+    assert statistics.mean(drift[-20:]) < 1.04 * 2.0

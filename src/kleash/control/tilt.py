@@ -26,8 +26,12 @@ from kleash.records import Signals
 
 FIRST_STRIDE = 0.02
 """Of the target's x: the stride assumed before the first move, when any up to the whole way is thought possible."""
-STRIDE_DOUBT = 0.5
-"""Least relative standard deviation of the stride."""
+BIAS, BIAS_MEMORY, FREAK = 0.5, 0.8, 2.0
+"""Mean surprise of readings, in standard deviations, at which κ is thought to move twice as fast; what is left of it a
+step later; and the most that one reading adds."""
+STRIDE_DOUBT, FIRST_DOUBT = 0.25, 1.0
+"""Least relative standard deviation of the stride: in the long run, and after the first move, from which it falls as
+1/√moves."""
 RATIO_NOISE, MOVE_NOISE, REST_NOISE = 0.05, 0.2, 0.02
 """Standard deviations that a step adds: to κ, relative; to x, of the move and of the target's x."""
 RATIO_SPREAD, PULL_SPREAD = 0.2, 0.5
@@ -68,9 +72,13 @@ class TiltMemory:
     inertia: float
     """Updates behind the last move, each weighted by the momentum to the power of its age: momentum is not there from
     the start, as an optimiser's averages are corrected for their own."""
+    moves: int
+    """Updates made since this began."""
     pull: float
     """c: reward per root of a nat."""
     pull_variance: float
+    bias: float = 0.0
+    """Mean surprise of late, in standard deviations: 0 where the model is right, and of one sign where κ runs away."""
     trim: float = 0.0
     """What is added to the aim: near the target the readings' mean is held there, whatever the model has wrong."""
     pending: tuple[float, ...] = ()
@@ -118,6 +126,7 @@ def _begin(question: Question, root: float) -> TiltMemory | None:
     return TiltMemory(
         belief=belief,
         inertia=0.0,
+        moves=0,
         pull=pull,
         pull_variance=(PULL_SPREAD * pull) * (PULL_SPREAD * pull),
     )
@@ -133,6 +142,9 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         memory = _brought_nearer(memory, signals.refreshed)
     error = _reading_error(question, root, goal)
     before = memory.belief
+    spread = sqrt(max(before.cov[0][0], 0.0) + error * error)
+    surprise = clip((root - before.mean[0]) / spread, -FREAK, FREAK)
+    bias = BIAS_MEMORY * memory.bias + (1.0 - BIAS_MEMORY) * surprise
     belief = correct(before, min(root, FURTHEST * goal), error * error)
     x, move, stride, ratio = belief.mean
     # No single reading more than halves what is known of the plant.
@@ -154,7 +166,7 @@ def _follow(question: Question, memory: TiltMemory, root: float) -> TiltMemory:
         error = clip(aim - root, -TRIM_ERROR * aim, TRIM_ERROR * aim)
         moved = clip(trim + TRIM * error, -MOST_TRIM * goal, MOST_TRIM * goal)
         trim = moved if near or moved * trim > 0.0 else 0.0
-    return replace(memory, belief=belief, trim=trim, pending=pending[due:])
+    return replace(memory, belief=belief, bias=bias, trim=trim, pending=pending[due:])
 
 
 def _brought_nearer(memory: TiltMemory, share: float) -> TiltMemory:
@@ -217,12 +229,14 @@ def advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) ->
     )
     *_, stride_variance, ratio_variance = diagonal(memory.belief.cov)
     made, rest = MOVE_NOISE * moved, REST_NOISE * goal
-    doubted, bent = STRIDE_DOUBT * stride, RATIO_NOISE * ratio
+    doubted = max(STRIDE_DOUBT, FIRST_DOUBT / sqrt(max(memory.moves, 1))) * stride
+    running = memory.bias / BIAS
+    bent = RATIO_NOISE * ratio * (1.0 + running * running * running * running)
     noise = (
         made * made + rest * rest,
         0.0,
-        # Never surer than this: an optimiser's first step may be many times its others. Nor does doubt grow at rest,
-        # where nothing shows the stride: a walk at random would lead it anywhere.
+        # Never surer than this, and least so at first: an optimiser's first step may be many times its others. Doubt
+        # does not grow at rest, where nothing shows the stride: a walk at random would lead it anywhere.
         max(doubted * doubted - stride_variance, 0.0),
         bent * bent if ratio_variance < RATIO_DOUBT * RATIO_DOUBT * ratio * ratio else 0.0,
     )
@@ -230,7 +244,8 @@ def advance(memory: TiltMemory, kl_coef: float, momentum: float, goal: float) ->
     drift = memory.pull * PULL_MOVE * moved / goal
     rested = memory.pull * PULL_REST
     variance = memory.pull_variance + drift * drift + rested * rested
-    return replace(memory, belief=belief, inertia=inertia, pull_variance=variance)
+    moves = memory.moves + 1
+    return replace(memory, belief=belief, inertia=inertia, moves=moves, pull_variance=variance)
 
 
 def _measure_pull(memory: TiltMemory, signals: Signals) -> TiltMemory:
