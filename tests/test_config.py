@@ -82,8 +82,8 @@ def test_the_walk_reaches_every_section() -> None:
 
 @pytest.mark.parametrize("setting", EVERY, ids=named)
 def test_a_value_of_the_wrong_type_is_refused_by_name(setting: Setting) -> None:
-    # A number written as text, or, where text is right, a table: neither is converted.
-    error = refused(setting, {"a": 1} if str in setting.types else "3")
+    # A number written as text, or, where text is right, a list of numbers: neither is converted.
+    error = refused(setting, [1] if str in setting.types else "3")
     assert f"{setting.section}.{setting.key}" in error.what + error.expected
     assert error.expected
     assert error.got

@@ -290,6 +290,7 @@ def test_the_reported_losses_are_means_over_minibatches() -> None:
         "policy_loss": 2.0,
         "value_loss": 3.0,
         "kl_loss": None,
+        "ptx_loss": None,
         "clip_fraction": 4.0,
     }
     assert set(mean_parts([]).values()) == {None}
