@@ -124,6 +124,17 @@ def test_the_median_run_is_the_one_in_the_middle() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo"])
+def test_the_golden_problem_within_its_budget(name: str) -> None:
+    """A4, with the penalty placed as by default."""
+    found = solve(golden(), name, 0.2, 0).standing
+
+    assert found.gain_lost is not None
+    assert found.gain_lost <= 0.01
+    assert found.gap == pytest.approx(0.2 * found.kl_to_optimum, abs=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize(("vocab", "length"), [(4, 5), (10, 2), (6, 3)])
 def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
