@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn.functional import cross_entropy
 
 from kleash.errors import InputError
 from kleash.models.hub import load_language_model
@@ -38,7 +38,7 @@ def test_it_is_the_cross_entropy_of_every_text_and_its_end(most: int) -> None:
     for text in TEXTS:
         ids = [*policy.tokenizer(text)["input_ids"], policy.tokenizer.eos_token_id][:most]
         logits = policy.model(torch.tensor([ids])).logits[0, :-1]
-        total = total + F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
+        total = total + cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum")
         count += len(ids) - 1
     (truth,) = torch.autograd.grad(total / count, weight)
 

@@ -33,6 +33,8 @@ class Blend:
     parts: tuple[LanguageModel, ...]
     weights: tuple[float, ...]
     model: Several
+    head: Head
+    """z of hidden states side by side; made once, as the references stay."""
 
     @classmethod
     def of(cls, weighted: Sequence[tuple[LanguageModel, float]]) -> "Blend":
@@ -50,7 +52,7 @@ class Blend:
                     do="give model.reference one name",
                 )
         parts, weights = zip(*weighted, strict=True)
-        return cls(parts, weights, Several(part.model for part in parts))
+        return cls(parts, weights, Several(part.model for part in parts), _side_by_side(weighted))
 
     @property
     def name(self) -> str:
@@ -67,19 +69,6 @@ class Blend:
     def hidden_size(self) -> int:
         """The widths together."""
         return sum(part.hidden_size for part in self.parts)
-
-    @property
-    def head(self) -> Head:
-        """z of hidden states side by side."""
-        heads = [part.head for part in self.parts]
-        scales = [weight * head.scale for weight, head in zip(self.weights, heads, strict=True)]
-        biases = [
-            scale * head.bias
-            for scale, head in zip(scales, heads, strict=True)
-            if head.bias is not None
-        ]
-        weight = torch.cat([s * head.weight for s, head in zip(scales, heads, strict=True)], dim=1)
-        return Head(weight, torch.stack(biases).sum(0) if biases else None)
 
     def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
         """[B, T, H]: of each response token, the hidden states of all references side by side."""
@@ -102,3 +91,12 @@ class Blend:
             logprobs += weight * part.head.read(own, *nobody, tokens, temperature).logprobs
         short = read.ref_logprobs - logprobs  # −log Σ exp z, the same whichever token is asked
         return read._replace(ref_logprobs=logprobs, kl=read.kl + short)
+
+
+@torch.no_grad()
+def _side_by_side(weighted: Sequence[tuple[LanguageModel, float]]) -> Head:
+    """Σ_k w_k z_k as one product, [V, ΣH]."""
+    scaled = [(weight * part.head.scale, part.head) for part, weight in weighted]
+    biases = [scale * head.bias for scale, head in scaled if head.bias is not None]
+    weight = torch.cat([scale * head.weight for scale, head in scaled], dim=1)
+    return Head(weight, torch.stack(biases).sum(0) if biases else None)
