@@ -265,6 +265,19 @@ def test_a_target_smaller_than_one_update_is_named_with_the_number(reading: Read
     assert "lower the learning rate" in run.state.note
 
 
+def test_an_emergency_of_one_update_says_what_to_do_though_the_reading_is_wide(
+    reading: Reading,
+) -> None:
+    """0.3 ± 0.2 nats after the first update, for a target of 1e-4: how long a stride is, is not known; too long it is."""
+    plant = Plant(eta=0.5)
+    state = control.init(ControlConfig(kl_target=1e-4))
+    for kl, width in ((0.0, 0.0), (0.3, 0.2)):
+        state = control.update(state, reading(kl, width), plant.signals())
+
+    assert "emergency" in state.note
+    assert "lower the learning rate" in state.note
+
+
 def test_a_target_that_is_out_of_reach_is_named_with_the_number(reading: Reading) -> None:
     """A policy that has come to rest at 1 nat, as one does on a reward with nothing left to give."""
     state = control.init(ControlConfig(kl_target=50.0))

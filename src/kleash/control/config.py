@@ -15,11 +15,11 @@ WITHOUT_TARGET = ("fixed", "schedule")
 """Controllers that look at no reading."""
 
 RENAMED = (
-    ("controller", "adaptive", "controller = 'adaptive' was renamed: 'ziegler'"),
-    ("kl_horizon", None, "kl_horizon was moved: ziegler.horizon"),
-    ("kl_error_clip", None, "kl_error_clip was moved: ziegler.error_clip"),
+    ("controller", "adaptive", "controller = 'ziegler', as 'adaptive' is called now"),
+    ("kl_horizon", None, "ziegler.horizon, as kl_horizon is called now"),
+    ("kl_error_clip", None, "ziegler.error_clip, as kl_error_clip is called now"),
 )
-"""Keys of 0.1.0, with the value that is meant, or None for any."""
+"""Keys of 0.1.0, with the value that is meant, or None for any; and what to write."""
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -149,30 +149,35 @@ class ControlConfig(BaseModel):
     def _name_what_was_renamed(cls, data: Any) -> Any:
         for key, value, now in RENAMED:
             if isinstance(data, dict) and key in data and value in (None, data[key]):  # pyright: ignore[reportUnknownArgumentType]
-                raise ValueError(f"{now} is the name now")
+                raise ValueError(now)
         return data  # pyright: ignore[reportUnknownVariableType]
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:
         if self.kl_coef_min > self.kl_coef_max:
-            raise ValueError(
-                f"kl_coef_min is {self.kl_coef_min:g} and kl_coef_max {self.kl_coef_max:g}: exchange them"
-            )
+            raise ValueError("kl_coef_min no larger than kl_coef_max: they are the rails of β")
+        fields = ControlConfig.model_fields
+        for table in ("schedule", "ziegler", "dual", "pid", "tilt"):
+            if table != self.controller and getattr(self, table) != fields[table].default:
+                raise ValueError(
+                    f"no [rl.{table}], which the {self.controller} controller does not read; "
+                    f"controller = '{table}' does"
+                )
         if self.controller in WITHOUT_TARGET:
             if self.kl_ramp or self.kl_at_most:
                 raise ValueError(
-                    f"kl_ramp and kl_at_most are a target's, and the {self.controller} controller has none; "
-                    "set controller = 'tilt'"
+                    "no kl_ramp and no kl_at_most: they are a target's, and the "
+                    f"{self.controller} controller has none; controller = 'tilt' has"
                 )
             return self
         if self.kl_target is None:
             raise ValueError(
-                f"the {self.controller} controller needs kl_target, in nats; "
-                "set kl_target (6.0 is a usual start) or controller = 'fixed'"
+                f"kl_target, in nats, for the {self.controller} controller to hold (6.0 is a usual start); "
+                "controller = 'fixed' needs none"
             )
         if not self.kl_coef_min <= self.start <= self.kl_coef_max:
             raise ValueError(
-                f"the {self.controller} controller cannot start at kl_coef = {self.start:g}: expected "
-                f"{self.kl_coef_min:g} to {self.kl_coef_max:g}; for no penalty set controller = 'fixed'"
+                f"kl_coef from {self.kl_coef_min:g} to {self.kl_coef_max:g}, where the {self.controller} controller "
+                "may move it; for no penalty controller = 'fixed'"
             )
         return self

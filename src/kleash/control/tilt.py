@@ -291,7 +291,8 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
     if question.kl > EMERGENCY * goal * goal / 2.0:
         kl_coef = max(kl_coef, BRAKE * hold)
         notes.append(
-            f"emergency: KL is over {EMERGENCY:g} times the target, β at least {BRAKE:g} times what holds it"
+            f"emergency: KL is over {EMERGENCY:g} times the target, β at least {BRAKE:g} times what holds it; "
+            "where one update did this, lower the learning rate or raise the target"
         )
     if question.step > 1 or question.config.kl_coef is not None:
         kl_coef = clip(kl_coef, question.kl_coef / config.slew, question.kl_coef * config.slew)
@@ -311,8 +312,8 @@ def _remarks(stride: float, variance: float, gap: float, goal: float) -> list[st
         ]
     if gap > FAR * (stride + spread) and gap > 0.1 * goal:
         return [
-            f"at its pace the policy is over {FAR:.0f} steps from the target: "
-            "out of this reward's reach, or the learning rate is small"
+            f"at its present pace the policy is over {FAR:.0f} steps from the target: "
+            "the learning rate is small for it, or this reward leads no further"
         ]
     return []
 
