@@ -268,7 +268,7 @@ def test_a_target_smaller_than_one_update_is_named_with_the_number(reading: Read
 def test_an_emergency_of_one_update_says_what_to_do_though_the_reading_is_wide(
     reading: Reading,
 ) -> None:
-    """0.3 ± 0.2 nats after the first update, for a target of 1e-4: how long a stride is, is not known; too long it is."""
+    """0.3 ± 0.2 nats after the first update, for a target of 1e-4: how long a stride is, is not known, but too long."""
     plant = Plant(eta=0.5)
     state = control.init(ControlConfig(kl_target=1e-4))
     for kl, width in ((0.0, 0.0), (0.3, 0.2)):

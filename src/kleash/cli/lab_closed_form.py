@@ -55,11 +55,10 @@ def closed_form(
     if not 0 < beta < float("inf"):
         raise InputError("--beta is wrong", expected="a positive number", got=f"{beta}")
     with train_extra():
-        from kleash.lab.closed_form import Job, budget_of, solve_all, standing
+        from kleash.lab.closed_form import Job, algorithm_names, budget_of, solve_all, standing
         from kleash.lab.mdp import golden, load_mdp, optimum
-        from kleash.train.algorithms import ALGORITHMS
 
-    names = _chosen(algorithms, list(ALGORITHMS))
+    names = _chosen(algorithms, algorithm_names())
     problem = golden() if mdp is None else load_mdp(mdp)
     best, reference = (
         standing(problem, table, beta) for table in (optimum(problem, beta), problem.ref_logits)

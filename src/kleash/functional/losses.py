@@ -1,8 +1,9 @@
-"""The losses of PPO over the tokens of a minibatch."""
+"""The losses of PPO over the tokens of a minibatch, and DPO's of a pair."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def clipped_policy_loss(
@@ -89,6 +90,26 @@ def clipped_value_loss(
     """
     near = old_values + (values - old_values).clamp(-clip_eps, clip_eps)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square()).mean()
+
+
+def dpo_loss(
+    chosen: Float[Tensor, " N"], rejected: Float[Tensor, " N"], beta: float
+) -> Float[Tensor, " N"]:
+    """−log σ(β (u_chosen − u_rejected)), u = log π/π_ref of a whole response.
+
+    Rafailov et al. 2023, arXiv 2305.18290: where preferences follow Bradley and Terry in R, the least expected loss is
+    at π_ref exp(R/β)/Z.
+
+    Args:
+        chosen: u of the responses preferred, nats.
+        rejected: u of the others.
+        beta: β, reward per nat.
+
+    Examples:
+        >>> dpo_loss(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0]), 0.5)  # log(1 + 1/e), log 2
+        tensor([0.3133, 0.6931])
+    """
+    return -logsigmoid(beta * (chosen - rejected))
 
 
 def explained_variance(values: Float[Tensor, " N"], returns: Float[Tensor, " N"]) -> Tensor | None:

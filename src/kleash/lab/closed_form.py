@@ -1,7 +1,8 @@
 """Algorithms against the optimum that is known: the training loop on problems that can be enumerated.
 
 The policy is a table, and everything else is what trains language models: sampler, meter, targets, losses, updates,
-guard and ledger. J* = β log Z, and for every policy J* − J(π) = β·KL(π‖π*), so that nothing reported is an estimate.
+guard and ledger. DPO, which has no rollouts, stands beside it. J* = β log Z, and for every policy
+J* − J(π) = β·KL(π‖π*), so that nothing reported is an estimate.
 """
 
 import os
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kleash.lab.mdp import MDP, optimum
+from kleash.lab.preferences import fit_preferences
 from kleash.lab.processes import side_by_side
 from kleash.lab.tabular import Table, table_reward, tabular, value_column
 from kleash.ledger import Ledger
@@ -46,6 +48,7 @@ BUDGETS: dict[str, Budget] = {
     "ppo_kl": Budget(2048, 1500, 0.01, {"num_epochs": 2, "num_minibatches": 4}),
     # With more gradient steps a rollout its clip of 3e-4 cuts the policy's part of the loss, and not the penalty's.
     "gspo": Budget(512, 1500, 0.05, {"num_epochs": 1, "num_minibatches": 1}),
+    "dpo": Budget(4096, 2000, 0.05),
 }
 """Where an algorithm needs another than `PLAIN`."""
 GROUP_SIZE = 8
@@ -132,23 +135,37 @@ def solve(
 
     Args:
         mdp: the problem.
-        name: of `ALGORITHMS`.
+        name: of `algorithm_names()`.
         beta: β, held.
         seed: of everything random.
         budget: what it may use; None: `BUDGETS`.
-        sections: what else is set, by section of a run's configuration, such as {"penalty": {"placement": "reward"}}.
+        sections: what else is set, by section of a run's configuration, such as {"penalty": {"placement": "reward"}};
+            DPO has none.
         observer: told each step.
     """
-    config = configure(mdp, name, beta, seed, budget or budget_of(name), sections or {})
-    setup = set_up(mdp, config)
-    started = time.perf_counter()
+    budget, started = budget or budget_of(name), time.perf_counter()
+    if name == "dpo":
+        policy = fit_preferences(
+            mdp,
+            beta,
+            seed,
+            num_pairs=budget.num_responses // 2,
+            steps=budget.steps,
+            learning_rate=budget.learning_rate,
+            observer=observer,
+        )
+        return _attained(mdp, policy, beta, started)
+    setup = set_up(mdp, configure(mdp, name, beta, seed, budget, sections or {}))
     with TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
         for record in run_loop(setup, ledger):
             observer(record.step)
-    seconds = time.perf_counter() - started
     table = setup.learner.policy.model
     assert isinstance(table, Table)
-    policy = torch.log_softmax(table.logits, -1)
+    return _attained(mdp, torch.log_softmax(table.logits, -1), beta, started)
+
+
+def _attained(mdp: MDP, policy: Tensor, beta: float, started: float) -> Attained:
+    seconds = time.perf_counter() - started
     return Attained(standing(mdp, policy, beta), policy.tolist(), seconds)
 
 
@@ -231,6 +248,11 @@ class Job(NamedTuple):
             budget=self.budget,
             observer=lambda step: observer((self.name, step)),
         )
+
+
+def algorithm_names() -> list[str]:
+    """All that `solve` knows."""
+    return [*ALGORITHMS, "dpo"]
 
 
 def budget_of(name: str, steps: int | None = None) -> Budget:
