@@ -1,6 +1,6 @@
 """DPO on a problem that can be enumerated, to stand beside what the training loop makes of it.
 
-It has no rollouts: pairs are drawn from the reference, the better one is named by Bradley and Terry's law in the reward,
+It has no rollouts: pairs are drawn from the reference, the better one is named by Bradley and Terry's law in reward,
 and a table is fitted to them. `kleash dpo` trains language models by TRL, which takes no table for a model.
 """
 
