@@ -38,8 +38,6 @@ from kleash.train.run import prepare
 PROMPTS, LENGTH, FRESH = 32, 24, 16
 """Prompts of a rollout and of every figure, tokens of a response, responses per prompt behind a figure."""
 TILTS = [0.05 * k for k in range(121)]
-DRAWS = [2**k for k in range(9)]
-"""n of best-of-n."""
 
 
 class Case(NamedTuple):
@@ -125,12 +123,13 @@ def bounds(per_prompt: int) -> dict[str, Any]:
     setup = prepared(Case("rloo", 0, 1.0, 0, ()))
     rewards = torch.cat([_draw(setup, block) for block in range(per_prompt // FRESH)], 1)
     frontier = sampled_frontier(rewards, torch.tensor(TILTS))
-    best = best_of_n_reward(rewards, n=torch.tensor(DRAWS)).mean(0)
+    draws = [2**k for k in range(rewards.shape[1].bit_length())]
+    best = best_of_n_reward(rewards, n=torch.tensor(draws)).mean(0)
     return {
         "frontier": {name: values.tolist() for name, values in frontier._asdict().items()},
         "best_of_n": {
-            "n": DRAWS,
-            "kl": [best_of_n_kl_bound(n) for n in DRAWS],
+            "n": draws,
+            "kl": [best_of_n_kl_bound(n) for n in draws],
             "reward": best.tolist(),
         },
     }
