@@ -48,7 +48,8 @@ class AlgorithmConfig(BaseModel):
     scale: Scale = "batch"
     control_variate: bool = False
     """Charge the log-ratio of the response drawn in place of the exact KL, as far as that takes noise from the
-    advantages: c by regression, none of it at the reference and all at the optimum, where it cancels the reward's."""
+    advantages: c by regression, none of it at the reference and all at the optimum, where it cancels the reward's. No
+    effect without a baseline of other responses, or where `[penalty]` is of tokens alone."""
     update: Literal["gradient", "natural"] = "gradient"
     """Steps of the optimiser over minibatches; or one natural-gradient step within a trust region."""
     step_kl: FiniteFloat = Field(default=0.01, gt=0)
