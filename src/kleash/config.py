@@ -5,6 +5,7 @@ number written as text is refused rather than converted.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ _TYPES = {
     list: "an array",
     dict: "a table",
 }
+_UNSET = object()
 _WIDEST = 80
 """Characters of a value that a message shows."""
 
@@ -178,8 +180,24 @@ def _problem(
         return _Problem(where, "a value: it has no default", "nothing", f"set {where}")
     if kind == "model_type":
         return _Problem(where, f"a section: [{where}]", _shown(value))
-    said = message.partition(", ")[2] if kind == "value_error" else message
-    return _Problem(where, said.removeprefix("Input should be "), _shown(value))
+    if kind == "value_error":
+        return _refused(table, path, message.partition(", ")[2], value)
+    return _Problem(where, message.removeprefix("Input should be "), _shown(value))
+
+
+def _refused(table: type[BaseModel], path: list[str], said: str, value: Any) -> _Problem:
+    """What a validator of ours says of a table begins with the setting that it is about: of that the value is shown."""
+    found = re.match(r"(?:no )?\[?([a-z_]+(?:\.[a-z_]+)*)", said)
+    names = found[1].split(".") if found else []
+    if names[: len(path)] == path:
+        names = names[len(path) :]
+    if not (isinstance(value, Mapping) and names and names[0] in table.model_fields):
+        return _Problem(".".join(path) or "it", said, _shown(value))
+    inner: Any = value
+    for name in names:
+        inner = inner.get(name, _UNSET) if isinstance(inner, Mapping) else _UNSET
+    got = "nothing: it is not set" if inner is _UNSET else _shown(inner)
+    return _Problem(".".join([*path, *names]), said, got)
 
 
 def _unknown(

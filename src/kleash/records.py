@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Direction = Literal["policy_ref", "ref_policy", "new_old", "policy_origin", "sampler_policy"]
+Direction = Literal[
+    "policy_ref", "ref_policy", "new_old", "old_new", "policy_origin", "sampler_policy"
+]
 """Which two distributions, the one sampled from first: `policy_ref` is KL(π‖π_ref), `policy_origin` from the reference
-as the run began, `new_old` of one update, `sampler_policy` of the engine that sampled from the policy that learns."""
+as the run began, `new_old` and `old_new` of one update at the states that old visited, `sampler_policy` of the engine
+that sampled from the policy that learns."""
 
 Unit = Literal["response", "token"]
 """What the KL is per: nats per response (summed over its tokens) or nats per token."""

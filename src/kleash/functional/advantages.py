@@ -48,7 +48,7 @@ def gae(
 
 
 def deviation(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """Standard deviation of the unmasked values (divisor n − 1); 1 when it is 0 or there are fewer than two.
+    """Standard deviation of the unmasked values (divisor n − 1); 1 when it is rounding or there are fewer than two.
 
     It is what whitening divides by. Whatever is added to a loss beside whitened advantages must be divided by it too:
     otherwise β silently becomes β·σ.
@@ -58,8 +58,12 @@ def deviation(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[
         tensor(1.4142)
     """
     chosen = values[mask]
-    scale = chosen.std() if chosen.numel() > 1 else torch.zeros_like(values.sum())
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    if chosen.numel() < 2:
+        return torch.ones_like(values.sum())
+    scale = chosen.std()
+    # What is left of equal values is rounding: to divide by it would make any β of nothing.
+    least = chosen.abs().max() * torch.finfo(chosen.dtype).eps * chosen.numel() ** 0.5
+    return torch.where(scale > least, scale, torch.ones_like(scale))
 
 
 def whiten(
@@ -151,9 +155,9 @@ def coefficient_of_others(
 
 
 LEAST_DEVIATION = 0.1
-"""Of the groups' root mean square: no response is scaled up further."""
+"""Of the other groups' root mean square: no response is scaled up further."""
 _ROUNDING = 1e-12
-"""Of a group's squares, in float64: what is left below it is none."""
+"""Of squares, in float64: what is left below it is none."""
 
 
 def deviation_of_others(
@@ -165,8 +169,9 @@ def deviation_of_others(
     what is far from the mean then counts less, and the fixed point is no tilt of the reference. That of the others
     knows nothing of the response: a group's whole objective is divided, and where it ends is left alone.
 
-    Bounded below by a tenth of the groups' root mean square. Where the others say nothing, as they are all the same or
-    only one, that root mean square itself is taken; 1 where no group's scores differ.
+    Bounded below by a tenth of the other groups' root mean square. Where the others of its group say nothing, as they
+    are all the same or only one, that root mean square itself is taken; of all groups, its own too, where no other
+    group's scores differ; 1 where none's do.
 
     Args:
         scores: R per response.
@@ -174,14 +179,19 @@ def deviation_of_others(
 
     Examples:
         >>> deviation_of_others(torch.tensor([1.0, 3.0, 5.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]))
-        tensor([1.4142, 2.8284, 1.4142, 1.6330, 1.6330])
+        tensor([1.4142, 2.8284, 1.4142, 2.0000, 2.0000])
     """
     exact = scores.double()
     _, group, counts = index.unique(return_inverse=True, return_counts=True)
     sums = exact.new_zeros(len(counts)).index_add_(0, group, exact)
     squares = (exact - (sums / counts)[group]).square()
     total = exact.new_zeros(len(counts)).index_add_(0, group, squares)
-    typical = (total.sum() / (counts - 1).sum().clamp(min=1)).sqrt()
+    free = counts - 1
+    elsewhere, every = total.sum() - total, total.sum() / free.sum().clamp(min=1)
+    is_known = elsewhere > _ROUNDING * total.sum()
+    typical = torch.where(is_known, elsewhere / (free.sum() - free).clamp(min=1), every).sqrt()[
+        group
+    ]
     n = counts[group]
     # About the others' own mean: Σ_{j≠i} (x_j − m)² less what i moves the mean by.
     others = total[group] - squares * n / (n - 1).clamp(min=1)

@@ -17,7 +17,7 @@ from kleash.guard import GuardConfig
 from kleash.models.config import ModelConfig
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
-from kleash.train.algorithms import AlgorithmConfig, resolve_algorithm
+from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig, resolve_algorithm
 from kleash.train.optimizer_config import OptimizerConfig
 from kleash.train.ptx_config import PtxConfig
 
@@ -127,6 +127,26 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _corrects_where_it_says_how(self) -> Self:
+        algorithm, fields = self.algorithm, AlgorithmConfig.model_fields
+        for name in ("correction_cap", "correction_drop"):
+            if algorithm.correction == "none" and getattr(algorithm, name) != fields[name].default:
+                raise ValueError(
+                    f'no algorithm.{name} without algorithm.correction = "token" or "sequence"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_responses_for_every_minibatch(self) -> Self:
+        responses = self.rollout.num_prompts * self.rollout.group_size
+        if self.algorithm.update == "gradient" and self.algorithm.num_minibatches > responses:
+            raise ValueError(
+                f"algorithm.num_minibatches of at most {responses}: rollout.num_prompts · rollout.group_size responses "
+                "are split into them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_of_several(self) -> Self:
         penalty = self.penalty.resolved
         if isinstance(self.model.reference, dict) and penalty.estimator == "k3":
@@ -148,6 +168,14 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _has_what_it_compares(self) -> Self:
         baseline, group_size = self.algorithm.baseline, self.rollout.group_size
+        with_values = ALGORITHMS[self.algorithm.name].value_loss is not None
+        if (baseline == "value") != with_values:
+            raise ValueError(
+                f'algorithm.baseline = "value" for {self.algorithm.name}: its value head is what it learns beside'
+                if with_values
+                else f'algorithm.baseline other than "value": {self.algorithm.name} has no value head; '
+                'algorithm.name = "ppo" has'
+            )
         if group_size == 1 and (
             baseline in {"group", "leave_one_out"} or self.algorithm.scale == "group"
         ):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -195,9 +195,14 @@ def ask(scorer: Scorer, rollout: Rollout) -> Tensor:
 
 @torch.no_grad()
 def measure_step(
-    learner: Learner, experience: Experience, *, temperature: float, micro_batch_size: int
+    learner: Learner,
+    experience: Experience,
+    *,
+    temperature: float,
+    micro_batch_size: int,
+    direction: Literal["new_old", "old_new"] = "new_old",
 ) -> KLReading:
-    """Exact KL(new‖old) per token at the states that the old policy visited."""
+    """Exact KL of one update per token, at the states that the old policy visited."""
     rollout, metered = experience.rollout, experience.metered
     kl = torch.zeros_like(metered.kl)
     head = learner.policy.head
@@ -206,13 +211,9 @@ def measure_step(
         new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
         old = metered.hidden[index, : new.shape[1]]
         block = torch.zeros(part.mask.shape, device=kl.device)
-        block[part.mask] = head.read(
-            new[part.mask],
-            metered.head,
-            old[part.mask],
-            part.response_ids[part.mask],
-            temperature,
-        ).kl
+        sides = [(head, new[part.mask]), (metered.head, old[part.mask])]
+        (first, hidden), second = sides if direction == "new_old" else sides[::-1]
+        block[part.mask] = first.read(hidden, *second, part.response_ids[part.mask], temperature).kl
         kl[index, : block.shape[1]] = block
     return measure_drift(
         kl,
@@ -220,5 +221,5 @@ def measure_step(
         rollout.prompt_index,
         reference="previous policy",
         unit="token",
-        direction="new_old",
+        direction=direction,
     )

@@ -92,6 +92,7 @@ def _is_better(
         experience,
         temperature=config.rollout.temperature,
         micro_batch_size=config.train.micro_batch_size,
+        direction="old_new",
     )
     if not kl.value <= radius:
         return False

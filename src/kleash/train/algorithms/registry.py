@@ -25,7 +25,8 @@ _PLAIN = {
     "baseline": "batch",
     "scale": "none",
     "control_variate": True,
-    "aggregate": "token",
+    # Over a constant: a mean over the tokens that happened to be drawn is no estimate without bias.
+    "aggregate": "length",
 }
 
 _CRITIC = {
@@ -78,7 +79,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         targets,
         token_terms,
     ),
-    "reinforce++": Algorithm({**_PLAIN, "scale": "batch"}, targets, token_terms),
+    "reinforce++": Algorithm(
+        {**_PLAIN, "scale": "batch", "aggregate": "token"}, targets, token_terms
+    ),
 }
 
 
@@ -112,4 +115,7 @@ def resolve_algorithm(given: Any) -> Any:
         raise ValueError(
             f"no algorithm.{idle[0]}, of which {name} has no use; it has {', '.join(settings)}"
         )
+    update = settings.get("update", fields["update"].default)
+    if said.get("update", update) != update:
+        raise ValueError(f'algorithm.update = "{update}" for {name}: it is what makes it one')
     return {"name": name, **settings, **said}
