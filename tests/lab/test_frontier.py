@@ -43,19 +43,14 @@ def test_no_policy_is_above_the_frontier(mdp: MDP, beta: float) -> None:
     assert far.reward < most_reward(mdp, far.kl) - 1e-4
 
 
-@pytest.mark.parametrize(("seed", "vocab", "length"), [(1, 4, 2)])
-def test_training_ends_on_the_frontier_of_a_small_problem(
-    seed: int, vocab: int, length: int
-) -> None:
-    """A5: wherever β puts it, R is within 0.01 of what its KL can buy."""
-    mdp = small(seed, vocab, length)
-    ends = [
-        solve(mdp, "rloo", beta, seed, budget=Budget(256, 80, 0.15)).standing for beta in (1.0, 0.4)
-    ]
+def test_training_ends_on_the_frontier_of_a_small_problem() -> None:
+    """A5: at what β can buy, and R within 0.01 of what its KL can."""
+    mdp = small(1, 4, 2)
+    for beta in (1.0, 0.4):
+        end = solve(mdp, "rloo", beta, 0, budget=Budget(256, 80, 0.15)).standing
 
-    for end in ends:
+        assert end.kl == pytest.approx(standing(mdp, optimum(mdp, beta), beta).kl, rel=0.1)
         assert -0.01 <= end.reward - most_reward(mdp, end.kl) <= 1e-9
-    assert ends[0].kl < ends[1].kl
 
 
 @pytest.mark.slow
