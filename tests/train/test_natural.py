@@ -199,6 +199,17 @@ def test_no_step_is_accepted_that_does_not_better_the_surrogate(mdp: MDP, radius
     assert accepted >= 3
 
 
+def test_a_step_that_worsens_the_surrogate_is_taken_back(
+    mdp: MDP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: uphill no length of it is accepted, however small its KL."""
+    case = Case(mdp)
+    uphill = "kleash.train.natural.conjugate_gradient"
+    monkeypatch.setattr(uphill, lambda product, right, **_: -right)
+
+    assert not case.moved().any()
+
+
 def test_a_policy_too_large_for_it_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     """By the header of its weights: there are no weights behind this one."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [20_000, 10_000], "data_offsets": [0, 0]}})
