@@ -7,10 +7,14 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 
 import random
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # without torch until a test asks for it
+    from kleash.lab.mdp import MDP
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
@@ -25,6 +29,26 @@ def fixed_seeds() -> None:
     np.random.seed(SEED)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(SEED)
+
+
+@pytest.fixture(params=[None, (4, 5), (5, 4), (7, 3), (10, 2)], ids=str)
+def mdp(request: pytest.FixtureRequest) -> "MDP":
+    """The golden problem, and problems drawn at random: vocabulary and length."""
+    import torch
+
+    from kleash.lab.mdp import MDP, golden
+
+    if request.param is None:
+        return golden()
+    vocab, length = request.param
+    shell, draw = MDP(vocab, length, torch.empty(0), torch.empty(0)), torch.Generator()
+    draw.manual_seed(SEED + vocab)
+    return MDP(
+        vocab,
+        length,
+        torch.randn(shell.num_prefixes, vocab, generator=draw, dtype=torch.double),
+        torch.randn(shell.num_sequences, generator=draw, dtype=torch.double),
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

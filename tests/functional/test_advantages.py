@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kleash.functional.advantages import gae, whiten
+from kleash.functional.advantages import deviation_of_others, gae, whiten
 from kleash.functional.losses import clipped_policy_loss, clipped_value_loss, explained_variance
 from kleash.functional.masking import masked_mean, masked_sum
 
@@ -82,3 +82,16 @@ def test_value_loss_takes_the_worse_of_clipped_and_unclipped() -> None:
 
 def test_a_constant_return_has_no_variance_to_explain() -> None:
     assert explained_variance(torch.zeros(3), torch.ones(3)) is None
+
+
+@pytest.mark.parametrize("same", [0.1, -0.9039, 1.3e6, 0.0])
+@pytest.mark.parametrize("count", [3, 5, 8])
+def test_of_scores_that_are_all_the_same_rounding_leaves_no_deviation(
+    same: float, count: int
+) -> None:
+    """Their group counts as any of which the others say nothing: not with ten times its β."""
+    scores = torch.tensor([same] * count + [0.0, 1.0, 5.0], dtype=torch.double)
+    index = torch.tensor([0] * count + [1] * 3)
+    typical = (14 / (count + 1)) ** 0.5  # Σ (x − 2)² of 0, 1 and 5, over all degrees of freedom
+
+    assert deviation_of_others(scores, index)[:count].tolist() == pytest.approx([typical] * count)

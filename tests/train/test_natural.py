@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kleash.errors import ConfigError
+from kleash.functional.conjugate_gradient import conjugate_gradient
 from kleash.lab.closed_form import Budget, configure, set_up
 from kleash.lab.mdp import MDP, golden
-from kleash.train.algorithms import ALGORITHMS, Targets
+from kleash.train.algorithms import ALGORITHMS, Algorithm, Targets
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience, measure_step
@@ -19,6 +20,7 @@ from kleash.train.loss import minibatch_loss
 from kleash.train.natural import Fisher, natural_step
 from kleash.train.run import prepare
 
+EMPTY = torch.empty(0)
 TRPO = ALGORITHMS["trpo"]
 SMALL = MDP(
     3,
@@ -28,11 +30,19 @@ SMALL = MDP(
 )
 
 
+def drawn(vocab: int, length: int) -> MDP:
+    """A problem at random."""
+    draw, shell = torch.Generator().manual_seed(vocab), MDP(vocab, length, EMPTY, EMPTY)
+    logits = torch.randn(shell.num_prefixes, vocab, generator=draw, dtype=torch.double)
+    return MDP(vocab, length, logits, torch.randn(vocab**length, generator=draw).double())
+
+
 class Case:
     """A table with one rollout of its own."""
 
-    def __init__(self, mdp: MDP, **settings: float) -> None:
-        budget = Budget(256, 10, 1.0, settings)
+    def __init__(self, mdp: MDP, responses: int = 256, **settings: float) -> None:
+        self.mdp = mdp
+        budget = Budget(responses, 10, 1.0, settings)
         self.config: RunConfig = configure(mdp, "trpo", 0.2, 0, budget, {})
         setup = set_up(mdp, self.config)
         self.learner: Learner = setup.learner
@@ -49,6 +59,16 @@ class Case:
         given = (self.learner, TRPO, self.experience, self.targets, every, self.config)
         return float(minibatch_loss(*given).total.detach())
 
+    def given(self) -> tuple[Learner, Algorithm, Experience, Targets, Tensor, RunConfig]:
+        every = torch.arange(len(self.experience.scores))
+        return self.learner, TRPO, self.experience, self.targets, every, self.config
+
+    def moved(self) -> Tensor:
+        """What a step adds to the parameters, flat."""
+        before = self.learner.trained[0].detach().clone()
+        self.step()
+        return (self.learner.trained[0].detach() - before).double().flatten()
+
     def step(self) -> None:
         given = (self.learner, TRPO, self.experience, self.targets, self.config)
         natural_step(*given)
@@ -60,12 +80,12 @@ class Case:
 
     def dense(self) -> Tensor:
         """F of the logits alone: Σ over visited prefixes of share · (diag q − q qᵀ)."""
-        rollout, vocab = self.experience.rollout, SMALL.vocab
+        rollout, vocab = self.experience.rollout, self.mdp.vocab
         prefixes = torch.zeros_like(rollout.response_ids)
         for t in range(1, prefixes.shape[1]):
             prefixes[:, t] = vocab * prefixes[:, t - 1] + 1 + rollout.response_ids[:, t - 1]
-        shares = prefixes.flatten().bincount(minlength=SMALL.num_prefixes) / prefixes.numel()
-        q = SMALL.ref_logits.softmax(-1)
+        shares = prefixes.flatten().bincount(minlength=self.mdp.num_prefixes) / prefixes.numel()
+        q = self.mdp.ref_logits.softmax(-1)
         blocks = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
         return torch.block_diag(
             *(share * block for share, block in zip(shares, blocks, strict=True))
@@ -112,6 +132,84 @@ def test_where_the_region_does_not_bind_the_step_is_newtons() -> None:
     torch.testing.assert_close(moved, newton, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("vocab", "length"), [(4, 4), (10, 2), (6, 3)])
+def test_a_step_is_the_dense_solve_along_its_gradient(vocab: int, length: int) -> None:
+    """A3: to 1e-6; with products in float32, as models have them, to 1e-5. That is what is stepped along."""
+    damping = 0.01
+    case = Case(drawn(vocab, length), cg_damping=damping, cg_iterations=200, step_kl=1e-6)
+    rows, wide = case.mdp.num_prefixes, vocab + 1
+    slope = torch.autograd.grad(minibatch_loss(*case.given()).total, case.learner.trained)[0]
+    gradient = slope.view(rows, wide)[:, :-1].flatten().double()
+    curvature = case.dense() + damping * torch.eye(rows * vocab, dtype=torch.double)
+    truth = torch.linalg.solve(curvature, gradient)
+    exact = conjugate_gradient(lambda v: curvature @ v, gradient, iterations=200, tolerance=1e-15)
+    assert float((exact - truth).norm() / truth.norm()) < 1e-6
+
+    fisher = Fisher(case.learner, case.experience, case.config)
+    found = conjugate_gradient(fisher.product, slope.flatten(), iterations=200, tolerance=1e-13)
+    found = found.view(rows, wide)[:, :-1].flatten().double()
+    assert float((found - truth).norm() / truth.norm()) < 1e-5
+
+    moved = case.moved().view(rows, wide)[:, :-1].flatten()
+    assert float(-moved @ truth / (moved.norm() * truth.norm())) > 1 - 1e-5
+
+
+def kl_and_its_quadratic_form(mdp: MDP, radius: float) -> tuple[float, float]:
+    """KL(old‖new) of a step d, and ½ dᵀFd, F that of where it began."""
+    case = Case(mdp, 2048, step_kl=radius)
+    start = case.learner.trained[0].detach().clone()
+    moved, kl = case.moved(), case.kl()
+    with torch.no_grad():
+        case.learner.trained[0].copy_(start)
+    product = Fisher(case.learner, case.experience, case.config).product(moved.float()).double()
+    return kl, float(moved @ (product - case.config.algorithm.cg_damping * moved)) / 2
+
+
+def test_at_a_hundredth_a_steps_kl_is_half_its_square_in_fishers_metric() -> None:
+    """A3: within 5 % at δ = 0.01."""
+    kl, half = kl_and_its_quadratic_form(golden(), 0.01)
+
+    assert kl == pytest.approx(half, rel=0.05)
+    assert half > 0.008
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.0025, 0.0004])
+def test_on_any_problem_a_smaller_step_is_nearer_to_its_quadratic_form(
+    mdp: MDP, radius: float
+) -> None:
+    """What is left of it is of third order: 7 % at δ = 0.01, 1.4 % at a 25th of it."""
+    kl, half = kl_and_its_quadratic_form(mdp, radius)
+
+    assert kl == pytest.approx(half, rel=0.7 * radius**0.5)
+    assert half > 0.6 * radius
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.01])
+def test_no_step_is_accepted_that_does_not_better_the_surrogate(mdp: MDP, radius: float) -> None:
+    """A3: at every step of a run, whichever problem; and steps are accepted."""
+    case = Case(mdp, step_kl=radius)
+    accepted = 0
+    for seed in range(4):
+        before = case.loss()
+        if float(case.moved().abs().max()) > 0:
+            accepted += 1
+            assert case.loss() < before
+            assert case.kl() <= radius
+        case = replace_experience(case, seed)
+    assert accepted >= 3
+
+
+def test_a_step_that_worsens_the_surrogate_is_taken_back(
+    mdp: MDP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: uphill no length of it is accepted, however small its KL."""
+    case = Case(mdp)
+    uphill = "kleash.train.natural.conjugate_gradient"
+    monkeypatch.setattr(uphill, lambda product, right, **_: -right)
+
+    assert not case.moved().any()
+
+
 def test_a_policy_too_large_for_it_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
     """By the header of its weights: there are no weights behind this one."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [20_000, 10_000], "data_offsets": [0, 0]}})
@@ -134,10 +232,10 @@ def test_every_accepted_step_lowers_its_loss_within_the_region() -> None:
         case = replace_experience(case)
 
 
-def replace_experience(case: Case) -> Case:
+def replace_experience(case: Case, seed: int = 2) -> Case:
     """The next rollout, of the policy as it is now."""
-    draw = torch.Generator().manual_seed(2)
-    reward = set_up(golden(), case.config).reward
+    draw = torch.Generator().manual_seed(seed)
+    reward = set_up(case.mdp, case.config).reward
     case.experience = collect(
         case.learner,
         [""] * case.config.rollout.num_prompts,

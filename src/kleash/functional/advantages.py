@@ -183,6 +183,9 @@ def deviation_of_others(
     """
     exact = scores.double()
     _, group, counts = index.unique(return_inverse=True, return_counts=True)
+    # From the least of the group on: of scores that are all the same rounding must leave no deviation.
+    least = exact.new_full((len(counts),), torch.inf).scatter_reduce(0, group, exact, "amin")
+    exact = exact - least[group]
     sums = exact.new_zeros(len(counts)).index_add_(0, group, exact)
     squares = (exact - (sums / counts)[group]).square()
     total = exact.new_zeros(len(counts)).index_add_(0, group, squares)
