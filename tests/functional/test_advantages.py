@@ -92,6 +92,6 @@ def test_of_scores_that_are_all_the_same_rounding_leaves_no_deviation(
     """Their group counts as any of which the others say nothing: not with ten times its β."""
     scores = torch.tensor([same] * count + [0.0, 1.0, 5.0], dtype=torch.double)
     index = torch.tensor([0] * count + [1] * 3)
-    typical = (14 / (count + 1)) ** 0.5  # Σ (x − 2)² of 0, 1 and 5, over all degrees of freedom
+    typical = 7**0.5  # Σ (x − 2)² of 0, 1 and 5 is 14, of two degrees of freedom
 
     assert deviation_of_others(scores, index)[:count].tolist() == pytest.approx([typical] * count)

@@ -11,6 +11,7 @@ from kleash.errors import ConfigError
 from kleash.functional.conjugate_gradient import conjugate_gradient
 from kleash.lab.closed_form import Budget, configure, set_up
 from kleash.lab.mdp import MDP, golden
+from kleash.lab.tabular import Table
 from kleash.train.algorithms import ALGORITHMS, Algorithm, Targets
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
@@ -74,22 +75,31 @@ class Case:
         natural_step(*given)
 
     def kl(self) -> float:
+        """KL(old‖new), which the region is of."""
         return measure_step(
-            self.learner, self.experience, temperature=1.0, micro_batch_size=64
+            self.learner,
+            self.experience,
+            temperature=1.0,
+            micro_batch_size=64,
+            direction="old_new",
         ).value
 
     def dense(self) -> Tensor:
         """F of the logits alone: Σ over visited prefixes of share · (diag q − q qᵀ)."""
+        q = self.mdp.ref_logits.softmax(-1)
+        blocks = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
+        return torch.block_diag(
+            *(share * block for share, block in zip(self.shares(), blocks, strict=True))
+        )
+
+    def shares(self) -> Tensor:
+        """Of the tokens drawn, after which prefix: [S]."""
         rollout, vocab = self.experience.rollout, self.mdp.vocab
         prefixes = torch.zeros_like(rollout.response_ids)
         for t in range(1, prefixes.shape[1]):
             prefixes[:, t] = vocab * prefixes[:, t - 1] + 1 + rollout.response_ids[:, t - 1]
-        shares = prefixes.flatten().bincount(minlength=self.mdp.num_prefixes) / prefixes.numel()
-        q = self.mdp.ref_logits.softmax(-1)
-        blocks = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
-        return torch.block_diag(
-            *(share * block for share, block in zip(shares, blocks, strict=True))
-        )
+        counts = prefixes.flatten().bincount(minlength=self.mdp.num_prefixes)
+        return counts.double() / prefixes.numel()
 
 
 def test_products_are_those_of_the_fisher_matrix() -> None:
@@ -113,6 +123,40 @@ def test_a_steps_kl_is_what_its_quadratic_form_says(radius: float) -> None:
 
     assert 0.7 * radius <= case.kl() <= radius
     assert case.loss() < before
+
+
+def test_the_region_shrinks_as_the_learning_rate_is_scheduled() -> None:
+    """Half the rate: a step half as long, and a quarter of the KL."""
+    case = Case(SMALL, step_kl=0.01)
+    case.learner.optimizer.param_groups[0]["lr"] /= 2
+    case.step()
+
+    assert 0.7 * 0.0025 <= case.kl() <= 0.0025
+
+
+def test_the_kl_of_an_update_is_known_in_both_directions() -> None:
+    """Of a table's rows by hand, at the prefixes that the old policy visited."""
+    case = Case(SMALL, step_kl=0.2)
+    case.step()
+    found = {
+        direction: measure_step(
+            case.learner, case.experience, temperature=1.0, micro_batch_size=64, direction=direction
+        )
+        for direction in ("old_new", "new_old")
+    }
+    table = case.learner.policy.model
+    assert isinstance(table, Table)
+    old, new = (torch.log_softmax(x, -1) for x in (SMALL.ref_logits, table.logits))
+    shares = case.shares()
+
+    assert found["old_new"].value == pytest.approx(
+        float(shares @ (old.exp() * (old - new)).sum(-1)), rel=1e-4
+    )
+    assert found["new_old"].value == pytest.approx(
+        float(shares @ (new.exp() * (new - old)).sum(-1)), rel=1e-4
+    )
+    assert found["old_new"].direction == "old_new"
+    assert abs(found["old_new"].value - found["new_old"].value) > 0.01
 
 
 def test_where_the_region_does_not_bind_the_step_is_newtons() -> None:

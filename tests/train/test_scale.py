@@ -29,10 +29,10 @@ BANDIT = MDP(8, 1, torch.sin(2.3 * ARMS)[None], torch.cos(1.7 * ARMS))
 """That of A7."""
 COIN = MDP(2, 1, torch.tensor([[0.3, 0.7]]).double().log(), torch.tensor([1.0, 0.0]).double())
 MILD = MDP(
-    4,
+    3,
     2,
-    torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=torch.double),
-    torch.randn(16, generator=torch.Generator().manual_seed(4), dtype=torch.double),
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(3), dtype=torch.double),
+    torch.randn(9, generator=torch.Generator().manual_seed(4), dtype=torch.double),
 )
 
 
@@ -181,29 +181,45 @@ def unscaled(targets: Targets, beta: float) -> Targets:
     return targets._replace(kl_coefs=torch.full_like(targets.kl_coefs, beta))
 
 
-@pytest.mark.parametrize("control_variate", [False, True])
-@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
+@pytest.mark.parametrize(
+    ("baseline", "control_variate"), [("group", False), ("leave_one_out", False), ("group", True)]
+)
 @pytest.mark.parametrize(
     ("problem", "beta"),
-    [(BANDIT, 2.0), (BANDIT, 0.5), (COIN, 1.0), (MILD, 0.5)],
-    ids=["arms, 2", "arms, 0.5", "coin, 1", "4^2, 0.5"],
+    [(BANDIT, 0.5), (COIN, 1.0), (MILD, 0.5)],
+    ids=["arms, 0.5", "coin, 1", "3^2, 0.5"],
 )
 def test_divided_with_its_beta_a_group_rests_at_the_tilt_at_beta(
     problem: MDP, beta: float, baseline: str, control_variate: bool
 ) -> None:
-    """A8: over every group of three, each as often as the optimum draws it; β = 1 and less included."""
+    """A8: over every group of three, each as often as the optimum draws it; where as published nothing holds.
+
+    Beside a group that is always the same: what is typical of a rollout is taken from its other groups.
+    """
     best = optimum(problem, beta)
     every = torch.arange(problem.num_sequences)
     triples = torch.cartesian_prod(every, every, every)
     law = problem.logprobs(best).sum(-1).exp()
     chances = law[triples].prod(-1).repeat_interleave(3)
-    groups = torch.arange(len(triples)).repeat_interleave(3)
-    case = Enumerated(problem, best, triples.flatten(), groups)
+    groups, beside = torch.arange(2).repeat_interleave(3), torch.tensor([0, 1, 1])
     config = AlgorithmConfig.model_validate(
         {"name": "grpo", "scale": "group", "baseline": baseline, "clip_eps": None}
         | {"control_variate": control_variate}
     )
-    targets = GRPO.targets(case.experience, beta, config, EXACT)
+    rollouts = [Enumerated(problem, best, torch.cat([own, beside]), groups) for own in triples]
+    found = [GRPO.targets(each.experience, beta, config, EXACT) for each in rollouts]
+    targets = Targets(
+        advantages=torch.cat([each.advantages[:3] for each in found]),
+        returns=None,
+        penalty=EXACT,
+        kl_coefs=torch.cat([each.kl_coefs[:3] for each in found]),
+        drawn=torch.cat([each.drawn[:3] for each in found if each.drawn is not None])
+        if control_variate
+        else None,
+    )
+    case = Enumerated(
+        problem, best, triples.flatten(), torch.arange(len(triples)).repeat_interleave(3)
+    )
 
     assert float(targets.kl_coefs.max() / targets.kl_coefs.min()) > 1.2
     assert case.gradient(targets, config, chances) < 1e-12
