@@ -79,3 +79,14 @@ def test_what_is_wrong_is_refused_before_anything_runs(
 ) -> None:
     assert cli.run(["lab", "closed-form", *words]) == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_rewards_that_float32_cannot_tell_apart_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = {"vocab": 2, "length": 1, "ref_logits": [[0.0, 0.0]], "rewards": [0.0, 1e13]}
+    (tmp_path / "large.json").write_text(json.dumps(problem), encoding="utf-8")
+
+    words = ["--mdp", str(tmp_path / "large.json"), "--beta", "1e12", "--json"]
+    assert cli.run(["lab", "closed-form", *words]) == 2
+    assert "too large" in json.loads(capsys.readouterr().out)["error"]["what"]

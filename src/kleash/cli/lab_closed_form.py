@@ -16,6 +16,7 @@ from kleash.report.text import DASH, number
 
 if TYPE_CHECKING:
     from kleash.lab.closed_form import Attained
+    from kleash.lab.mdp import MDP
 
 BETA = 0.2
 COLUMNS: dict[str, JustifyMethod] = {
@@ -29,7 +30,9 @@ COLUMNS: dict[str, JustifyMethod] = {
     "seconds": "right",
 }
 IDENTITY = 1e-6
-"""Within which J* − J must be β·KL(π‖π*)."""
+"""Within which J* − J must be β·KL(π‖π*), of the largest reward where that is over 1."""
+MOST_REWARD = 1e6
+"""Rewards go through the loop in float32, and differences that matter must be left of them."""
 
 
 def closed_form(
@@ -60,6 +63,7 @@ def closed_form(
 
     names = _chosen(algorithms, algorithm_names())
     problem = golden() if mdp is None else load_mdp(mdp)
+    largest = _largest_reward(problem)
     best, reference = (
         standing(problem, table, beta) for table in (optimum(problem, beta), problem.ref_logits)
     )
@@ -73,6 +77,7 @@ def closed_form(
     done = count(1)
     with screen.progress() as shown:
         found = solve_all(jobs, lambda event: shown.show("steps", next(done), total, event[0]))
+    _check_identity(found, beta, IDENTITY * max(1.0, largest))
     screen.table(COLUMNS, [_row(name, runs) for name, runs in found.items()])
     screen.say()
     screen.say(
@@ -86,7 +91,18 @@ def closed_form(
             "algorithms": {name: _figures(runs) for name, runs in found.items()},
         }
     )
-    _check_identity(found, beta)
+
+
+def _largest_reward(problem: "MDP") -> float:
+    largest = float(problem.rewards.abs().max())
+    if largest > MOST_REWARD:
+        raise InputError(
+            "the problem's rewards are too large to be trained on",
+            expected=f"at most {MOST_REWARD:,.0f} either way",
+            got=f"{largest:.3g}",
+            do="divide the rewards and --beta by the same number: the optimum stays",
+        )
+    return largest
 
 
 def _chosen(wanted: str | None, names: list[str]) -> list[str]:
@@ -102,7 +118,7 @@ def _chosen(wanted: str | None, names: list[str]) -> list[str]:
                 got=name[:80],
                 do=f"did you mean {near[0]}?" if near else "",
             )
-    return chosen or names
+    return list(dict.fromkeys(chosen)) or names
 
 
 def _figures(runs: "Sequence[Attained]") -> dict[str, Any]:
@@ -134,9 +150,9 @@ def _row(name: str, runs: "Sequence[Attained]") -> list[str]:
     ]
 
 
-def _check_identity(found: "dict[str, list[Attained]]", beta: float) -> None:
+def _check_identity(found: "dict[str, list[Attained]]", beta: float, tolerance: float) -> None:
     """A gap that is not β·KL(π‖π*) is a mistake of the enumeration, and none of the figures would hold."""
     for name, runs in found.items():
         for run in runs:
             error = abs(run.standing.gap - beta * run.standing.kl_to_optimum)
-            assert error <= IDENTITY, f"{name}: J* − J is off β·KL(π‖π*) by {error:g}"
+            assert error <= tolerance, f"{name}: J* − J is off β·KL(π‖π*) by {error:g}"

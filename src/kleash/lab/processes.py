@@ -4,6 +4,7 @@ A task gives all its memory back when it ends, and three of them use three cores
 """
 
 import multiprocessing
+import traceback
 from collections.abc import Callable, Iterator
 from queue import Empty
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ def side_by_side(
         at_once: how many run side by side; None: all.
 
     Raises:
-        KleashError: a task raised it; the others are stopped.
+        Exception: a task raised it; the others are stopped.
         ResourceError: a process died.
     """
     context = multiprocessing.get_context("spawn")
@@ -39,7 +40,7 @@ def side_by_side(
         name: context.Process(target=_work, args=(name, task, queue), daemon=True)
         for name, task in tasks.items()
     }
-    waiting = list(workers.values())[::-1]
+    waiting = list(workers.values())
     results: dict[str, T] = {}
     try:
         for _ in range(len(tasks) if at_once is None else at_once):
@@ -65,7 +66,8 @@ def side_by_side(
 
 def _start_next(waiting: list[Any]) -> None:
     if waiting:
-        waiting.pop().start()
+        waiting[0].start()
+        del waiting[0]  # one that could not be started is none to be waited for
 
 
 def _messages(
@@ -90,12 +92,25 @@ def _died(name: str, exit_code: int) -> ResourceError:
     )
 
 
+def _portable(error: Exception) -> Exception:
+    """The exception as another process can raise it, with its traceback as a note."""
+    trace = "".join(traceback.format_exception(error))
+    if (
+        type(error).__module__ != "builtins"
+    ):  # another's class may not be made again from its message
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(trace)
+    return error
+
+
 def _work(name: str, task: Task[Any, Any], queue: Any) -> None:
     """One task from start to result. Runs in its own process."""
     try:
         queue.put(("result", name, task(lambda event: queue.put(("event", name, event)))))
     except KleashError as error:
         queue.put(("error", name, error))
+    except Exception as error:
+        queue.put(("error", name, _portable(error)))
     except KeyboardInterrupt:
         # A run has recorded the interruption; the parent, which got it too, tells the user.
         return
