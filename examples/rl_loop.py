@@ -43,6 +43,8 @@ class Step(NamedTuple):
     reward: float
     kl: KLReading
     kl_coef: float
+    foreseen: float
+    """Of the returns' variance, by the value head."""
 
 
 def distributions(model: LanguageModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -102,6 +104,7 @@ def run(steps: int = STEPS) -> Iterator[Step]:
         following = torch.nn.functional.pad(kl[:, 1:], (0, 1))
         rewards = shaped_rewards(scores, following, mask, kl_coef)
         advantages, returns = gae(rewards, values, mask)
+        foreseen = float(1 - (returns - values)[mask].var() / returns[mask].var())
         scale = deviation(advantages, mask)  # what divides the advantages divides β
         advantages = whiten(advantages, mask)
 
@@ -127,7 +130,7 @@ def run(steps: int = STEPS) -> Iterator[Step]:
                 torch.nn.utils.clip_grad_norm_(trained, 1.0)
                 optimizer.step()
 
-        yield Step(float(scores.mean()), reading, kl_coef)
+        yield Step(float(scores.mean()), reading, kl_coef, foreseen)
 
 
 def at(tensor: Tensor, rows: Tensor, keep: Tensor) -> Tensor:

@@ -38,4 +38,6 @@ def test_both_give_the_same_numbers(tmp_path: Path) -> None:
         assert step.reward == pytest.approx(record.metrics["reward_mean"], rel=1e-5)
         assert step.kl.value == pytest.approx(record.kl.value, rel=1e-5, abs=1e-6)
         assert step.kl_coef == pytest.approx(record.kl_coef, rel=1e-5)
+        # Of returns that KL was charged in, which nothing else here shows.
+        assert step.foreseen == pytest.approx(record.metrics["explained_variance"], rel=1e-4)
     assert records[-1].kl.value > 0.5
