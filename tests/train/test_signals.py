@@ -25,7 +25,7 @@ CONFIG = RunConfig(
     rl=ControlConfig(kl_target=1.0, kl_unit="token"),
     rollout=RolloutConfig(num_prompts=4, group_size=3, max_new_tokens=8),
     optimizer=OptimizerConfig(beta1=0.5),
-    algorithm=AlgorithmConfig(num_epochs=3, num_minibatches=20),  # more than there are responses
+    algorithm=AlgorithmConfig(num_epochs=3, num_minibatches=12),
 )
 LENGTH = Scorer(name="length", score=lambda _, responses: [float(len(text)) for text in responses])
 
