@@ -12,7 +12,7 @@ from rich.text import Text
 from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text, line
 from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
 from kleash.config import load
-from kleash.errors import KleashError
+from kleash.errors import KleashError, TamperError
 from kleash.ledger import read
 from kleash.records import KLReading, StepRecord
 from kleash.replay import ENDINGS, Verification, verify_run
@@ -73,6 +73,8 @@ def train(
         raise typer.Exit(130)
     view, verification = write_run_report(directory)
     _show_end(screen, directory, view, verification)
+    if not verification.ok:
+        raise typer.Exit(TamperError.exit_code)
     if interrupted:
         raise typer.Exit(130)
 
@@ -120,7 +122,7 @@ def step_figures(record: StepRecord, config: "RunConfig") -> Text:
     kl, low, high = (record.metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     figures = Text.assemble(
         f"reward {fixed(record.metrics.get('reward_mean'))}  KL ",
-        kl_text(kl, low, high, config.rl.kl_target),
+        kl_text(kl, low, high, record.metrics.get("kl_target")),
         f"  β {record.kl_coef:.3g}",
     )
     if not record.kl.is_trusted:
@@ -179,14 +181,21 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
 
 
 def _held(view: RunView) -> Text | None:
-    """Whether the leash held: the mean KL over the last third of the steps, against its target."""
-    read = view.series(f"kl_policy_ref_per_{view.unit}")
-    last = [kl for kl in read[-(len(read) // 3) :] if kl is not None]
-    if view.target is None or len(read) < SETTLING or not last:
+    """Whether the leash held: KL on average over the last third of the steps, against its target there."""
+    at_most = view.setting("rl", "kl_at_most") is True
+    read = view.series(f"kl_policy_ref_per_{view.unit}{'_high' if at_most else ''}")
+    count = len(read) // 3
+    last = [
+        (kl, target)
+        for kl, target in zip(read[-count:], view.series("kl_target")[-count:], strict=True)
+        if kl is not None and target is not None
+    ]
+    if len(read) < SETTLING or not last:
         return None
-    mean = sum(last) / len(last)
-    text = f"  leash    {fixed(mean)} on average over the last third, for {view.target:g}"
-    if abs(mean / view.target - 1) <= LEASH:
+    kl, target = (sum(each) / len(last) for each in zip(*last, strict=True))
+    what = "interval's upper end on average" if at_most else "on average"
+    text = f"  leash    {fixed(kl)} {what} over the last third, for {target:.4g}"
+    if abs(kl / target - 1) <= LEASH:
         return Text(f"{text}: held", style="green")
     hint = "docs/control.md; often optimizer.learning_rate is large or train.steps small for it"
     return Text(f"{text}: not held; see {hint}", style="yellow")

@@ -81,7 +81,7 @@ class TiltConfig(BaseModel):
     steps_to_target: FiniteFloat = Field(default=1.5, ge=1, le=1000)
     """Steps in which the predicted distance to the target is to be closed, where the policy can move so fast."""
     slew: FiniteFloat = Field(default=4.0, gt=1, le=1000)
-    """Largest factor between two steps' β."""
+    """Largest factor between two steps' β, but where less is needed not to throw the policy past the reference."""
     loosest: FiniteFloat = Field(default=0.2, gt=0, lt=1)
     """Smallest β on the way up, in units of the β that would hold the target."""
     tightest: FiniteFloat = Field(default=3.0, gt=1, le=1000)
@@ -101,9 +101,9 @@ class ControlConfig(BaseModel):
     controller: ControllerName = "tilt"
     """`tilt` holds `kl_target`; so do, each in its way, `ziegler`, `ppo`, `dual` and `pid`. `fixed` and `schedule` hold
     nothing."""
-    kl_coef: FiniteFloat | None = Field(default=None, ge=0)
-    """β, reward per nat: throughout (fixed) or at the start. None: 0.1, but `tilt` takes σ_r/√(2 target) of the first
-    rollout's rewards."""
+    kl_coef: FiniteFloat | None = Field(default=None, ge=0, le=MAX_KL_COEF)
+    """β, reward per nat: throughout (fixed) or at the start. None: 0.1, but `tilt` goes by σ_r/√(2 target) of the first
+    rollout's rewards, and starts with `tilt.loosest` times it."""
     kl_coef_min: FiniteFloat = Field(default=MIN_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)
     """Rails of a β that moves by readings."""
     kl_coef_max: FiniteFloat = Field(default=MAX_KL_COEF, ge=MIN_KL_COEF, le=MAX_KL_COEF)

@@ -76,7 +76,7 @@ def update(state: State, reading: KLReading, signals: Signals) -> State:
     """The state that has chosen β for one rollout's update; call it once a rollout, before the update.
 
     A reading that can't be one (not finite, negative beyond rounding, of no responses) holds β, and `note` says so. β
-    stays between `kl_coef_min` and `kl_coef_max`.
+    stays between `kl_coef_min` and `kl_coef_max` where the controller has a target.
 
     Args:
         state: from `init` or the previous `update`.
@@ -113,6 +113,9 @@ def update(state: State, reading: KLReading, signals: Signals) -> State:
     answer = law.move(question, state.memory)
     if not targeted:
         return replace(state, kl_coef=answer.kl_coef, step=step)
+    if config.kl_at_most and reading.high is None:
+        said = "the reading has no interval, so that its mean is held, not its upper end"
+        answer = answer._replace(note="; ".join(filter(None, (answer.note, said))))
     return _on_rails(state, answer, step)
 
 
@@ -154,6 +157,8 @@ def _on_rails(state: State, answer: Answer, step: int) -> State:
     """The state with the answer's β, stopped at the rails."""
     config = state.config
     kl_coef, note = answer.kl_coef, answer.note
+    if not isfinite(kl_coef):
+        return replace(state, step=step, note="held: the controller's own numbers overflowed")
     low, high = config.kl_coef_min, config.kl_coef_max
     if not low <= kl_coef <= high:
         kl_coef = min(max(kl_coef, low), high)

@@ -288,17 +288,19 @@ def _choose(question: Question, now: TiltMemory) -> tuple[float, str]:
     loosest = config.loosest * min(ratio, 1.0) * now.pull / aim
     kl_coef = clip(kl_coef, loosest, config.tightest * hold)
     notes = _remarks(stride, now.belief.cov[2][2], gap, goal)
-    if question.kl > EMERGENCY * goal * goal / 2.0:
+    is_emergency = question.kl > EMERGENCY * goal * goal / 2.0
+    if is_emergency:
         kl_coef = max(kl_coef, BRAKE * hold)
-        notes.append(
-            f"emergency: KL is over {EMERGENCY:g} times the target, β at least {BRAKE:g} times what holds it; "
-            "where one update did this, lower the learning rate or raise the target"
-        )
     if question.step > 1 or question.config.kl_coef is not None:
         kl_coef = clip(kl_coef, question.kl_coef / config.slew, question.kl_coef * config.slew)
     if x > 0.0:
         # No update is asked to throw the policy past the reference: where one is long, β for a short aim would.
         kl_coef = min(kl_coef, ratio * now.pull * (1.0 / x + 1.0 / stride))
+    if is_emergency:
+        notes.append(
+            f"emergency: KL is over {EMERGENCY:g} times the target; β is {kl_coef / hold:.2g} times what holds it; "
+            "where one update did this, lower the learning rate or raise the target"
+        )
     return kl_coef, "; ".join(notes)
 
 

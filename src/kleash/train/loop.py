@@ -137,7 +137,8 @@ def _decide(
     config, kl, seen = setup.config, measured.readings.response, measured.seen
     origin = measured.readings.origin if config.model.refresh_every is not None else None
     verdict = judge(config.guard, kl, proposal.facts, origin)
-    settings = Settings(state.kl_coef, config.rl.kl_target, learning_rate)
+    target = None if config.rl.kl_target is None else config.rl.target_at(step)
+    settings = Settings(state.kl_coef, target, learning_rate)
     metrics = step_metrics(step, measured, targets, proposal, verdict, settings)
     entry = UpdateEntry(
         step=step,

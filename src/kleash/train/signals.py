@@ -116,7 +116,7 @@ def spread_within(first: Tensor, second: Tensor, prompt_index: Tensor) -> Spread
     Examples:
         >>> rewards, log_ratios = torch.tensor([1.0, 3.0, 7.0, 9.0]), torch.tensor([0.0, 2.0, 1.0, 3.0])
         >>> spread_within(rewards, log_ratios, torch.tensor([0, 0, 1, 1]))
-        Spread(first_std=1.4142135623730951, second_std=1.4142135623730951, correlation=1.0)
+        Spread(first_std=1.41421356, second_std=1.41421356, correlation=1.0)
     """
     both = torch.stack([first, second], -1).cpu().double()  # [B, 2]
     prompts = prompt_index.cpu()
