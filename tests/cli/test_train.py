@@ -15,9 +15,10 @@ import pytest
 from kleash.cli import main as cli
 from kleash.cli.console import Screen
 from kleash.cli.options import vacant_directory
-from kleash.cli.train import noting
+from kleash.cli.train import held, noting
 from kleash.errors import InputError
 from kleash.records import KLReading, StepRecord, Verdict
+from kleash.report.view import RunView
 
 CONFIG = """
 [rollout]
@@ -160,6 +161,41 @@ def test_what_the_controller_has_to_say_is_shown_once(capsys: pytest.CaptureFixt
         "step 5: at its rail of 0.5",
         "step 7: ␛[2J⏎red",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rl", "kl", "said"),
+    [
+        ({}, 5.0, "5.00 on average over the last third, for 5.05: held"),
+        ({}, 3.0, "3.00 on average over the last third, for 5.05: not held"),
+        (
+            {"kl_at_most": True},
+            4.0,
+            "5.00 interval's upper end on average over the last third, for 5.05: held",
+        ),
+        (
+            {"kl_at_most": True},
+            6.0,
+            "7.00 interval's upper end on average over the last third, for 5.05: not held",
+        ),
+    ],
+)
+def test_a_run_is_judged_by_the_targets_that_it_had(rl: dict, kl: float, said: str) -> None:
+    """Twelve steps of a ramp to 6 nats, of which the last four are for 4.9, 5.0, 5.1 and 5.2."""
+    targets = tuple(4.1 + 0.1 * step for step in range(12))
+    name = "kl_policy_ref_per_response"
+    metrics = {"kl_target": targets, name: (kl,) * 12, f"{name}_high": (kl + 1.0,) * 12}
+    view = RunView(
+        name="ramp",
+        config={"rl": {"kl_target": 6.0, **rl}},
+        versions={},
+        digests={},
+        steps=tuple(range(1, 13)),
+        metrics=metrics,
+        samples=(),
+    )
+
+    assert said in str(held(view))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kleash import control
 from kleash.control import CONTROLLERS, MAX_KL_COEF, MIN_KL_COEF, ControlConfig, Signals
+from kleash.control.config import PIDConfig
 from kleash.errors import ConfigError, InputError
 from kleash.records import KLReading
 
@@ -260,3 +261,25 @@ def test_a_start_that_nobody_named_is_on_the_rails_too(name: str, reading: Readi
     )
 
     assert control.update(control.init(config), reading(math.nan), plain()).kl_coef == 1.0
+
+
+def test_a_controller_whose_own_numbers_overflow_holds_beta(reading: Reading) -> None:
+    """Gains of 1e308 are allowed; what they make of an error of 1e5 is no number, and is not put in force."""
+    gains = PIDConfig(kp=0.0, ki=1.7e308, kd=1.7e308, smoothing=1.0)
+    state = control.init(ControlConfig(controller="pid", kl_target=1.0, pid=gains))
+    for kl in (0.0, 3.0, 1e5, 1.0, 1.0):
+        state = control.update(state, reading(kl), Signals(num_responses=64))
+        assert math.isfinite(state.kl_coef)
+        assert control.from_json(state.to_json(), state.config) == state
+
+
+def test_at_most_without_an_interval_holds_the_mean_and_says_so(reading: Reading) -> None:
+    state = control.init(
+        ControlConfig(controller="ppo", kl_target=1.0, kl_coef=1.0, kl_at_most=True)
+    )
+    alone = replace(reading(1.4), low=None, high=None)
+    after = control.update(state, alone, Signals(num_responses=1))
+
+    assert after.kl_coef == 1.0  # within its band of 1.5
+    assert "no interval" in after.note
+    assert control.update(state, reading(1.4, 0.2), Signals(num_responses=64)).note == ""

@@ -219,6 +219,39 @@ def test_above_the_target_beta_rises_and_below_it_falls(reading: Reading) -> Non
     assert low < same < high
 
 
+def test_a_ramp_is_led_by_a_step(reading: Reading) -> None:
+    """The update of step 1 makes the policy of step 2, and is for the target there."""
+    first = Signals(num_responses=64, reward_std=1.0)
+    ramped, at_once = (
+        control.update(
+            control.init(ControlConfig(kl_target=6.0, kl_ramp=steps)), reading(0.0, 0.0), first
+        )
+        for steps in (2, 0)
+    )
+
+    assert ramped.kl_coef == at_once.kl_coef == pytest.approx(0.2 / math.sqrt(12))
+
+
+def test_beta_falls_at_once_where_an_update_would_pass_the_reference(reading: Reading) -> None:
+    """The one thing that goes before the slew: a start that is 70 times too large, from a policy at 4 nats."""
+    state = control.init(ControlConfig(kl_target=6.0, kl_coef=1000.0))
+    signals = Signals(num_responses=64, reward_std=1.0, log_ratio_std=3.0, correlation=0.5)
+
+    assert control.update(state, reading(4.0, 0.2), signals).kl_coef < 20.0
+
+
+def test_readings_that_stay_away_do_not_pile_up(reading: Reading) -> None:
+    run = Run(Plant(eta=0.1), reading).go(5)
+    state = run.state
+    for _ in range(100):
+        state = control.update(state, reading(math.nan), run.plant.signals())
+    memory = state.memory
+
+    assert isinstance(memory, TiltMemory)
+    assert len(memory.pending) == 64
+    assert state.kl_coef == run.state.kl_coef
+
+
 def test_a_ramp_is_followed(reading: Reading) -> None:
     """At most 6 nats by step 200, spent evenly."""
     run = Run(Plant(eta=0.1), reading, kl_target=6.0, kl_ramp=200).go(260)

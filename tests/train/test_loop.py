@@ -90,7 +90,7 @@ def test_a_run_verifies_repeats_bit_for_bit_and_loads_in_transformers(tmp_path: 
 def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path: Path) -> None:
     """Pitfalls 40 and 49: chosen once a rollout, however many minibatches, from the policy about to be updated."""
     config = _config(
-        rl=ControlConfig(controller="ppo", kl_target=0.05, kl_unit="token"),
+        rl=ControlConfig(controller="ppo", kl_target=0.05, kl_unit="token", kl_ramp=2),
         algorithm=AlgorithmConfig(num_epochs=1, num_minibatches=4),
         # The first update is refused, the later ones are smaller.
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"),
@@ -113,6 +113,7 @@ def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path:
         assert record.kl_coef == record.metrics["kl_coef"] == entry.kl_coef == state.kl_coef
         assert entry.control == state.to_json()
         assert record.note == entry.control["note"]
+    assert [record.metrics["kl_target"] for record in records] == [0.025, 0.05, 0.05]
     assert len({record.kl_coef for record in records}) == 3
     assert verify_run(tmp_path / "run").ok
 

@@ -151,8 +151,8 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
     screen.say("  reward  ", number(view.last("reward_mean")))
     screen.say("  KL      ", kl_text(kl, low, high, view.target), f"per {view.unit}")
     screen.say("  β       ", number(view.last("kl_coef")))
-    if (held := _held(view)) is not None:
-        screen.say(held)
+    if (verdict := held(view)) is not None:
+        screen.say(verdict)
     if unsure := view.series("kl_policy_ref_per_response_trusted").count(0):
         text = f"  interval at {unsure} of {len(view.steps)} steps one response held over a tenth of the KL"
         screen.say(Text(f"{text}: don't rest on it; sample more responses", style="yellow"))
@@ -180,7 +180,7 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
     )
 
 
-def _held(view: RunView) -> Text | None:
+def held(view: RunView) -> Text | None:
     """Whether the leash held: KL on average over the last third of the steps, against its target there."""
     at_most = view.setting("rl", "kl_at_most") is True
     read = view.series(f"kl_policy_ref_per_{view.unit}{'_high' if at_most else ''}")
