@@ -66,6 +66,7 @@ def test_an_unknown_algorithm_is_refused_with_the_nearest() -> None:
         ("ppo", "step_kl", 0.1),
         ("trpo", "num_epochs", 4),
         ("trpo", "update", "gradient"),
+        ("ppo_kl", "step_penalty", 0.0),
         ("rloo", "baseline", "value"),
         ("ppo", "baseline", "group"),
         ("grpo", "num_minibatches", 65),

@@ -118,4 +118,6 @@ def resolve_algorithm(given: Any) -> Any:
     update = settings.get("update", fields["update"].default)
     if said.get("update", update) != update:
         raise ValueError(f'algorithm.update = "{update}" for {name}: it is what makes it one')
+    if "step_penalty" in settings and said.get("step_penalty") == 0:
+        raise ValueError(f"algorithm.step_penalty over 0 for {name}: 0 can't be doubled")
     return {"name": name, **settings, **said}
