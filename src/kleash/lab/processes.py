@@ -95,9 +95,8 @@ def _died(name: str, exit_code: int) -> ResourceError:
 def _portable(error: Exception) -> Exception:
     """The exception as another process can raise it, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
-    if (
-        type(error).__module__ != "builtins"
-    ):  # another's class may not be made again from its message
+    # A class of somebody else's may not be made again from its message.
+    if type(error).__module__ != "builtins":
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(trace)
     return error
