@@ -258,6 +258,7 @@ def test_a_plant_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ["--seed", "-1"],
         ["--kl-coef", "-1"],
         ["--kl-coef", "nan"],
+        ["--out", "nowhere/plot.html"],
         ["--controller", "none"],
         ["--reward-scale-at", "600"],
         ["--reward-scale-at", "600:"],

@@ -75,9 +75,7 @@ def control(  # noqa: PLR0913, PLR0917 - the options of a command line
     and the reward may change its scale on the way; the figures are of the true KL.
     """
     screen = Screen(as_json=as_json)
-    if not MIN_KL_COEF <= kl_coef <= MAX_KL_COEF:
-        expected = f"{MIN_KL_COEF:g} to {MAX_KL_COEF:g}"
-        raise InputError("--kl-coef is wrong", expected=expected, got=f"{kl_coef:g}")
+    _check_options(kl_coef, out)
     with train_extra():
         from kleash.lab.control import Conditions, controllers, simulate
         from kleash.lab.mdp import golden, load_mdp
@@ -269,6 +267,16 @@ def _level(error: float, band: float) -> int:
     if error < 0:
         return min(AT_TARGET - 1, int(AT_TARGET * (1 + error)))
     return min(len(BLOCKS) - 1, AT_TARGET + 1 + int(AT_TARGET * min(error, 1)))
+
+
+def _check_options(kl_coef: float, out: Path | None) -> None:
+    if not MIN_KL_COEF <= kl_coef <= MAX_KL_COEF:
+        expected = f"{MIN_KL_COEF:g} to {MAX_KL_COEF:g}"
+        raise InputError("--kl-coef is wrong", expected=expected, got=f"{kl_coef:g}")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(
+            "--out cannot be written", expected="a file in a folder that is there", got=str(out)
+        )
 
 
 def _draw(out: Path, traces: "dict[str, Trace]", target: float) -> None:
