@@ -184,6 +184,8 @@ def main() -> None:
         for found in pool.imap(run, cases):
             done.append(found)
             print(f"{len(done)} of {len(cases)}: {found['algorithm']}", file=sys.stderr)
+            if asked.out is not None:  # what is done stays, whatever becomes of the rest
+                asked.out.write_text(json.dumps({"runs": done}), encoding="utf-8")
         limits = known.get()
     print(
         f"| algorithm | rollouts | reward | KL | over the frontier, standard errors (β = {asked.beta:g}) |"
