@@ -48,6 +48,9 @@ BUDGETS: dict[str, Budget] = {
     "ppo_kl": Budget(2048, 1500, 0.01, {"num_epochs": 2, "num_minibatches": 4}),
     # With more gradient steps a rollout its clip of 3e-4 cuts the policy's part of the loss, and not the penalty's.
     "gspo": Budget(512, 1500, 0.05, {"num_epochs": 1, "num_minibatches": 1}),
+    # A natural step is of what was drawn in each row: many visits, about one of them for damping, and products enough
+    # for conjugate gradients to come to the rarest.
+    "trpo": Budget(32_768, 100, 1.0, {"cg_iterations": 30, "cg_damping": 1e-5}),
     "dpo": Budget(4096, 2000, 0.05),
 }
 """Where an algorithm needs another than `PLAIN`."""
