@@ -37,6 +37,8 @@ from kleash.train.run import prepare
 
 PROMPTS, LENGTH, FRESH = 32, 24, 16
 """Prompts of a rollout and of every figure, tokens of a response, responses per prompt behind a figure."""
+COLOURS = 5
+"""Of algorithms, before lines are dotted; the sixth of the palette is that of what is no algorithm."""
 TILTS = [0.05 * k for k in range(121)]
 
 
@@ -226,8 +228,8 @@ def page(done: list[dict[str, Any]], limits: dict[str, Any], beta: float) -> str
         Label(x=best[-1][0], y=best[-1][1], text="best of n", colour="#77787c"),
     ]
     for index, (name, points) in enumerate(paths.items()):
-        colour = run_colour(index)
-        data.append(line(points, name, colour, "solid" if index < 6 else "2px,3px"))
+        colour = run_colour(index % COLOURS)
+        data.append(line(points, name, colour, "solid" if index < COLOURS else "2px,3px"))
         labels.append(Label(x=points[-1][0], y=points[-1][1], text=name, colour=colour))
     ys = [y for trace in data for y in trace["y"]]
     low, high = min(ys) - 0.1, max(ys) + 0.1
