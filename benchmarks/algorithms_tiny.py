@@ -31,7 +31,8 @@ from kleash.report.theme import run_colour
 from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
-from kleash.train.evaluate import collect, observe
+from kleash.train.evaluate import collect
+from kleash.train.experience import Metered
 from kleash.train.loop import Setup, run_loop, seeded
 from kleash.train.run import prepare
 
@@ -98,16 +99,8 @@ def run(case: Case) -> dict[str, Any]:
 
 def last_policy(setup: Setup) -> dict[str, float]:
     """Reward and exact KL on fresh responses, with their standard errors."""
-    config = RolloutConfig(num_prompts=PROMPTS, group_size=FRESH, max_new_tokens=LENGTH)
-    experience = collect(
-        setup.learner,
-        setup.prompts,
-        config,
-        (setup.reward, []),
-        seeded(0, "fresh"),
-    )
-    kl = experience.metered.kl.sum(-1)
-    found = {"kl": kl, "reward": experience.scores}
+    metered, scores = fresh(setup, seeded(0, "fresh"))
+    found = {"kl": metered.kl.sum(-1), "reward": scores}
     # Of responses about their prompt's mean: the prompts are the same for all.
     errors = {
         name: float(values.view(PROMPTS, FRESH).var(-1).mean() / len(values)) ** 0.5
@@ -123,7 +116,8 @@ def bounds(per_prompt: int) -> dict[str, Any]:
     """The frontier and best-of-n, from samples of the reference."""
     torch.set_num_threads(1)
     setup = prepared(Case("rloo", 0, 1.0, 0, ()))
-    rewards = torch.cat([_draw(setup, block) for block in range(per_prompt // FRESH)], 1)
+    lots = [fresh(setup, seeded(lot, "reference"))[1] for lot in range(per_prompt // FRESH)]
+    rewards = torch.cat([scores.view(PROMPTS, FRESH) for scores in lots], 1)
     frontier = sampled_frontier(rewards, torch.tensor(TILTS))
     draws = [2**k for k in range(rewards.shape[1].bit_length())]
     best = best_of_n_reward(rewards, n=torch.tensor(draws)).mean(0)
@@ -137,19 +131,11 @@ def bounds(per_prompt: int) -> dict[str, Any]:
     }
 
 
-def _draw(setup: Setup, block: int) -> torch.Tensor:
-    """Rewards [prompts, FRESH] of one lot of the reference's responses."""
+def fresh(setup: Setup, generator: torch.Generator) -> tuple[Metered, torch.Tensor]:
+    """Responses of a run's policy to its prompts, metered, and their scores [prompts · FRESH], a prompt's together."""
     config = RolloutConfig(num_prompts=PROMPTS, group_size=FRESH, max_new_tokens=LENGTH)
-    found = observe(
-        setup.learner,
-        setup.prompts,
-        config,
-        (setup.reward, []),
-        seeded(block, "reference"),
-        micro_batch_size=PROMPTS * FRESH,
-    )
-    assert found.scores is not None
-    return found.scores.view(PROMPTS, FRESH)
+    found = collect(setup.learner, setup.prompts, config, (setup.reward, []), generator)
+    return found.metered, found.scores
 
 
 def above(found: dict[str, Any], frontier: dict[str, list[float]]) -> float:
