@@ -50,7 +50,7 @@ BUDGETS: dict[str, Budget] = {
     "gspo": Budget(512, 1500, 0.05, {"num_epochs": 1, "num_minibatches": 1}),
     # A natural step is of what was drawn in each row: many visits, about one of them for damping, and products enough
     # for conjugate gradients to come to the rarest.
-    "trpo": Budget(32_768, 100, 1.0, {"cg_iterations": 30, "cg_damping": 1e-5}),
+    "trpo": Budget(32_768, 100, 1.0, {"cg_iterations": 20, "cg_damping": 1e-5}),
     "dpo": Budget(4096, 2000, 0.05),
 }
 """Where an algorithm needs another than `PLAIN`."""

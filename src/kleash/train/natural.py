@@ -1,8 +1,9 @@
 """A natural-gradient step within a trust region: TRPO, for models that are small enough.
 
 Schulman et al. 2015, arXiv 1502.05477. The step is x = −F⁻¹ g scaled to ½ xᵀF x = δ, where F is the Hessian of
-KL(old‖new) over the rollout's states, by conjugate gradients on products F v that never make F. A line search
-shortens it until the loss has fallen and the exact KL(old‖new) is within δ.
+KL(old‖new) over the rollout's states, by conjugate gradients on products F v that never make F. They are
+preconditioned by the size of F's rows, or what is rarely visited would be come to last. A line search shortens the
+step until the loss has fallen and the exact KL(old‖new) is within δ.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kleash.errors import ConfigError
-from kleash.functional.conjugate_gradient import conjugate_gradient
+from kleash.functional.conjugate_gradient import conjugate_gradient, row_norms
 from kleash.rollout.rollout import Rollout
-from kleash.train.algorithms import Algorithm, Targets
+from kleash.train.algorithms import Algorithm, AlgorithmConfig, Targets
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience, measure_step
 from kleash.train.learner import Learner
@@ -32,6 +33,7 @@ def natural_step(
     experience: Experience,
     targets: Targets,
     config: RunConfig,
+    generator: torch.Generator,
 ) -> tuple[list[Loss], list[float]]:
     """TRPO over a whole rollout: its loss before the step, which may be none at all, and the norm of its gradient."""
     every = torch.arange(len(experience.scores))
@@ -39,9 +41,7 @@ def natural_step(
     gradient = _flat(torch.autograd.grad(loss.total, learner.trained, materialize_grads=True))
     norm = float(gradient.norm())
     fisher = Fisher(learner, experience, config)
-    direction = conjugate_gradient(
-        fisher.product, gradient, iterations=config.algorithm.cg_iterations
-    )
+    direction = _solve(fisher, gradient, config.algorithm, generator)
     curvature = float(direction @ fisher.product(direction))
     if not curvature > 0:
         return [loss], [norm]
@@ -74,6 +74,18 @@ def check_size(policy: str, parameters: int | None) -> None:
             got=f"{parameters:,}",
             do='set algorithm.name = "ppo", which clips each token\'s step in place of a trust region',
         )
+
+
+def _solve(
+    fisher: "Fisher", gradient: Tensor, config: AlgorithmConfig, generator: torch.Generator
+) -> Tensor:
+    """About (F + damping)⁻¹ g."""
+    scale = None
+    if config.cg_probes:
+        scale = row_norms(fisher.product, gradient, probes=config.cg_probes, generator=generator)
+    return conjugate_gradient(
+        fisher.product, gradient, scale=scale, iterations=config.cg_iterations
+    )
 
 
 def _is_better(

@@ -39,7 +39,7 @@ def propose_update(
     given = learner, algorithm, experience, targets, config
     try:
         if config.algorithm.update == "natural":
-            losses, norms = natural_step(*given)
+            losses, norms = natural_step(*given, generator)
         else:
             losses, norms = _epochs(*given, generator, pretraining)
         facts = _measure(learner, experience, losses, norms, config)

@@ -58,6 +58,8 @@ class AlgorithmConfig(BaseModel):
     """Weight of KL(old‖new) in the loss of the first update; doubled or halved after each to keep that KL at δ."""
     cg_iterations: int = Field(default=10, gt=0)
     """Conjugate-gradient iterations, each a product with the Fisher matrix."""
+    cg_probes: int = Field(default=8, ge=0)
+    """Products more, from which the size of its rows is estimated, to precondition by; 0: not preconditioned."""
     cg_damping: FiniteFloat = Field(default=1e-4, ge=0)
     """Added to the Fisher matrix's diagonal."""
     gamma: FiniteFloat = Field(default=1.0, gt=0, le=1)

@@ -74,6 +74,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "clip_eps": None,
             "step_kl": 0.01,
             "cg_iterations": 10,
+            "cg_probes": 8,
             "cg_damping": 1e-4,
         },
         targets,
