@@ -18,8 +18,8 @@ from kleash.config import build
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
-from kleash.train.loop import Setup, seeded
 from kleash.train.run import prepare
+from kleash.train.setup import Setup, seeded
 from kleash.train.update import propose_update
 
 WITHOUT = "ppo, values known"

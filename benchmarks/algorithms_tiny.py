@@ -33,8 +33,9 @@ from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Metered
-from kleash.train.loop import Setup, run_loop, seeded
+from kleash.train.loop import run_loop
 from kleash.train.run import prepare
+from kleash.train.setup import Setup, seeded
 
 PROMPTS, LENGTH, FRESH = 32, 24, 16
 """Prompts of a rollout and of every figure, tokens of a response, responses per prompt behind a figure."""

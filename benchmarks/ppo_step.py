@@ -27,8 +27,8 @@ from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.evaluate import collect
-from kleash.train.loop import Setup, seeded
 from kleash.train.run import prepare
+from kleash.train.setup import Setup, seeded
 from kleash.train.update import propose_update
 
 PPO = ALGORITHMS["ppo"]

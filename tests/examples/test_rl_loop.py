@@ -8,8 +8,8 @@ import pytest
 
 from kleash.config import build
 from kleash.train.config import RunConfig
-from kleash.train.loop import seeded
 from kleash.train.run import train
+from kleash.train.setup import seeded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -18,8 +18,9 @@ from kleash.models.hub import freeze, load_language_model
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.learner import build_learner
-from kleash.train.loop import Setup, run_loop
+from kleash.train.loop import run_loop
 from kleash.train.optimizer_config import OptimizerConfig
+from kleash.train.setup import Setup
 
 DRAW = torch.Generator().manual_seed(9)
 FIRST, SECOND = (

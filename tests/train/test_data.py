@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kleash.errors import ConfigError, InputError
-from kleash.train.data import load_prompts, prompt_batches
+from kleash.train.data import Shuffled, load_prompts
 
 
 def test_embedded_prompts() -> None:
@@ -80,11 +80,11 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, name: str, lin
 
 def test_every_prompt_is_asked_once_before_any_is_asked_again() -> None:
     prompts = [str(i) for i in range(7)]
-    batches = prompt_batches(prompts, 3, torch.Generator().manual_seed(0))
+    batches = Shuffled(prompts, 3, torch.Generator().manual_seed(0))
     first, second = islice(batches, 2)
     assert len({*first, *second}) == 6
 
 
 def test_more_prompts_than_there_are() -> None:
     with pytest.raises(ConfigError):
-        prompt_batches(["a"], 2, torch.Generator())
+        Shuffled(["a"], 2, torch.Generator())

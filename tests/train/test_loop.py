@@ -25,9 +25,10 @@ from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
 from kleash.train.learner import trainable
-from kleash.train.loop import final_drift, seeded
+from kleash.train.loop import final_drift
 from kleash.train.run import prepare
 from kleash.train.run import train as train_tested
+from kleash.train.setup import seeded
 from kleash.train.update import propose_update
 
 train = partial(train_tested, skip_self_test=True)

@@ -9,7 +9,7 @@ from kleash.lab.closed_form import Budget, configure, set_up, solve
 from kleash.lab.mdp import MDP
 from kleash.lab.tabular import Table
 from kleash.train.config import RunConfig
-from kleash.train.loop import sampled_ahead
+from kleash.train.progress import Progress
 
 DRAW = torch.Generator().manual_seed(1)
 SMALL = MDP(
@@ -28,11 +28,11 @@ def test_a_rollout_is_of_the_policy_as_it_was_so_many_updates_before(staleness: 
     setup = set_up(SMALL, config.model_copy(update={"rollout": rollout}))
     table = setup.learner.policy.model
     assert isinstance(table, Table)
-    rollouts = sampled_ahead(setup, torch.Generator().manual_seed(0))
+    progress = Progress(setup)
     for update in range(6):
         with torch.no_grad():
             table.rows[0, :3] = torch.tensor([float(update), 0.0, 0.0])
-        found = next(rollouts)
+        found = progress.next_rollout()
         then = torch.log_softmax(torch.tensor([max(update - staleness, 0.0), 0.0, 0.0]), -1)
         torch.testing.assert_close(found.sampled_logprobs[:, 0], then[found.response_ids[:, 0]])
 

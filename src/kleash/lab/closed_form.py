@@ -25,7 +25,8 @@ from kleash.models.hub import freeze
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner, trainable
-from kleash.train.loop import Setup, run_loop
+from kleash.train.loop import run_loop
+from kleash.train.setup import Setup
 
 Observer = Callable[[int], None]
 """Told each step."""

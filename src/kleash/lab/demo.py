@@ -28,12 +28,12 @@ from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.data import load_prompts
 from kleash.train.evaluate import collect, summarise
 from kleash.train.learner import build_learner
-from kleash.train.loop import seeded
 from kleash.train.preferences import Pair, split_pairs
 from kleash.train.reward_config import RewardTrainConfig
 from kleash.train.reward_fit import fit
 from kleash.train.reward_report import FitReport
 from kleash.train.run import train
+from kleash.train.setup import seeded
 
 BASE, GOLD = "tiny-reviews/base", "tiny-reviews/gold"
 

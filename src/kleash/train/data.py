@@ -1,6 +1,6 @@
 """Prompts: where they come from, and in which order they are asked."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 
@@ -45,16 +45,42 @@ def load_rows(source: str, field: str) -> list[str]:
     return rows
 
 
-def prompt_batches(
-    prompts: list[str], size: int, generator: torch.Generator
-) -> Iterator[list[str]]:
-    """Endless batches of `size` different prompts: a new shuffle whenever too few are left.
+class Shuffled:
+    """Endless batches of `size` different texts: a new shuffle whenever too few are left.
+
+    Args:
+        texts: all of them.
+        size: of a batch.
+        generator: of the shuffles.
 
     Raises:
-        ConfigError: there are fewer prompts than a batch holds.
+        ConfigError: there are fewer texts than a batch holds.
+
+    Examples:
+        >>> sorted(next(Shuffled(["a", "b"], 2, torch.Generator().manual_seed(0))))
+        ['a', 'b']
     """
-    check_enough(prompts, size)
-    return _batches(prompts, size, generator)
+
+    def __init__(self, texts: list[str], size: int, generator: torch.Generator) -> None:
+        check_enough(texts, size)
+        self.texts, self.size, self.generator = texts, size, generator
+        self.order: list[int] = []
+        self.taken = 0
+        """Of `order`."""
+
+    def go_to(self, order: Sequence[int], taken: int) -> None:
+        """Goes on from an order of which so many are taken."""
+        self.order, self.taken = list(order), taken
+
+    def __iter__(self) -> "Shuffled":
+        return self
+
+    def __next__(self) -> list[str]:
+        if self.taken + self.size > len(self.order):
+            self.order = torch.randperm(len(self.texts), generator=self.generator).tolist()
+            self.taken = 0
+        self.taken += self.size
+        return [self.texts[i] for i in self.order[self.taken - self.size : self.taken]]
 
 
 def check_enough(prompts: list[str], size: int) -> None:
@@ -70,13 +96,6 @@ def check_enough(prompts: list[str], size: int) -> None:
             got=str(size),
             do="lower rollout.num_prompts and raise rollout.group_size, or add prompts",
         )
-
-
-def _batches(prompts: list[str], size: int, generator: torch.Generator) -> Iterator[list[str]]:
-    while True:
-        order: list[int] = torch.randperm(len(prompts), generator=generator).tolist()
-        for start in range(0, len(prompts) - size + 1, size):
-            yield [prompts[i] for i in order[start : start + size]]
 
 
 def _field_of(row: Row, field: str) -> str:

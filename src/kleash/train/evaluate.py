@@ -157,7 +157,7 @@ class Samples:
     """The same prompts and the same random numbers each time, so that what changes is the policy.
 
     Args:
-        learner: whose policy is asked, and whose reference has been.
+        learner: whose policy is asked, and whose reference as the run began has been.
         prompts: what they are asked, once each.
         config: how long and at which temperature they answer.
         scorers: the reward, where there is one, and the monitors.
@@ -176,7 +176,7 @@ class Samples:
         self.config = RolloutConfig.model_validate(
             {**config.model_dump(), "num_prompts": len(prompts), "group_size": 1}
         )
-        shown = learner.reference
+        shown = learner.origin  # `reference` may have been refreshed
         speaker = shown.heaviest if isinstance(shown, Blend) else shown
         rollout = sample(speaker, prompts, self.config, random())
         reward = scorers[0]

@@ -30,11 +30,14 @@ class Learner:
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
     """Every parameter that the optimiser moves."""
+    settled: bool = True
+    """Whether weights, optimiser and reference are those between two steps: not so while an update is on its way."""
 
     @torch.no_grad()
     def refresh(self, share: float, step: int) -> None:
         """Brings the reference nearer to the policy by a share of the way, weight by weight; at 1 it is the policy."""
         assert isinstance(self.reference, LanguageModel), "several references stay as they are"
+        self.settled = False
         weights = self.reference.model.parameters(), self.policy.model.parameters()
         for held, moved in zip(*weights, strict=True):
             held.lerp_(moved, share) if share < 1.0 else held.copy_(moved)
@@ -42,7 +45,8 @@ class Learner:
         self.reference = replace(self.reference, name=name)
 
     def snapshot(self) -> "Snapshot":
-        """A copy of all that an update changes."""
+        """A copy of all that an update changes, taken before one."""
+        self.settled = False
         return Snapshot(
             [p.detach().clone() for p in self.trained],
             copy.deepcopy(self.optimizer.state_dict()),
@@ -50,10 +54,16 @@ class Learner:
 
     def restore(self, snapshot: "Snapshot") -> None:
         """Undoes every change since the snapshot, bit for bit."""
-        with torch.no_grad():
-            for parameter, saved in zip(self.trained, snapshot.parameters, strict=True):
-                parameter.copy_(saved)
+        self.assign(snapshot.parameters)
         self.optimizer.load_state_dict(snapshot.optimizer)
+        self.settled = True
+
+    @torch.no_grad()
+    def assign(self, parameters: list[Tensor]) -> None:
+        """Gives the trained weights other values."""
+        self.settled = False
+        for parameter, value in zip(self.trained, parameters, strict=True):
+            parameter.copy_(value)
 
 
 @dataclass(frozen=True, slots=True)

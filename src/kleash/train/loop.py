@@ -2,12 +2,11 @@
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
+from torch import Generator
 
 from kleash import control
 from kleash.errors import LimitError
@@ -15,36 +14,23 @@ from kleash.functional.losses import adapted_penalty
 from kleash.guard import judge
 from kleash.ledger import Ledger, UpdateEntry, encode
 from kleash.records import KLReading, StepRecord, UpdateFacts, refreshed_share
-from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
-from kleash.rollout.sampler import sample
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig, TrainConfig
-from kleash.train.data import prompt_batches
+from kleash.train.data import Shuffled
 from kleash.train.evaluate import Samples, experience_of, fresh_drift
 from kleash.train.experience import Experience
-from kleash.train.learner import Learner, Snapshot
 from kleash.train.metrics import Metrics, Settings, step_metrics
-from kleash.train.ptx import Pretraining
+from kleash.train.progress import Progress
+from kleash.train.setup import Setup, seeded
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Proposal, propose_update
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setup:
-    """All that the loop needs, loaded and checked."""
-
-    config: RunConfig
-    learner: Learner
-    prompts: list[str]
-    reward: Scorer
-    monitors: Sequence[Scorer]
-    pretraining: Pretraining | None = None
-    """Texts that the policy is not to forget."""
-
-
-def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
+def run_loop(
+    setup: Setup, ledger: Ledger, progress: Progress | None = None
+) -> Iterator[StepRecord]:
     """Samples, scores, meters, chooses β, proposes, judges, records and applies, `train.steps` times.
 
     The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
@@ -52,32 +38,33 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
     Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
     the way to that, an update that was not accepted is undone.
 
+    Args:
+        setup: of the run.
+        ledger: takes an entry a step.
+        progress: a run on its way; None: it begins.
+
     Raises:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
+    progress = progress or Progress(setup)
     config, learner = setup.config, setup.learner
-    algorithm = ALGORITHMS[config.algorithm.name]
-    generator = seeded(config.train.seed, "training")
-    rollouts = sampled_ahead(setup, generator)
-    state, ending, samples = control.init(config.rl), _Ending(setup), _samples(setup)
-    kept, step_coef = True, config.algorithm.step_penalty
-    for step in range(1, config.train.steps + 1):
-        started = time.perf_counter()
-        refreshed = _refresh(setup, step - 1)
-        experience = _read(setup, next(rollouts))
-        measured = measure(learner, experience, config, applied=kept, refreshed=refreshed)
-        state = control.update(state, measured.seen, measured.signals)
+    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(setup)
+    for step in range(progress.mark.step + 1, config.train.steps + 1):
+        started, before = time.perf_counter(), progress.mark
+        experience = _read(setup, progress.next_rollout())
+        refreshed = _refreshed(config, step - 1)
+        measured = measure(learner, experience, config, applied=before.kept, refreshed=refreshed)
+        state = control.update(before.control, measured.seen, measured.signals)
         remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
         collected = time.perf_counter()
         rate = _set_learning_rate(setup, step)
         targets = algorithm.targets(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
-        )._replace(step_penalty=step_coef)
-        proposal = propose_update(
-            learner, algorithm, experience, targets, config, generator, setup.pretraining
-        )
-        step_coef = _adapted(step_coef, proposal.facts, config)
+        )._replace(step_penalty=before.step_coef)
         kept = False
+        proposal = propose_update(
+            learner, algorithm, experience, targets, config, progress.generator, setup.pretraining
+        )
         try:
             decision = _decide(setup, step, measured, targets, proposal, state, rate)
             ledger.append("update", decision.entry.to_json())
@@ -85,7 +72,7 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
         finally:
             if not kept:
                 learner.restore(proposal.snapshot)
-        ending.note(decision.entry, proposal.snapshot)
+        _apply(progress, decision.entry, proposal, state)
         updated, due = time.perf_counter(), _is_due(config.train, step)
         yield StepRecord(
             step=step,
@@ -98,17 +85,34 @@ def run_loop(setup: Setup, ledger: Ledger) -> Iterator[StepRecord]:
             samples=samples.draw(step) if due else (),
             breakdown={"step": step, **experience.breakdown(learner.policy)} if due else None,
         )
-        ending.halt_if_told(decision.entry)
-    ending.check()
+        if decision.entry.verdict.action == "halt":
+            reason = decision.entry.verdict.reasons[0]
+            raise _breached(progress, f"step {step}: {reason}", decision.entry.kl)
+    _check_end(progress)
 
 
-def _refresh(setup: Setup, steps: int) -> float:
-    """How much of the way the reference came to the policy after so many steps."""
-    model = setup.config.model
-    share = refreshed_share(model.refresh_every, model.refresh_share, steps)
-    if share:
-        setup.learner.refresh(share, steps)
-    return share
+def _apply(
+    progress: Progress, entry: UpdateEntry, proposal: Proposal, state: control.State
+) -> None:
+    """Takes the run one step further, by what became of its update."""
+    setup, tally = progress.setup, progress.mark.tally
+    config, kept = setup.config, entry.verdict.action == "accept"
+    if kept:
+        tally = replace(tally, accepted=tally.accepted + 1)
+        if config.guard.max_kl is not None:
+            progress.under = proposal.snapshot.parameters
+    else:
+        reason = entry.verdict.reasons[0]
+        tally = replace(tally, refused=tally.refused + 1, last_refusal=reason)
+    if share := _refreshed(config, entry.step):
+        setup.learner.refresh(share, entry.step)
+    step_coef = _adapted(progress.mark.step_coef, proposal.facts, config)
+    progress.advance(state=state, step_coef=step_coef, kept=kept, tally=tally)
+
+
+def _refreshed(config: RunConfig, steps: int) -> float:
+    """How much of the way the reference comes to the policy after so many steps."""
+    return refreshed_share(config.model.refresh_every, config.model.refresh_share, steps)
 
 
 def _adapted(step_coef: float, facts: UpdateFacts, config: RunConfig) -> float:
@@ -156,19 +160,6 @@ def _decide(
     return _Decision(entry, metrics)
 
 
-def sampled_ahead(setup: Setup, generator: torch.Generator) -> Iterator[Rollout]:
-    """Endless rollouts, each of the policy as it is when it is sampled, `rollout.staleness` rollouts before its turn.
-
-    A generator: it samples when it is asked for the next.
-    """
-    config = setup.config.rollout
-    waiting: deque[Rollout] = deque()
-    for prompts in prompt_batches(setup.prompts, config.num_prompts, generator):
-        waiting.append(sample(setup.learner.policy, prompts, config, generator))
-        if len(waiting) > config.staleness:
-            yield waiting.popleft()
-
-
 def _read(setup: Setup, rollout: Rollout) -> Experience:
     config = setup.config
     return experience_of(
@@ -181,62 +172,41 @@ def _read(setup: Setup, rollout: Rollout) -> Experience:
     )
 
 
-class _Ending:
-    """What a run may not end as: over `guard.max_kl`, or without having learnt anything."""
+def _breached(progress: Progress, where: str, kl: KLReading) -> LimitError:
+    """Goes back to the last policy under the limit, and says so."""
+    under = progress.under
+    if under is not None:
+        progress.setup.learner.assign(under)
+    saved = "there is no policy before it" if under is None else "the policy before it is saved"
+    return LimitError(
+        f"training halted at {where}",
+        expected="a KL under guard.max_kl",
+        got=f"{kl}; {saved}",
+        do="raise rl.kl_coef, lower rl.kl_target or optimizer.learning_rate, or raise guard.max_kl",
+    )
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.max_kl = setup.config.guard.max_kl
-        self.under: Snapshot | None = None
-        """The last policy that was metered under the limit and then changed."""
-        self.accepted = 0
-        self.refusals: list[str] = []
 
-    def note(self, entry: UpdateEntry, before: Snapshot) -> None:
-        """What became of an update, and the policy as it was before."""
-        if entry.verdict.action != "accept":
-            self.refusals.append(entry.verdict.reasons[0])
-            return
-        self.accepted += 1
-        if self.max_kl is not None:
-            self.under = before
+def _check_end(progress: Progress) -> None:
+    """What a run may not end as: without having learnt anything, or over `guard.max_kl`.
 
-    def halt_if_told(self, entry: UpdateEntry) -> None:
-        """Raises LimitError where the guard's verdict is to halt."""
-        if entry.verdict.action == "halt":
-            raise self._breached(f"step {entry.step}: {entry.verdict.reasons[0]}", entry.kl)
-
-    def check(self) -> None:
-        """Meters what the last update made, as no step after it will.
-
-        Raises:
-            LimitError: it is over the limit, or no update was ever accepted.
-        """
-        if not self.accepted:
-            raise LimitError(
-                "the guard refused every update: nothing was learnt",
-                expected="updates that are finite numbers, within the limits",
-                got=f"{len(self.refusals)} refused, the last because {self.refusals[-1]}",
-                do="look at the reward's scale, rollout.temperature, optimizer.learning_rate and [guard]",
-            )
-        if self.max_kl is None:
-            return
-        kl = final_drift(self.setup)
-        if not kl.value <= self.max_kl:
-            reason = f"{kl.name} is {kl.value:.6g} nats, over the limit max_kl = {self.max_kl:.6g}"
-            raise self._breached(f"the end: {reason}", kl)
-
-    def _breached(self, where: str, kl: KLReading) -> LimitError:
-        """Goes back to the last policy under the limit, and says so."""
-        if self.under is not None:
-            self.setup.learner.restore(self.under)
-        saved = "the policy before it is saved" if self.under else "there is no policy before it"
-        return LimitError(
-            f"training halted at {where}",
-            expected="a KL under guard.max_kl",
-            got=f"{kl}; {saved}",
-            do="raise rl.kl_coef, lower rl.kl_target or optimizer.learning_rate, or raise guard.max_kl",
+    Raises:
+        LimitError: it would.
+    """
+    tally, max_kl = progress.mark.tally, progress.setup.config.guard.max_kl
+    if not tally.accepted:
+        raise LimitError(
+            "the guard refused every update: nothing was learnt",
+            expected="updates that are finite numbers, within the limits",
+            got=f"{tally.refused} refused, the last because {tally.last_refusal}",
+            do="look at the reward's scale, rollout.temperature, optimizer.learning_rate and [guard]",
         )
+    if max_kl is None:
+        return
+    # What the last update made, as no step after it will.
+    kl = final_drift(progress.setup)
+    if not kl.value <= max_kl:
+        reason = f"{kl.name} is {kl.value:.6g} nats, over the limit max_kl = {max_kl:.6g}"
+        raise _breached(progress, f"the end: {reason}", kl)
 
 
 def final_drift(setup: Setup) -> KLReading:
@@ -250,21 +220,15 @@ def final_drift(setup: Setup) -> KLReading:
 
 def held_prompts(
     prompts: list[str], config: RolloutConfig, seed: int
-) -> tuple[list[str], torch.Generator]:
+) -> tuple[list[str], Generator]:
     """The prompts by which what runs make of one policy is compared, and the random numbers to answer them with."""
     generator = seeded(seed, "final drift")
-    return next(prompt_batches(prompts, config.num_prompts, generator)), generator
+    return next(Shuffled(prompts, config.num_prompts, generator)), generator
 
 
 def metrics_line(metrics: Any) -> bytes:
     """A step's line of metrics.jsonl, LF included: the bytes whose hash the ledger holds."""
     return encode(metrics) + b"\n"
-
-
-def seeded(seed: int, purpose: str) -> torch.Generator:
-    """An independent stream of random numbers for each purpose of one seed."""
-    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _set_learning_rate(setup: Setup, step: int) -> float:

@@ -4,14 +4,12 @@ PPO-ptx of Ouyang et al. 2022, arXiv 2203.02155: a KL penalty holds a policy to 
 says nothing of texts that it never writes; this term does.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from kleash.errors import InputError
 from kleash.models.policy import LanguageModel
-from kleash.train.data import load_rows, prompt_batches
+from kleash.train.data import Shuffled, load_rows
 from kleash.train.ptx_config import PtxConfig
 
 
@@ -40,13 +38,12 @@ class Pretraining:
                 expected=f"ptx.num_texts = {config.num_texts} different ones, of two tokens and more",
                 got=f"{len(self.rows)} in ptx.data",
             )
-        self._batches: Iterator[list[str]] = prompt_batches(
-            list(self.rows), config.num_texts, generator
-        )
+        self.generator = generator
+        self.batches = Shuffled(list(self.rows), config.num_texts, generator)
 
     def loss(self, policy: LanguageModel) -> Tensor:
         """−mean log π of the next texts' tokens but their first, nats per token, with its gradient; γ is not in it."""
-        rows = [self.rows[text] for text in next(self._batches)]
+        rows = [self.rows[text] for text in next(self.batches)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [policy.pad_id] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[t < len(row) for t in range(1, longest)] for row in rows])

@@ -30,10 +30,11 @@ from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.learner import Learner, build_learner, resolve_device
-from kleash.train.loop import Setup, final_drift, metrics_line, run_loop, seeded
+from kleash.train.loop import final_drift, metrics_line, run_loop
 from kleash.train.natural import check_size
 from kleash.train.ptx import load_pretraining
 from kleash.train.self_test import self_test
+from kleash.train.setup import Setup, seeded
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 

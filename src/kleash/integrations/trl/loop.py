@@ -17,8 +17,9 @@ from kleash.rewards.scorers import Scorer
 from kleash.train.evaluate import Observed, Samples, fresh_drift, observe
 from kleash.train.experience import Readings, locate_drift, read_drift
 from kleash.train.learner import Learner, Snapshot
-from kleash.train.loop import held_prompts, metrics_line, seeded
+from kleash.train.loop import held_prompts, metrics_line
 from kleash.train.metrics import Metrics, drift_metrics, response_metrics
+from kleash.train.setup import seeded
 
 _LATEST = ("learning_rate", "num_tokens")
 """Of what TRL logs, what is stated as at the last step; the rest is a mean over the steps between."""

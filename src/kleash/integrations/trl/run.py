@@ -17,7 +17,6 @@ from kleash.rollout.sampler import encode_prompts
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.evaluate import Samples
 from kleash.train.learner import build_learner, resolve_device
-from kleash.train.loop import seeded
 from kleash.train.run import (
     LIBRARIES,
     Conclude,
@@ -30,6 +29,7 @@ from kleash.train.run import (
     sha256_of,
     versions,
 )
+from kleash.train.setup import seeded
 
 
 def train_baseline(config: DPORunConfig | SFTRunConfig, run: Path) -> Generator[StepRecord]:

@@ -19,7 +19,7 @@ from kleash.integrations.trl.quiet import silently
 from kleash.models.hub import freeze
 from kleash.models.policy import LanguageModel
 from kleash.train.learner import Learner
-from kleash.train.loop import seeded
+from kleash.train.setup import seeded
 
 
 class Optimised(NamedTuple):

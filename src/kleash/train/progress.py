@@ -1,0 +1,112 @@
+"""A run between two steps: all that the next step follows from, beside the weights.
+
+A `Mark` is that as values, which a checkpoint stores and a run resumes from; a `Progress` is a run on its way.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from kleash import control
+from kleash.rollout.rollout import Rollout
+from kleash.rollout.sampler import sample
+from kleash.train.data import Shuffled
+from kleash.train.setup import Setup, seeded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """What became of the updates so far."""
+
+    accepted: int = 0
+    refused: int = 0
+    last_refusal: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """Where a run is."""
+
+    step: int
+    """Steps made."""
+    control: control.State
+    step_coef: float
+    """Weight of KL(old‖new) in the next update's loss."""
+    kept: bool = True
+    """Whether the last update was."""
+    tally: Tally = Tally()
+    streams: dict[str, Tensor] = field(repr=False)
+    """The states of the generators, by their purpose."""
+    shuffles: dict[str, tuple[tuple[int, ...], int]] = field(repr=False)
+    """The order of prompts and of texts, and how many of it are taken."""
+    waiting: tuple[Rollout, ...] = field(default=(), repr=False)
+    """Rollouts that were sampled ahead of their step."""
+
+
+class Progress:
+    """A run on its way.
+
+    Args:
+        setup: of the run.
+        mark: where it goes on from; None: it begins.
+    """
+
+    def __init__(self, setup: Setup, mark: Mark | None = None) -> None:
+        config = setup.config
+        self.setup = setup
+        self.generator = seeded(config.train.seed, "training")
+        self.prompts = Shuffled(setup.prompts, config.rollout.num_prompts, self.generator)
+        self.waiting: deque[Rollout] = deque()
+        self.under: list[Tensor] | None = None
+        """The last weights that were metered under `guard.max_kl` and then changed."""
+        self.mark = mark or self._take(
+            Mark(
+                step=0,
+                control=control.init(config.rl),
+                step_coef=config.algorithm.step_penalty,
+                streams={},
+                shuffles={},
+            )
+        )
+        if mark is not None:
+            self._put(mark)
+
+    def next_rollout(self) -> Rollout:
+        """A rollout of the policy as it was `rollout.staleness` rollouts ago; the newest is of the policy as it is."""
+        config = self.setup.config.rollout
+        while len(self.waiting) <= config.staleness:
+            prompts = next(self.prompts)
+            self.waiting.append(sample(self.setup.learner.policy, prompts, config, self.generator))
+        return self.waiting.popleft()
+
+    def advance(self, *, state: control.State, step_coef: float, kept: bool, tally: Tally) -> None:
+        """One step further: the weights as they are now are settled."""
+        step = self.mark.step + 1
+        self.mark = self._take(
+            replace(
+                self.mark, step=step, control=state, step_coef=step_coef, kept=kept, tally=tally
+            )
+        )
+        self.setup.learner.settled = True
+
+    def _take(self, mark: Mark) -> Mark:
+        """The mark with the streams and orders as they now are."""
+        streams, shuffles = {"training": self.generator}, {"prompts": self.prompts}
+        if (texts := self.setup.pretraining) is not None:
+            streams["pretraining"], shuffles["texts"] = texts.generator, texts.batches
+        return replace(
+            mark,
+            streams={name: stream.get_state() for name, stream in streams.items()},
+            shuffles={name: (tuple(each.order), each.taken) for name, each in shuffles.items()},
+            waiting=tuple(self.waiting),
+        )
+
+    def _put(self, mark: Mark) -> None:
+        """Streams and orders as a mark has them."""
+        self.generator.set_state(mark.streams["training"])
+        self.prompts.go_to(*mark.shuffles["prompts"])
+        self.waiting = deque(mark.waiting)
+        if (texts := self.setup.pretraining) is not None:
+            texts.generator.set_state(mark.streams["pretraining"])
+            texts.batches.go_to(*mark.shuffles["texts"])

@@ -1,0 +1,31 @@
+"""All that a run needs, and its streams of random numbers."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kleash.rewards.scorers import Scorer
+from kleash.train.config import RunConfig
+from kleash.train.learner import Learner
+from kleash.train.ptx import Pretraining
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """All that the loop needs, loaded and checked."""
+
+    config: RunConfig
+    learner: Learner
+    prompts: list[str]
+    reward: Scorer
+    monitors: Sequence[Scorer]
+    pretraining: Pretraining | None = None
+    """Texts that the policy is not to forget."""
+
+
+def seeded(seed: int, purpose: str) -> torch.Generator:
+    """An independent stream of random numbers for each purpose of one seed."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
