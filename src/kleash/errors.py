@@ -6,7 +6,8 @@
     ├── LimitError           3   a KL limit was breached
     ├── TamperError          4   a record is not what was written
     └── ResourceError        5   something outside failed: disk, device
-        └── RewardError      5   the reward raised, timed out or returned no number
+        ├── RewardError      5   the reward raised, timed out or returned no number
+        └── RepeatError      5   a run that is gone on with does not repeat its record
 
 A caller catches the narrowest class; the command line prints the four parts and exits with `exit_code`.
 """
@@ -73,3 +74,7 @@ class ResourceError(KleashError):
 
 class RewardError(ResourceError):
     """The reward raised, or did not return one finite number per response."""
+
+
+class RepeatError(ResourceError):
+    """A run that is gone on with does not repeat what its record says."""

@@ -14,9 +14,12 @@ from kleash.ledger.chain import (
 )
 from kleash.ledger.entry import Entry, encode, hash_line
 from kleash.ledger.evidence import (
+    CHECKPOINT_DIRECTORY,
+    check_checkpoints,
     check_config,
     check_files,
     check_metrics,
+    checkpoint_name,
     digest_run,
     sha256_file,
 )
@@ -27,6 +30,7 @@ from kleash.ledger.store import Ledger
 from kleash.ledger.update import UpdateEntry
 
 __all__ = [
+    "CHECKPOINT_DIRECTORY",
     "HEAD_FILE",
     "LEDGER_FILE",
     "Chain",
@@ -37,9 +41,11 @@ __all__ = [
     "MeasurementEntry",
     "Problem",
     "UpdateEntry",
+    "check_checkpoints",
     "check_config",
     "check_files",
     "check_metrics",
+    "checkpoint_name",
     "digest_run",
     "encode",
     "hash_line",

@@ -38,6 +38,13 @@ class Entry:
     leaf: str
     """Hash of this entry."""
 
+    @property
+    def line(self) -> bytes:
+        """Its bytes, without the line feed: there is one way to write it."""
+        return encode_entry(
+            seq=self.seq, type=self.type, time=self.time, body=self.body, prev=self.prev
+        )
+
 
 def encode(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, ASCII; non-finite floats as "nan", "inf", "-inf".

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kleash.errors import TamperError
 from kleash.ledger.chain import Problem
-from kleash.ledger.entry import MAX_LINE, encode
+from kleash.ledger.entry import MAX_LINE, Entry, encode
+from kleash.ledger.manifest import check_sealed
 from kleash.ledger.measurement import MeasurementEntry
 from kleash.ledger.paths import LEADS_OUT, leads_out, open_regular, refusal
 from kleash.ledger.update import UpdateEntry
@@ -19,6 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 DRIFT_FILE = "drift.jsonl"
 FINAL_DIRECTORY = "final"
+CHECKPOINT_DIRECTORY = "checkpoints"
 
 
 def sha256_file(path: Path) -> str:
@@ -80,6 +83,47 @@ def check_metrics(
         what = f"{lines} lines, where the ledger has {len(steps)} updates or measurements"
         problems.append(Problem(where=METRICS_FILE, what=what))
     return problems
+
+
+def check_checkpoints(run: Path, entries: Sequence[Entry], *, may_have_more: bool) -> list[Problem]:
+    """Every checkpoint that is there is as it was recorded; older ones are removed as a run goes on.
+
+    Args:
+        run: the run's directory.
+        entries: of its ledger.
+        may_have_more: the run may have been killed between a checkpoint and its entry.
+    """
+    root = run / CHECKPOINT_DIRECTORY
+    if leads_out(run, root):
+        return [Problem(where=CHECKPOINT_DIRECTORY, what=LEADS_OUT)]
+    if not root.is_dir():
+        return []
+    saved = [entry.body for entry in entries if entry.type == "checkpoint.saved"]
+    digests = {checkpoint_name(body.get("step")): body.get("manifest_sha256") for body in saved}
+    problems: list[Problem] = []
+    for path in sorted(root.iterdir()):
+        what = ""
+        if path.name in digests:
+            try:
+                check_sealed(path, str(digests[path.name]))
+            except (TamperError, OSError) as error:
+                what = str(error)
+        elif not may_have_more:
+            what = "not in the record: it was added after the run"
+        if what:
+            where = ascii(f"{CHECKPOINT_DIRECTORY}/{path.name}").strip("'")
+            problems.append(Problem(where=where, what=what))
+    return problems
+
+
+def checkpoint_name(step: Any) -> str:
+    """The name of the checkpoint's directory after so many steps.
+
+    Examples:
+        >>> checkpoint_name(50)
+        'step-000050'
+    """
+    return f"step-{step:06d}" if isinstance(step, int) else ""
 
 
 def check_files(run: Path, files: Mapping[str, Any]) -> list[Problem]:

@@ -84,6 +84,8 @@ class TrainConfig(BaseModel):
     """Steps between the samples written to samples.jsonl; the last step always writes them."""
     num_samples: int = Field(default=8, gt=0)
     """Prompts sampled for it: the first of the file, so that runs can be compared."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints, of which the newest two are kept; a run that is stopped leaves one too."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Names that accelerate knows: tensorboard, wandb, mlflow, trackio …"""
 

@@ -1,27 +1,22 @@
-"""A training run as a directory: everything written around the loop, and an ending for every way it can end."""
+"""A training run, from its configuration to its end, and on from where it stopped."""
 
 import hashlib
-import json
 import platform
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration
-from safetensors import SafetensorError
 
 from kleash import __version__
-from kleash.errors import ConfigError, InputError, KleashError, LimitError, ResourceError
-from kleash.ledger import Ledger, digest_run, encode, read, steps_made
-from kleash.models.hub import save_language_model, vocabulary_digest
+from kleash.errors import InputError
+from kleash.ledger import encode
+from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
-from kleash.models.policy import LanguageModel, weights_digest
-from kleash.records import KLReading, StepRecord
+from kleash.models.policy import weights_digest
+from kleash.records import StepRecord
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.sampler import encode_prompts
 from kleash.train.algorithms import ALGORITHMS
@@ -29,17 +24,37 @@ from kleash.train.card import model_card
 from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts
+from kleash.train.directory import (
+    Conclude,
+    Conclusion,
+    Ending,
+    RunDirectory,
+    Trackers,
+    begin,
+    check_trackers,
+)
 from kleash.train.learner import Learner, build_learner, resolve_device
-from kleash.train.loop import final_drift, metrics_line, run_loop
+from kleash.train.loop import final_drift, run_loop
 from kleash.train.natural import check_size
+from kleash.train.progress import Progress
 from kleash.train.ptx import load_pretraining
+from kleash.train.resume import (
+    Earlier,
+    check_digests,
+    check_same,
+    find_earlier,
+    restore,
+    to_repeat,
+)
 from kleash.train.self_test import self_test
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup, seed_process, seeded
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
 
-def train(config: RunConfig, run: Path, *, skip_self_test: bool = False) -> Generator[StepRecord]:
+def train(
+    config: RunConfig, run: Path, *, skip_self_test: bool = False, resume: bool = False
+) -> Generator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
     Nothing is written before configuration, models, prompts and reward are loaded and checked, and the self-test has
@@ -50,12 +65,38 @@ def train(config: RunConfig, run: Path, *, skip_self_test: bool = False) -> Gene
         config: the whole run.
         run: the run directory; it must not exist, or be empty.
         skip_self_test: train without it, which the ledger then says.
+        resume: go on with what is in the run directory, as if it had never stopped; from the beginning where nothing
+            is. Steps that its ledger has and no checkpoint holds are made again, and must be the same.
 
     Raises:
         InputError, ConfigError: something that was asked for can't be had, or the self-test failed.
         RewardError: the reward failed; LimitError: the guard halted the run; ResourceError: the disk failed.
+        TamperError: the run that is to be gone on with is not as it was written.
+        RepeatError: it does not repeat itself.
     """
-    check_vacant(run)
+    with ExitStack() as stack:
+        earlier = find_earlier(run) if resume else None
+        if earlier is not None:
+            stack.enter_context(earlier.ledger)
+        elif not resume:
+            check_vacant(run)
+        if earlier is None or not earlier.entries:
+            directory = _begin(config, run, earlier, skip_self_test=skip_self_test)
+        else:
+            directory = _go_on(config, earlier)
+        stack.enter_context(directory)
+        assert directory.progress is not None
+        for record in run_loop(directory.progress.setup, directory.ledger, directory.progress):
+            directory.write(record)
+            if record.step % config.train.checkpoint_every == 0:
+                directory.checkpoint()
+            yield record
+
+
+def _begin(
+    config: RunConfig, run: Path, earlier: Earlier | None, *, skip_self_test: bool
+) -> RunDirectory:
+    """The directory of a run at its beginning, its ledger's first entry written."""
     setup = prepare(config)
     tested = None if skip_self_test else check_setup(setup)
     started = {
@@ -64,11 +105,44 @@ def train(config: RunConfig, run: Path, *, skip_self_test: bool = False) -> Gene
         "digests": digests(setup.learner, setup.prompts),
         "self_test": "skipped" if tested is None else tested.to_json(),
     }
-    trackers = Trackers(config.train.trackers, resolve_device(config.train.device))
-    with RunDirectory(run, started, _conclusion(setup), trackers) as directory:
-        for record in run_loop(setup, directory.ledger):
-            directory.write(record)
-            yield record
+    ledger = begin(run, started, None if earlier is None else earlier.ledger)
+    seed_process(config.train.seed)
+    return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
+
+
+def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
+    """The directory of a run that is gone on with, what is to be made again expected."""
+    started = earlier.entries[0].body
+    check_same(config, started)
+    setup = prepare(config)
+    check_digests(digests(setup.learner, setup.prompts), started)
+    seed_process(config.train.seed)
+    restored = restore(earlier, setup)
+    checkpoint, step = restored.checkpoint, restored.progress.mark.step
+    body = {
+        "step": step,
+        "checkpoint": None if checkpoint is None else checkpoint.manifest_sha256,
+        "versions": versions(LIBRARIES),
+        "notes": list(restored.notes),
+        "kleash": __version__,
+    }
+    earlier.ledger.append("run.resumed", body)
+    earlier.ledger.expect(to_repeat(earlier, step))
+    directory = RunDirectory(
+        earlier.run,
+        earlier.ledger,
+        _conclusion(setup),
+        _trackers(config),
+        restored.progress,
+        restored.lengths,
+        earlier.saved,
+    )
+    directory.kept = restored.kept
+    return directory
+
+
+def _trackers(config: RunConfig) -> Trackers:
+    return Trackers(config.train.trackers, resolve_device(config.train.device))
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -80,7 +154,7 @@ def prepare(config: RunConfig) -> Setup:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    _check_trackers(config.train.trackers)
+    check_trackers(config.train.trackers)
     device = resolve_device(config.train.device)
     prompts = load_prompts(config.data.prompts)
     check_enough(prompts, config.rollout.num_prompts)
@@ -127,21 +201,7 @@ def check_setup(setup: Setup) -> SelfTest:
     return tested
 
 
-def _check_trackers(names: tuple[str, ...]) -> None:
-    """That accelerate knows each and its package is there: an absent one would be left out without a word."""
-    ready = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in ready:
-            known = name in LOGGER_TYPE_TO_CLASS
-            raise ConfigError(
-                f"there is no tracker {name!r} here",
-                expected=", ".join(sorted(ready)) or "none: no tracker's package is installed",
-                got=f"{name}, which is not installed" if known else name,
-                do="install its package, or set train.trackers = []",
-            )
-
-
-def _conclusion(setup: Setup) -> "Conclude":
+def _conclusion(setup: Setup) -> Conclude:
     def conclude(ending: Ending) -> Conclusion:
         drift = final_drift(setup) if ending.measured else None
         reference = setup.learner.origin.name
@@ -166,171 +226,6 @@ def check_vacant(run: Path) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Files:
-    metrics: BinaryIO
-    samples: BinaryIO
-    drift: BinaryIO
-    timings: BinaryIO
-
-
-class Trackers(NamedTuple):
-    """Names that accelerate knows, and the device that a run is on."""
-
-    names: tuple[str, ...]
-    device: str
-
-
-class Ending(NamedTuple):
-    """How a run ended."""
-
-    status: str
-    """In the ledger's words."""
-    last: StepRecord | None
-    """The last step's record; None when no step was made."""
-    measured: bool
-    """Whether the drift of what is saved is to be measured."""
-
-
-class Conclusion(NamedTuple):
-    """What a run leaves behind."""
-
-    policy: LanguageModel
-    card: str
-    drift: KLReading | None
-    """KL(π‖π_ref) of the weights that are saved; None where it was not measured."""
-
-
-Conclude = Callable[[Ending], Conclusion]
-
-
-class RunDirectory:
-    """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending.
-
-    Args:
-        run: where; it must not exist, or be empty.
-        started: what config.json and the ledger's first entry say: `config`, `versions`, `digests`, `self_test`.
-        conclude: asked at the end for what is saved.
-        trackers: what else the figures go to.
-    """
-
-    def __init__(
-        self, run: Path, started: Mapping[str, Any], conclude: Conclude, trackers: Trackers
-    ) -> None:
-        self.run, self.conclude = run, conclude
-        self.last: StepRecord | None = None
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "config.json").write_text(json.dumps(started, indent=2) + "\n", encoding="utf-8")
-            self.ledger = Ledger.create(run / "ledger")
-            self.files = _Files(
-                *((run / f"{file.name}.jsonl").open("wb") for file in fields(_Files))
-            )
-        except OSError as error:
-            raise _disk_failed(run, error) from error
-        self.ledger.append("run.started", {**started, "kleash": __version__})
-        self.tracker = _tracker(run, trackers)
-
-    def __enter__(self) -> "RunDirectory":
-        return self
-
-    def write(self, record: StepRecord) -> None:
-        """Writes a step's lines. Each is on disk, as far as a flush goes, before the step is yielded."""
-        try:
-            _write(self.files.metrics, [metrics_line(record.metrics)])
-            _write(self.files.samples, [encode(line) + b"\n" for line in record.samples])
-            if record.breakdown is not None:
-                _write(self.files.drift, [encode(record.breakdown) + b"\n"])
-            _write(self.files.timings, [encode({"step": record.step, **record.seconds}) + b"\n"])
-        except OSError as error:
-            raise _disk_failed(self.run, error) from error
-        self.last = record
-        if self.tracker is not None:
-            known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
-            self.tracker.log({**known, **_seconds(record)}, step=record.step)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
-    ) -> None:
-        for field in fields(_Files):
-            getattr(self.files, field.name).close()
-        if self.tracker is not None:
-            self.tracker.end_training()
-        try:
-            # The ledger closed itself when the disk failed: there is nothing more to be written.
-            if kind is not ResourceError:
-                self._end(error)
-        finally:
-            self.ledger.close()
-
-    def _end(self, error: BaseException | None) -> None:
-        # Counted from the record: a step may have been entered there and not yielded.
-        steps = steps_made(read(self.run / "ledger"))
-        status, reason = _ending(error)
-        # Whoever interrupts wants an end, and what failed may fail again.
-        measured = error is None or isinstance(error, LimitError)
-        conclusion = self.conclude(Ending(status, self.last, measured))
-        drift, failure = conclusion.drift, self._save(conclusion)
-        if failure is not None:
-            status, reason = "run.failed", failure.what
-        body: dict[str, Any] = {"steps": steps, "files": digest_run(self.run)}
-        body["kl"] = None if drift is None else drift.to_json()
-        self.ledger.append(status, body if reason is None else {**body, "reason": reason})
-        if failure is not None:
-            raise failure
-
-    def _save(self, conclusion: Conclusion) -> ResourceError | None:
-        """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
-        try:
-            save_language_model(conclusion.policy, self.run / "final", conclusion.card)
-        except (OSError, SafetensorError) as error:
-            failure = _disk_failed(self.run / "final", error)
-            failure.__cause__ = error
-            return failure
-        return None
-
-
-def _ending(error: BaseException | None) -> tuple[str, str | None]:
-    """The ledger's word for how a run ended, and why."""
-    if error is None:
-        return "run.finished", None
-    if isinstance(error, KeyboardInterrupt | GeneratorExit):
-        return "run.interrupted", "stopped by the user"
-    reason = error.what if isinstance(error, KleashError) else f"{type(error).__name__}: {error}"
-    return "run.failed", reason[:2000]
-
-
-def _write(file: BinaryIO, lines: list[bytes]) -> None:
-    file.writelines(lines)
-    file.flush()
-
-
-def _seconds(record: StepRecord) -> dict[str, float]:
-    return {f"seconds/{name}": value for name, value in record.seconds.items()}
-
-
-def _tracker(run: Path, trackers: Trackers) -> Accelerator | None:
-    """accelerate's trackers, writing under the run directory; None when none is asked for."""
-    names = trackers.names
-    if not names:
-        return None
-    try:
-        accelerator = Accelerator(
-            log_with=list(names),
-            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
-            cpu=trackers.device == "cpu",
-        )
-        accelerator.init_trackers("tensorboard" if names == ("tensorboard",) else run.name)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            "a tracker can't be started",
-            expected="names of trackers that are installed, such as tensorboard",
-            got=f"{', '.join(names)}: {error}",
-            do="install it, or set train.trackers = []",
-        ) from error
-    return accelerator
-
-
 def versions(libraries: Sequence[str]) -> dict[str, str]:
     """Of kleash, Python and some libraries."""
     known = {name: version(name) for name in libraries}
@@ -350,12 +245,3 @@ def digests(learner: Learner, prompts: list[str]) -> dict[str, str]:
 def sha256_of(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(encode(value)).hexdigest()
-
-
-def _disk_failed(run: Path, error: Exception) -> ResourceError:
-    return ResourceError(
-        f"cannot write to {run}",
-        expected="a writable directory with room",
-        got=getattr(error, "strerror", None) or str(error),
-        do="free some space, or choose another --run",
-    )

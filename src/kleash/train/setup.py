@@ -1,9 +1,11 @@
 """All that a run needs, and its streams of random numbers."""
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from kleash.rewards.scorers import Scorer
@@ -29,3 +31,11 @@ def seeded(seed: int, purpose: str) -> torch.Generator:
     """An independent stream of random numbers for each purpose of one seed."""
     digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def seed_process(seed: int) -> None:
+    """Seeds the streams that are the process's own: nothing of ours draws from them, but a reward may."""
+    state = seeded(seed, "process").initial_seed()
+    random.seed(state)
+    np.random.seed(state % 2**32)
+    torch.manual_seed(state)

@@ -3,7 +3,7 @@
 from kleash.integrations.trl.config import DPORunConfig, SFTRunConfig
 from kleash.records import KLReading
 from kleash.train.card import reading_text
-from kleash.train.run import Ending
+from kleash.train.directory import Ending
 
 
 def model_card(

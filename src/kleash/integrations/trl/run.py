@@ -15,20 +15,10 @@ from kleash.records import StepRecord
 from kleash.rewards.scorers import Scorer, load_scorer
 from kleash.rollout.sampler import encode_prompts
 from kleash.train.data import check_enough, load_prompts
+from kleash.train.directory import Conclude, Conclusion, Ending, RunDirectory, Trackers, begin
 from kleash.train.evaluate import Samples
 from kleash.train.learner import build_learner, resolve_device
-from kleash.train.run import (
-    LIBRARIES,
-    Conclude,
-    Conclusion,
-    Ending,
-    RunDirectory,
-    Trackers,
-    check_vacant,
-    digests,
-    sha256_of,
-    versions,
-)
+from kleash.train.run import LIBRARIES, check_vacant, digests, sha256_of, versions
 from kleash.train.setup import seeded
 
 
@@ -55,7 +45,7 @@ def train_baseline(config: DPORunConfig | SFTRunConfig, run: Path) -> Generator[
         "digests": setup.digests,
     }
     no_trackers = Trackers((), str(setup.learner.policy.device))
-    with RunDirectory(run, started, _conclusion(setup), no_trackers) as directory:
+    with RunDirectory(run, begin(run, started), _conclusion(setup), no_trackers) as directory:
         for record in run_loop(setup, directory.ledger):
             directory.write(record)
             yield record

@@ -1,0 +1,51 @@
+"""Files that outlast a crash: on the disk before their name is, and whole or not there at all."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def sync_file(path: Path) -> None:
+    """Has a file's bytes on the disk."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_directory(path: Path) -> None:
+    """Has a directory's names on the disk; without it a crash may undo a rename."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file whole: a reader, or a crash, sees the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def publish_directory(temporary: Path, target: Path) -> None:
+    """Gives a directory whose files are synced its name, in place of what has that name."""
+    if target.exists():
+        discard_directory(target)
+    temporary.rename(target)
+    sync_directory(target.parent)
+
+
+def discard_directory(path: Path) -> None:
+    """Removes a directory; half removed it no longer has its name."""
+    doomed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    sync_directory(path.parent)
+    shutil.rmtree(doomed)
+
+
+def _sync(path: Path, flags: int) -> None:
+    file = os.open(path, flags)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

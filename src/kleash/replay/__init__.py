@@ -1,0 +1,15 @@
+"""Verification of a run from its own record: every β and verdict recomputed, without torch."""
+
+from kleash.replay.decisions import SKIPPED, replay
+from kleash.replay.sequence import ENDINGS, Status, check_sequence
+from kleash.replay.verify import Verification, verify_run
+
+__all__ = [
+    "ENDINGS",
+    "SKIPPED",
+    "Status",
+    "Verification",
+    "check_sequence",
+    "replay",
+    "verify_run",
+]

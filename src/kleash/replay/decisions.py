@@ -1,0 +1,202 @@
+"""Every decision of a run, made again from what was recorded before it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kleash import control
+from kleash.control import ControlConfig
+from kleash.errors import InputError, KleashError
+from kleash.guard import GuardConfig, judge, judge_policy
+from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, kind_of
+from kleash.records import KLReading, Unit, carried_momentum, refreshed_share
+from kleash.replay.sequence import action_of, problem_at
+
+SKIPPED = "skipped"
+"""What a run's first entry says where its self-test was not made."""
+
+
+def replay(entries: Sequence[Entry]) -> list[Problem]:
+    """Recompute every controller state, its kl_coef, and every verdict from readings, signals and config as recorded.
+
+    A run of measurements has verdicts alone.
+
+    After a mismatch the recomputation goes on from the recorded state, so that each mismatch is
+    reported where it is. Sentences, the reasons of a verdict and a controller's note, are not
+    compared: their wording may change between versions.
+    """
+    if not entries:
+        return []
+    if kind_of(entries) == "measurement":
+        return _replay_measurements(entries)
+    settings = _settings_of(entries[0])
+    if settings is None:
+        return [
+            problem_at(entries[0], "no usable configuration of controller, guard and optimizer")
+        ]
+    problems = _check_self_test(entries[0])
+    state, applied = control.init(settings.rl), True
+    for entry in entries:
+        if entry.type == "update":
+            state, found = _replay_update(entry, state, settings, applied=applied)
+            problems += found
+            applied = action_of(entry.body.get("verdict")) == "accept"
+    return problems
+
+
+class _Settings(NamedTuple):
+    """What a run's configuration says of its decisions."""
+
+    rl: ControlConfig
+    limits: GuardConfig
+    momentum: float
+    refresh_every: int | None
+    refresh_share: float
+
+
+def _settings_of(started: Entry) -> _Settings | None:
+    try:
+        config = started.body["config"]
+        algorithm, rollout = config["algorithm"], config["rollout"]
+        every = config["model"].get("refresh_every")
+        momentum = carried_momentum(
+            float(config["optimizer"]["beta1"]),
+            int(algorithm["num_epochs"]),
+            int(algorithm["num_minibatches"]),
+            int(rollout["num_prompts"]) * int(rollout["group_size"]),
+        )
+        return _Settings(
+            ControlConfig.model_validate(config["rl"]),
+            GuardConfig.model_validate(config["guard"]),
+            momentum,
+            None if every is None else int(every),
+            float(config["model"].get("refresh_share", 1.0)),
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+        return None
+
+
+def _replay_measurements(entries: Sequence[Entry]) -> list[Problem]:
+    try:
+        limits = GuardConfig.model_validate(entries[0].body["config"]["guard"])
+    except (KeyError, TypeError, ValueError):
+        return [problem_at(entries[0], "no usable configuration of the guard")]
+    measured = [entry for entry in entries if entry.type == "measurement"]
+    return [problem_at(e, what) for e in measured if (what := _wrong_measurement(e, limits))]
+
+
+def _wrong_measurement(entry: Entry, limits: GuardConfig) -> str:
+    try:
+        measured = MeasurementEntry.from_json(entry.body)
+        if measured.kl.name != "kl_policy_ref_per_response":
+            return f"kl is {measured.kl.name}, where kl_policy_ref_per_response belongs"
+        verdict = judge_policy(limits, measured.kl)
+    except KleashError as error:
+        return str(error)
+    if measured.verdict.action != verdict.action:
+        return f"the verdict is {measured.verdict.action}; the guard gives {verdict.action}"
+    return ""
+
+
+def _check_self_test(started: Entry) -> list[Problem]:
+    """A run is only started with a self-test that passed, one that was skipped, or, in older records, none."""
+    said = started.body.get("self_test", SKIPPED)
+    if said == SKIPPED:
+        return []
+    try:
+        fine = bool(said["checks"]) and all(
+            check["passed"] is True and (check["limit"] is None or check["value"] <= check["limit"])
+            for check in said["checks"]
+        )
+    except (KeyError, TypeError):
+        fine = False
+    return [] if fine else [problem_at(started, "self_test is not a self-test that passed")]
+
+
+def _replay_update(
+    entry: Entry, state: control.State, settings: _Settings, *, applied: bool
+) -> tuple[control.State, list[Problem]]:
+    try:
+        update = UpdateEntry.from_json(entry.body)
+        verdict = judge(settings.limits, update.kl, update.facts, update.kl_origin)
+        after = control.update(state, update.kl_control or update.kl, update.signals)
+    except KleashError as error:
+        return state, [problem_at(entry, str(error))]
+    found = _wrong_readings(update, settings.rl.kl_unit)
+    found += _wrong_signals(update, settings, applied=applied)
+    found += _wrong_origin(update, settings.refresh_every)
+    if update.kl_coef != after.kl_coef:
+        found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
+    if update.verdict.action != verdict.action:
+        found.append(f"the verdict is {update.verdict.action}; the guard gives {verdict.action}")
+    try:
+        recorded = control.from_json(update.control, settings.rl)
+    except InputError:
+        found.append("the controller's state is not a state at all")
+        recorded = after
+    if _without_note(update.control) != _without_note(after.to_json()):
+        found.append("the controller's state is not the one its reading leads to")
+        after = recorded
+    return after, [problem_at(entry, what) for what in found]
+
+
+def _without_note(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "note"}
+
+
+def _wrong_readings(update: UpdateEntry, unit: Unit) -> list[str]:
+    """Readings other than the ones that the guard and a controller with a target of that unit are shown."""
+    found: list[str] = []
+    if update.kl.name != "kl_policy_ref_per_response":
+        found.append(f"kl is {update.kl.name}, where kl_policy_ref_per_response belongs")
+    seen = update.kl_control
+    if unit == "response":
+        if seen is not None:
+            found.append("kl_control is another reading, though the target is per response")
+    elif seen is None or seen.name != "kl_policy_ref_per_token":
+        found.append("kl_control is not kl_policy_ref_per_token, though the target is per token")
+    elif _taken_from(seen) != _taken_from(update.kl):
+        found.append("kl_control and kl are not readings of one rollout")
+    return found
+
+
+def _wrong_origin(update: UpdateEntry, refresh_every: int | None) -> list[str]:
+    """A drift from the first reference that is missing, or there where the reference never changed."""
+    origin = update.kl_origin
+    if refresh_every is None:
+        return [] if origin is None else ["kl_origin is there, though the reference stays"]
+    if origin is None or origin.name != "kl_policy_origin_per_response":
+        return ["kl_origin is not kl_policy_origin_per_response, though the reference changes"]
+    if (origin.n, origin.clusters) != (update.kl.n, update.kl.clusters):
+        return ["kl_origin and kl are not readings of one rollout"]
+    return []
+
+
+def _wrong_signals(update: UpdateEntry, settings: _Settings, *, applied: bool) -> list[str]:
+    """Signals that the readings, the configuration or the step before contradict."""
+    signals, n = update.signals, (update.kl_control or update.kl).n
+    # A power's last bit is the platform's own.
+    momentum = settings.momentum
+    is_momentum = math.isclose(signals.momentum, momentum, rel_tol=1e-12)
+    refreshed = refreshed_share(settings.refresh_every, settings.refresh_share, update.step - 1)
+    wrong = {
+        f"signals.num_responses is {signals.num_responses}, where the reading is of {n}": (
+            signals.num_responses != n
+        ),
+        f"signals.applied is not whether the update before was accepted, {applied}": (
+            signals.applied != applied
+        ),
+        f"signals.momentum is {signals.momentum!r}; the configuration gives {momentum!r}": (
+            not is_momentum
+        ),
+        f"signals.age is {signals.age}, where 0 belongs": signals.age != 0,
+        f"signals.refreshed is {signals.refreshed!r}; the configuration gives {refreshed!r}": (
+            signals.refreshed != refreshed
+        ),
+    }
+    return [what for what, is_so in wrong.items() if is_so]
+
+
+def _taken_from(reading: KLReading) -> tuple[Any, ...]:
+    """What two readings of one rollout have in common, whatever their unit."""
+    return reading.n, reading.clusters, reading.level, reading.estimator, reading.reference

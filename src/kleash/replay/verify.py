@@ -1,0 +1,152 @@
+"""Verification of a run: its ledger's bytes, what they say, and the files that they vouch for."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kleash.errors import InputError
+from kleash.ledger import (
+    HEAD_FILE,
+    LEDGER_FILE,
+    Chain,
+    Entry,
+    MeasurementEntry,
+    Problem,
+    UpdateEntry,
+    check_checkpoints,
+    check_config,
+    check_files,
+    check_metrics,
+    kind_of,
+    refusal,
+    steps_made,
+    verify_chain,
+)
+from kleash.replay.decisions import SKIPPED, replay
+from kleash.replay.sequence import ENDINGS, Status, check_sequence, problem_at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What `verify_run` found."""
+
+    entries: int
+    head: str
+    """Hash of the last entry: keep it elsewhere, and pin it at the next verification."""
+    steps: int
+    status: Status
+    """How the run ended; `unfinished`: it is running, or it was killed."""
+    checks: tuple[str, ...]
+    """The checks made, by name."""
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    """What a reader should know that is no problem, such as the traces of a crash."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict."""
+        return {
+            "ok": self.ok,
+            "status": self.status,
+            "steps": self.steps,
+            "entries": self.entries,
+            "head": self.head,
+            "checks": list(self.checks),
+            "problems": [problem.to_json() for problem in self.problems],
+            "notes": list(self.notes),
+        }
+
+
+def verify_run(path: Path, expected_head: str | None = None) -> Verification:
+    """Check a run directory, or a ledger alone (its directory or its file).
+
+    Args:
+        path: what to verify.
+        expected_head: a head hash noted earlier. It must be in the chain, so that nothing up to it
+            was changed since.
+
+    Raises:
+        InputError: there is no ledger at `path`, or `expected_head` is no hash.
+    """
+    if expected_head is not None and not re.fullmatch("[0-9a-f]{64}", expected_head):
+        raise InputError("the expected head is not a hash", expected="64 hexadecimal digits")
+    ledger, run = _locate(path)
+    chain = _chain_of(ledger, run)
+    checks, problems, notes = ["chain", "head"], list(chain.problems), list(chain.notes)
+    if expected_head is not None:
+        checks.append("expected head")
+        problems += _check_pin(chain, expected_head)
+    status = ENDINGS.get(chain.entries[-1].type, "unfinished") if chain.entries else "unfinished"
+    if not problems:  # what a broken chain says is nobody's word
+        checks += ["sequence", "replay"]
+        problems += check_sequence(chain.entries) + replay(chain.entries)
+    if not problems and run is not None:
+        checks += ["config", "metrics", "checkpoints"]
+        checks += ["files"] if status != "unfinished" else []
+        problems += _check_files_of(run, chain.entries, status)
+    if not problems and chain.entries[0].body.get("self_test") == SKIPPED:
+        notes.append("the self-test was skipped: nothing was checked before the first step")
+    if not problems and status == "unfinished":
+        notes.append("the run has no ending: it is still running, or it was killed")
+    return Verification(
+        entries=len(chain.entries),
+        head=chain.head.leaf,
+        steps=steps_made(chain.entries),
+        status=status,
+        checks=tuple(checks),
+        problems=tuple(problems),
+        notes=tuple(notes),
+    )
+
+
+def _chain_of(ledger: Path, run: Path | None) -> Chain:
+    """The ledger as read, if its files are this run's own and not somewhere else."""
+    for name in (LEDGER_FILE, HEAD_FILE):
+        if what := refusal(run or ledger, ledger / name):
+            where = name if run is None else f"{ledger.name}/{name}"
+            return Chain(entries=(), problems=(Problem(where=where, what=what),))
+    return verify_chain(ledger)
+
+
+def _locate(path: Path) -> tuple[Path, Path | None]:
+    """The ledger's directory, and the run's where the path is a run's."""
+    if (path / "ledger" / LEDGER_FILE).is_file():
+        return path / "ledger", path
+    if (path / LEDGER_FILE).is_file():
+        return path, None
+    if path.is_file() and path.name == LEDGER_FILE:
+        return path.parent, None
+    raise InputError(
+        "nothing to verify here",
+        expected="a run directory, or a ledger",
+        got=ascii(str(path)),
+        do="give the directory that holds ledger/ledger.jsonl",
+    )
+
+
+def _check_pin(chain: Chain, expected_head: str) -> list[Problem]:
+    if any(entry.leaf == expected_head for entry in chain.entries):
+        return []
+    return [
+        Problem(where=LEDGER_FILE, what="the expected head is not in the chain: it was rewritten")
+    ]
+
+
+def _check_files_of(run: Path, entries: Sequence[Entry], status: Status) -> list[Problem]:
+    record = UpdateEntry if kind_of(entries) == "update" else MeasurementEntry
+    steps: Any = [record.from_json(e.body) for e in entries if e.type in ("update", "measurement")]
+    problems = check_config(run, entries[0].body)
+    problems += check_metrics(run, steps, may_lack_last=status != "finished")
+    problems += check_checkpoints(run, entries, may_have_more=status != "finished")
+    if status == "unfinished":
+        return problems
+    files = entries[-1].body.get("files")
+    if not isinstance(files, Mapping):
+        return [*problems, problem_at(entries[-1], "the ending does not say which files it leaves")]
+    return problems + check_files(run, files)

@@ -1,0 +1,287 @@
+"""Checkpoints: a run between two steps on the disk, whole or not there, and loaded without executing anything.
+
+checkpoints/step-000050/
+policy/             a plain Hugging Face directory
+state.safetensors   optimiser, value head, random streams, waiting rollouts, and what else is tensors
+state.json          step, controller, tally, orders of prompts, lengths of the run's files
+manifest.json       every file by size and digest; the ledger has the digest of this
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kleash import control
+from kleash.errors import TamperError
+from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
+from kleash.ledger.durable import discard_directory, publish_directory
+from kleash.ledger.manifest import check_sealed, seal
+from kleash.models.hub import load_language_model, save_language_model
+from kleash.models.policy import LanguageModel
+from kleash.rollout.rollout import Rollout
+from kleash.train.learner import Learner
+from kleash.train.progress import Mark, Progress, Tally
+from kleash.train.setup import Setup
+
+CARD = "A checkpoint of a kleash run, made to go on from; the run's final/ is the model.\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """A checkpoint that is on the disk, and was read again."""
+
+    step: int
+    manifest_sha256: str
+
+
+def path_of(run: Path, step: int) -> Path:
+    """Where the checkpoint after so many steps is."""
+    return run / CHECKPOINT_DIRECTORY / checkpoint_name(step)
+
+
+def save_checkpoint(run: Path, progress: Progress, lengths: Mapping[str, int]) -> Saved:
+    """Writes a run between two steps; when this returns it is on the disk and was found to be as written.
+
+    Args:
+        run: the run's directory.
+        progress: whose weights are settled.
+        lengths: bytes of each of the run's files that belong to the steps made.
+
+    Raises:
+        OSError: the disk failed; no checkpoint has become worse.
+        TamperError: what was read again is not what was written.
+    """
+    learner, mark = progress.setup.learner, progress.mark
+    assert learner.settled, "a checkpoint is of a run between two steps"
+    target = path_of(run, mark.step)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_language_model(learner.policy, temporary / "policy", CARD)
+    tensors = {**_learner_tensors(learner), **_mark_tensors(mark), **_random_tensors()}
+    tensors |= {f"under.{i}": x for i, x in enumerate(progress.under or ())}
+    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    save_file(plain, temporary / "state.safetensors")
+    state = {**_mark_json(mark), "reference": learner.reference.name, "lengths": dict(lengths)}
+    (temporary / "state.json").write_bytes(encode(state) + b"\n")
+    digest = seal(temporary)
+    publish_directory(temporary, target)
+    check_sealed(target, digest)
+    return Saved(step=mark.step, manifest_sha256=digest)
+
+
+def keep_only(run: Path, steps: Iterable[int]) -> None:
+    """Removes all checkpoints but some, and what writing one left behind."""
+    kept = {path_of(run, step) for step in steps}
+    for path in sorted((run / CHECKPOINT_DIRECTORY).iterdir()):
+        if path.name.startswith("."):
+            shutil.rmtree(path)
+        elif path not in kept:
+            discard_directory(path)
+
+
+def find_usable(run: Path, saved: Sequence[Saved]) -> tuple[Saved | None, list[str]]:
+    """The newest checkpoint that is as it was recorded, and what is wrong with those after it.
+
+    Args:
+        run: the run's directory.
+        saved: what the ledger has of checkpoints, oldest first.
+    """
+    wrong: list[str] = []
+    for each in reversed(saved):
+        directory = path_of(run, each.step)
+        if not directory.exists():
+            continue
+        try:
+            check_sealed(directory, each.manifest_sha256)
+        except (TamperError, OSError) as error:
+            wrong.append(f"checkpoint {directory.name} is not used: {error}")
+            continue
+        return each, wrong
+    return None, wrong
+
+
+def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, int]]:
+    """The run as it was, on a setup that was loaded anew, and the lengths of its files then.
+
+    Raises:
+        TamperError: the files are no checkpoint of such a run.
+    """
+    try:
+        tensors = load_file(directory / "state.safetensors")
+        data = json.loads((directory / "state.json").read_bytes())
+        policy = load_language_model(str(directory / "policy"))
+        _put_learner(setup.learner, policy, tensors, data["reference"])
+        progress = Progress(setup, _mark(data, tensors, setup))
+        under = [tensors[f"under.{i}"] for i in range(_count(tensors, "under"))]
+        progress.under = [x.to(setup.learner.policy.device) for x in under] or None
+        _put_random(tensors)
+        return progress, {str(name): int(length) for name, length in data["lengths"].items()}
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise TamperError(
+            f"{directory.name} is no checkpoint of this run", got=str(error)
+        ) from error
+
+
+def load_weights(directory: Path, learner: Learner) -> None:
+    """Gives a learner the weights, optimiser and reference of a checkpoint.
+
+    Raises:
+        TamperError: the files are no checkpoint of such a run.
+    """
+    tensors = load_file(directory / "state.safetensors")
+    reference = json.loads((directory / "state.json").read_bytes())["reference"]
+    _put_learner(learner, load_language_model(str(directory / "policy")), tensors, reference)
+
+
+def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """All that training changes, but the policy itself."""
+    tensors: dict[str, Tensor] = {}
+    if learner.value_head is not None:
+        tensors |= {f"value_head.{name}": x for name, x in learner.value_head.named_parameters()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(x) for name, x in state.items()}
+    if learner.origin is not learner.reference:
+        named = learner.reference.model.named_parameters()
+        tensors |= {f"reference.{name}": x for name, x in named}
+    return tensors
+
+
+@torch.no_grad()
+def _put_learner(
+    learner: Learner, policy: LanguageModel, tensors: Mapping[str, Tensor], reference: str
+) -> None:
+    _copy(learner.policy.model, dict(policy.model.named_parameters()))
+    if learner.value_head is not None:
+        _copy(learner.value_head, _under(tensors, "value_head"))
+    learner.optimizer.load_state_dict(_optimizer_state(learner, tensors))
+    if learner.origin is not learner.reference:
+        assert isinstance(learner.reference, LanguageModel), "several references stay as they are"
+        _copy(learner.reference.model, _under(tensors, "reference"))
+        learner.reference = replace(learner.reference, name=reference)
+    learner.settled = True
+
+
+def _optimizer_state(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under(tensors, "optimizer").items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    return {**learner.optimizer.state_dict(), "state": state}
+
+
+def _copy(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        given = tensors[name]
+        if given.shape != parameter.shape:
+            raise KeyError(f"{name} has another shape")
+        parameter.copy_(given)
+
+
+def _mark_tensors(mark: Mark) -> dict[str, Tensor]:
+    tensors = {f"stream.{name}": state for name, state in mark.streams.items()}
+    for index, rollout in enumerate(mark.waiting):
+        each = {field.name: getattr(rollout, field.name) for field in fields(Rollout)}
+        tensors |= {
+            f"waiting.{index}.{name}": x for name, x in each.items() if isinstance(x, Tensor)
+        }
+    return tensors
+
+
+def _mark_json(mark: Mark) -> dict[str, Any]:
+    return {
+        "v": 1,
+        "step": mark.step,
+        "control": mark.control.to_json(),
+        "step_coef": mark.step_coef,
+        "kept": mark.kept,
+        "tally": asdict(mark.tally),
+        "shuffles": {name: [list(order), taken] for name, (order, taken) in mark.shuffles.items()},
+        "waiting": [
+            {"prompts": list(x.prompts), "responses": list(x.responses)} for x in mark.waiting
+        ],
+    }
+
+
+def _mark(data: Mapping[str, Any], tensors: Mapping[str, Tensor], setup: Setup) -> Mark:
+    device = setup.learner.policy.device
+    waiting = [
+        Rollout(
+            prompts=tuple(texts["prompts"]),
+            responses=tuple(texts["responses"]),
+            **cast(Any, {n: x.to(device) for n, x in _under(tensors, f"waiting.{index}").items()}),
+        )
+        for index, texts in enumerate(data["waiting"])
+    ]
+    return Mark(
+        step=data["step"],
+        control=control.from_json(data["control"], setup.config.rl),
+        step_coef=float(data["step_coef"]),
+        kept=data["kept"],
+        tally=Tally(**data["tally"]),
+        streams=_under(tensors, "stream"),
+        shuffles={name: (tuple(order), taken) for name, (order, taken) in data["shuffles"].items()},
+        waiting=tuple(waiting),
+    )
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    """The streams that are the process's own: a reward of the user's may draw from them."""
+    version, words, gauss = random.getstate()
+    legacy = cast(Any, np.random.get_state(legacy=False))
+    tensors = {
+        "random.torch": torch.get_rng_state(),
+        "random.python": torch.tensor([version, *words]),
+        "random.numpy": torch.tensor([*legacy["state"]["key"].tolist(), legacy["state"]["pos"]]),
+        "random.gauss": torch.tensor(
+            [torch.nan if gauss is None else gauss, legacy["has_gauss"], legacy["gauss"]],
+            dtype=torch.double,
+        ),
+    }
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
+    return tensors
+
+
+def _put_random(tensors: Mapping[str, Tensor]) -> None:
+    gauss, has_gauss, legacy_gauss = tensors["random.gauss"].tolist()
+    version, *words = tensors["random.python"].tolist()
+    *key, pos = tensors["random.numpy"].tolist()
+    random.setstate((version, tuple(words), None if gauss != gauss else gauss))
+    np.random.set_state(
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": np.array(key, dtype=np.uint32), "pos": pos},
+            "has_gauss": int(has_gauss),
+            "gauss": legacy_gauss,
+        }
+    )
+    torch.set_rng_state(tensors["random.torch"])
+    for index in range(_count(tensors, "random.cuda")):
+        torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that."""
+    begins = f"{prefix}."
+    return {name.removeprefix(begins): x for name, x in tensors.items() if name.startswith(begins)}
+
+
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return len(_under(tensors, prefix))

@@ -1,0 +1,338 @@
+"""A run's directory: everything written around the loop, and an ending for every way it can end."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import ProjectConfiguration
+from safetensors import SafetensorError
+
+from kleash import __version__
+from kleash.errors import ConfigError, KleashError, LimitError, RepeatError, ResourceError
+from kleash.ledger import Ledger, digest_run, encode, read, steps_made
+from kleash.ledger.durable import replace_file
+from kleash.models.hub import save_language_model
+from kleash.models.policy import LanguageModel
+from kleash.records import KLReading, StepRecord
+from kleash.train.checkpoint import Saved, keep_only, save_checkpoint
+from kleash.train.loop import metrics_line
+from kleash.train.progress import Progress
+
+REPEATING: tuple[str, ...] = ("metrics", "samples", "drift")
+"""Files that a run which goes on writes again to the last bit."""
+KEPT = 2
+"""Checkpoints: the newest, and one more should it turn out to be damaged."""
+
+
+class Lines:
+    """A file of lines that is only ever added to; what is there beyond a length is to be written again, and is kept.
+
+    Args:
+        path: of the file.
+        length: of it, the bytes that stay; None: it is new.
+    """
+
+    def __init__(self, path: Path, length: int | None = None) -> None:
+        self.file = path.open("wb" if length is None else "r+b", buffering=0)
+        self.length = length or 0
+        self.file.seek(self.length)
+        self.ahead = self.file.read() if length is not None else b""
+
+    def write(self, lines: bytes) -> None:
+        """Adds lines; they are on the disk when this returns."""
+        if lines and self.ahead.startswith(lines):
+            self.ahead = self.ahead[len(lines) :]
+        elif lines:
+            self.file.truncate(self.length)
+            self.file.seek(self.length)
+            self.ahead = b""
+            if self.file.write(lines) != len(lines):
+                raise OSError(0, "no space for the whole of it")
+            os.fsync(self.file.fileno())
+        self.length += len(lines)
+
+    def close(self) -> None:
+        """Closes it; closing it twice is no fault."""
+        self.file.close()
+
+
+@dataclass(slots=True)
+class _Files:
+    metrics: Lines
+    samples: Lines
+    drift: Lines
+    timings: Lines
+
+    @classmethod
+    def open(cls, run: Path, lengths: Mapping[str, int] | None) -> Self:
+        """New ones; or those that are there, of which so many bytes stay."""
+        named = {field.name: run / f"{field.name}.jsonl" for field in fields(cls)}
+        if lengths is None:
+            return cls(**{name: Lines(path) for name, path in named.items()})
+        for path in named.values():
+            path.touch()
+        kept = {name: lengths.get(name, path.stat().st_size) for name, path in named.items()}
+        return cls(**{name: Lines(path, kept[name]) for name, path in named.items()})
+
+    def lengths(self) -> dict[str, int]:
+        """Of those that repeat bit for bit: times don't."""
+        return {name: getattr(self, name).length for name in REPEATING}
+
+
+class Trackers(NamedTuple):
+    """Names that accelerate knows, and the device that a run is on."""
+
+    names: tuple[str, ...]
+    device: str
+
+
+class Ending(NamedTuple):
+    """How a run ended."""
+
+    status: str
+    """In the ledger's words."""
+    last: StepRecord | None
+    """The last step's record; None when no step was made."""
+    measured: bool
+    """Whether the drift of what is saved is to be measured."""
+
+
+class Conclusion(NamedTuple):
+    """What a run leaves behind."""
+
+    policy: LanguageModel
+    card: str
+    drift: KLReading | None
+    """KL(π‖π_ref) of the weights that are saved; None where it was not measured."""
+
+
+Conclude = Callable[[Ending], Conclusion]
+
+
+class RunDirectory:
+    """The open files of a run. Leaving it, however, writes `final/` and the ledger's ending.
+
+    Args:
+        run: where.
+        ledger: open.
+        conclude: asked at the end for what is saved.
+        trackers: what else the figures go to.
+        progress: of a run that can be gone on with; None: of one that can't.
+        lengths: of the run's files, what stays; None: there are none yet.
+        saved: what the ledger has of checkpoints.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        ledger: Ledger,
+        conclude: Conclude,
+        trackers: Trackers,
+        progress: Progress | None = None,
+        lengths: Mapping[str, int] | None = None,
+        saved: Sequence[Saved] = (),
+    ) -> None:
+        self.run, self.ledger, self.conclude, self.progress = run, ledger, conclude, progress
+        self.last: StepRecord | None = None
+        self.recorded = {each.step: each.manifest_sha256 for each in saved}
+        self.kept: list[int] = []
+        """Steps of the checkpoints that this process knows to be there."""
+        try:
+            self.files = _Files.open(run, lengths)
+        except OSError as error:
+            raise disk_failed(run, error) from error
+        self.tracker = _tracker(run, trackers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, record: StepRecord) -> None:
+        """Writes a step's lines. They are on the disk before the step is yielded."""
+        files, samples = self.files, [encode(line) + b"\n" for line in record.samples]
+        drift = b"" if record.breakdown is None else encode(record.breakdown) + b"\n"
+        try:
+            files.metrics.write(metrics_line(record.metrics))
+            files.samples.write(b"".join(samples))
+            files.drift.write(drift)
+            files.timings.write(encode({"step": record.step, **record.seconds}) + b"\n")
+        except OSError as error:
+            raise disk_failed(self.run, error) from error
+        self.last = record
+        if self.tracker is not None:
+            known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
+            self.tracker.log({**known, **_seconds(record)}, step=record.step)
+
+    def checkpoint(self) -> None:
+        """Stores the run as it is between two steps, and removes what is older than the newest two.
+
+        Raises:
+            ResourceError: the disk failed; the checkpoints before it are as they were.
+        """
+        assert self.progress is not None, "a run whose updates another trainer makes has none"
+        step = self.progress.mark.step
+        if step == 0 or step in self.kept:
+            return
+        try:
+            saved = save_checkpoint(self.run, self.progress, self.files.lengths())
+            self._record(step, saved.manifest_sha256)
+            self.kept = [*self.kept, step][-KEPT:]
+            keep_only(self.run, self.kept)
+        except (OSError, SafetensorError) as error:
+            raise disk_failed(self.run, error) from error
+
+    def _record(self, step: int, digest: str) -> None:
+        """That there is a checkpoint, if that is not known; one that is made again must be the same."""
+        if step not in self.recorded:
+            self.ledger.append("checkpoint.saved", {"step": step, "manifest_sha256": digest})
+            self.recorded[step] = digest
+        elif self.recorded[step] != digest:
+            raise RepeatError(
+                f"the run does not repeat itself: its checkpoint after step {step} is another",
+                expected=f"manifest {self.recorded[step]}",
+                got=digest,
+                do="go on where it was begun, with the same machine, threads and versions",
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        if self.tracker is not None:
+            self.tracker.end_training()
+        try:
+            # The ledger closed itself when the disk failed: there is nothing more to be written.
+            if kind is not ResourceError:
+                self._end(error)
+        finally:
+            for field in fields(_Files):
+                getattr(self.files, field.name).close()
+            self.ledger.close()
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._may_go_on(error):
+            self.checkpoint()
+        status, reason = _ending(error)
+        # Whoever interrupts wants an end, and what failed may fail again.
+        measured = error is None or isinstance(error, LimitError)
+        conclusion = self.conclude(Ending(status, self.last, measured))
+        drift, failure = conclusion.drift, self._save(conclusion)
+        if failure is not None:
+            status, reason = "run.failed", failure.what
+        body: dict[str, Any] = {"steps": self._steps(), "files": digest_run(self.run)}
+        body["kl"] = None if drift is None else drift.to_json()
+        self.ledger.append(status, body if reason is None else {**body, "reason": reason})
+        if failure is not None:
+            raise failure
+
+    def _may_go_on(self, error: BaseException | None) -> bool:
+        """Whether the run broke off between two steps, or was put back there, and is to be gone on with."""
+        if self.progress is None or self.ledger.is_repeating:
+            return False
+        ended = error is None or isinstance(error, LimitError | RepeatError)
+        is_written = self.last is not None and self.last.step == self.progress.mark.step
+        return not ended and is_written and self.progress.setup.learner.settled
+
+    def _steps(self) -> int:
+        """The steps behind what is saved, by the record: a step may have been entered there and not yielded."""
+        if self.ledger.is_repeating and self.progress is not None:
+            return self.progress.mark.step
+        return steps_made(read(self.run / "ledger"))
+
+    def _save(self, conclusion: Conclusion) -> ResourceError | None:
+        """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
+        try:
+            save_language_model(conclusion.policy, self.run / "final", conclusion.card)
+        except (OSError, SafetensorError) as error:
+            failure = disk_failed(self.run / "final", error)
+            failure.__cause__ = error
+            return failure
+        return None
+
+
+def begin(run: Path, started: Mapping[str, Any], ledger: Ledger | None = None) -> Ledger:
+    """The ledger of a new run, with its first entry.
+
+    Args:
+        run: where; it must not exist, or hold nothing that a run made.
+        started: what config.json and the first entry say: `config`, `versions`, `digests`, `self_test`.
+        ledger: the run's, where it was made and nothing is in it; None: there is none.
+
+    Raises:
+        ResourceError: the disk failed.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
+    except OSError as error:
+        raise disk_failed(run, error) from error
+    ledger = ledger or Ledger.create(run / "ledger")
+    ledger.append("run.started", {**started, "kleash": __version__})
+    return ledger
+
+
+def _ending(error: BaseException | None) -> tuple[str, str | None]:
+    """The ledger's word for how a run ended, and why."""
+    if error is None:
+        return "run.finished", None
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        return "run.interrupted", "stopped by the user"
+    reason = error.what if isinstance(error, KleashError) else f"{type(error).__name__}: {error}"
+    return "run.failed", reason[:2000]
+
+
+def _seconds(record: StepRecord) -> dict[str, float]:
+    return {f"seconds/{name}": value for name, value in record.seconds.items()}
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """That accelerate knows each and its package is there: an absent one would be left out without a word.
+
+    Raises:
+        ConfigError: one is not here.
+    """
+    ready = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in ready:
+            known = name in LOGGER_TYPE_TO_CLASS
+            raise ConfigError(
+                f"there is no tracker {name!r} here",
+                expected=", ".join(sorted(ready)) or "none: no tracker's package is installed",
+                got=f"{name}, which is not installed" if known else name,
+                do="install its package, or set train.trackers = []",
+            )
+
+
+def _tracker(run: Path, trackers: Trackers) -> Accelerator | None:
+    """accelerate's trackers, writing under the run directory; None when none is asked for."""
+    names = trackers.names
+    if not names:
+        return None
+    try:
+        accelerator = Accelerator(
+            log_with=list(names),
+            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
+            cpu=trackers.device == "cpu",
+        )
+        accelerator.init_trackers("tensorboard" if names == ("tensorboard",) else run.name)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(
+            "a tracker can't be started",
+            expected="names of trackers that are installed, such as tensorboard",
+            got=f"{', '.join(names)}: {error}",
+            do="install it, or set train.trackers = []",
+        ) from error
+    return accelerator
+
+
+def disk_failed(run: Path, error: Exception) -> ResourceError:
+    """What to say of an error of the disk."""
+    return ResourceError(
+        f"cannot write to {run}",
+        expected="a writable directory with room",
+        got=getattr(error, "strerror", None) or str(error),
+        do="free some space, or choose another --run",
+    )

@@ -1,0 +1,175 @@
+"""Going on with a run: what is in its directory, and whether it is the run that is asked for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kleash.errors import ConfigError, InputError
+from kleash.ledger import Entry, Ledger, encode, kind_of
+from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
+from kleash.train.config import RunConfig
+from kleash.train.directory import REPEATING
+from kleash.train.progress import Progress
+from kleash.train.setup import Setup
+
+BEGUN = {"config.json", "config.json.tmp", "ledger"}
+"""All that there is of a run which was killed before its first entry."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """A run as it was left, its ledger open and locked."""
+
+    run: Path
+    ledger: Ledger
+    entries: tuple[Entry, ...]
+    notes: tuple[str, ...]
+    """What a crash left and was mended."""
+
+    @property
+    def saved(self) -> list[Saved]:
+        """The checkpoints that the ledger has, oldest first."""
+        return [
+            Saved(step=e.body["step"], manifest_sha256=e.body["manifest_sha256"])
+            for e in self.entries
+            if e.type == "checkpoint.saved"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restored:
+    """A run that goes on."""
+
+    progress: Progress
+    lengths: dict[str, int]
+    """Of its files, what stays."""
+    checkpoint: Saved | None
+    """None: it goes on from its beginning."""
+    kept: list[int]
+    """Steps of this checkpoint and of those before it that are there."""
+    notes: tuple[str, ...]
+
+
+def find_earlier(run: Path) -> Earlier | None:
+    """What there is of a run; None where nothing is.
+
+    Raises:
+        InputError: something else is there, or a run that has ended for good.
+        TamperError: its ledger is not as it was written; ResourceError: another process writes it.
+    """
+    if not (run / "ledger" / "ledger.jsonl").exists():
+        if run.is_dir() and {path.name for path in run.iterdir()} <= BEGUN:
+            return None
+        return None if not run.exists() else _refuse(f"{run} holds no run", "no ledger")
+    ledger, chain = Ledger.open(run / "ledger")
+    try:
+        _check_open_ended(run, chain.entries)
+    except BaseException:
+        ledger.close()
+        raise
+    return Earlier(run=run, ledger=ledger, entries=chain.entries, notes=chain.notes)
+
+
+def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
+    """That a configuration is the one a run was started with.
+
+    Raises:
+        ConfigError: it isn't; the settings that differ are named.
+    """
+    recorded, asked = started.get("config"), config.model_dump(mode="json")
+    differing = sorted({*_flat(recorded)} ^ {*_flat(asked)})
+    if differing:
+        names = list(dict.fromkeys(name for name, _ in differing))
+        raise ConfigError(
+            "the configuration is not the one that the run was started with",
+            expected="that of config.json in the run's directory: a run goes on as it was begun",
+            got=f"another {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
+            do="leave these as they were, or begin another run",
+        )
+
+
+def check_digests(found: Mapping[str, str], started: Mapping[str, Any]) -> None:
+    """That models, tokenizer and prompts are those that a run was started with.
+
+    Raises:
+        InputError: they aren't.
+    """
+    recorded = started.get("digests")
+    differing = [
+        name
+        for name, digest in found.items()
+        if not isinstance(recorded, Mapping) or recorded.get(name) != digest
+    ]
+    if differing:
+        raise InputError(
+            f"{' and '.join(differing)} changed since the run was started",
+            expected="the files that it was started with, which the ledger has the digests of",
+            do="put them back, or begin another run",
+        )
+
+
+def restore(earlier: Earlier, setup: Setup) -> Restored:
+    """A run as its newest usable checkpoint has it, or as it began.
+
+    Raises:
+        TamperError: the checkpoint is as it was recorded, and none of such a run.
+    """
+    usable, wrong = find_usable(earlier.run, earlier.saved)
+    if usable is None:
+        progress, lengths = Progress(setup), dict.fromkeys(REPEATING, 0)
+    else:
+        progress, lengths = load_checkpoint(path_of(earlier.run, usable.step), setup)
+    return Restored(
+        progress=progress,
+        lengths=lengths,
+        checkpoint=usable,
+        kept=sorted(
+            {
+                saved.step
+                for saved in earlier.saved
+                if usable
+                and saved.step <= usable.step
+                and path_of(earlier.run, saved.step).is_dir()
+            }
+        ),
+        notes=(*earlier.notes, *wrong),
+    )
+
+
+def to_repeat(earlier: Earlier, step: int) -> list[Entry]:
+    """The updates that the ledger has and that are to be made again, after so many steps."""
+    return [e for e in earlier.entries if e.type == "update" and e.body["step"] > step]
+
+
+def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:
+    if not entries:
+        return
+    if kind_of(entries) == "measurement":
+        _refuse(
+            f"{run} can't be gone on with", "a run whose updates TRL made, which has no checkpoints"
+        )
+    if entries[-1].type == "run.finished":
+        _refuse(f"{run} has finished", f"{len(entries)} entries, the last of which says so")
+    halted = [e for e in entries if e.type == "update" and e.body["verdict"]["action"] == "halt"]
+    if halted:
+        why = halted[-1].body["verdict"]["reasons"][0]
+        _refuse(f"the guard halted {run}", f"step {halted[-1].body['step']}: {why}")
+
+
+def _refuse(what: str, got: str) -> None:
+    raise InputError(
+        what,
+        expected="a run that was interrupted, killed or failed, or nothing at all",
+        got=got,
+        do="choose another --run",
+    )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, bytes]]:
+    """The settings of a configuration by their dotted names, with their values as bytes."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, encode(value)
