@@ -214,11 +214,11 @@ def test_shares_spent_to_the_full_come_out_within_the_total(total: float, steps:
     assert number(budget.spent.sup_log_ratio) <= total
 
 
-@given(st.floats(1e-3, 1e3), st.lists(st.floats(0.0, 1.0), max_size=30))
+@given(st.floats(1e-3, 1e3), st.floats(1.0, 5.0), st.lists(st.floats(0.0, 1.0), max_size=30))
 def test_an_update_may_cost_its_allowance_and_not_a_bit_more(
-    total: float, parts: list[float]
+    total: float, burst: float, parts: list[float]
 ) -> None:
-    budget = plan_budget(Drift(sup_log_ratio=total), steps=4)
+    budget = plan_budget(Drift(sup_log_ratio=total), steps=4, burst=burst)
     for part in parts:
         most = number(allowance(budget).sup_log_ratio)
         assert refusals(budget, Drift(sup_log_ratio=math.nextafter(most, math.inf)))
@@ -246,6 +246,22 @@ def test_when_little_is_left_that_is_what_an_update_may_cost() -> None:
     assert refusals(budget, Drift(sup_log_ratio=0.3)) == (
         "sup_log_ratio of the update is 0.3, over its allowance of 0.2 (0.2 remains of 1)",
     )
+
+
+def test_a_burst_costs_several_shares_and_the_total_holds() -> None:
+    budget = plan_budget(Drift(sup_log_ratio=1.0), steps=10, burst=4.0)
+    assert number(budget.per_update.sup_log_ratio) == pytest.approx(0.4)
+
+    budget = spend(budget, [budget.per_update] * 2)
+    assert number(allowance(budget).sup_log_ratio) == pytest.approx(0.2)
+    budget = spend(budget, [allowance(budget)])
+    assert refusals(budget, Drift(sup_log_ratio=1e-9))
+
+
+@pytest.mark.parametrize("burst", [0.5, math.nan, math.inf])
+def test_a_burst_that_is_none_is_refused(burst: float) -> None:
+    with pytest.raises(ConfigError, match="cannot be shared out"):
+        plan_budget(Drift(sup_log_ratio=1.0), steps=10, burst=burst)
 
 
 def test_when_nothing_is_left_an_update_is_refused_but_for_one_that_moves_nothing() -> None:

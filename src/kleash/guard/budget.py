@@ -6,6 +6,9 @@ triangle inequality. Two distances that have one do, on any fixed set of states:
     D∞ = max over states and tokens of |log π_n − log π_0|      D∞(n, 0) ≤ Σ D∞(i, i−1)       nats
     TV = ½ Σ |π_n − π_0|, averaged over the states               TV(n, 0) ≤ Σ √(KL_i/2)        Pinsker
 
+A state is a prefix, and tokens follow; or a prompt, and whole responses do. **The states are the same at every
+update**, chosen before the first: costs on whatever each rollout visited add up to a bound on nothing.
+
 An account is opened with totals and a number of updates; each update is charged what it was measured to cost, and one
 that would overdraw it is refused. It is a pure function of the recorded costs: nothing is stored but these, so that no
 balance can be edited.
@@ -55,6 +58,8 @@ class Budget:
     """What may be spent in all; None where a currency isn't limited."""
     steps: int
     """Updates that it is planned for."""
+    burst: float = 1.0
+    """Equal shares of the total that one update may cost at most."""
     spent: Drift = Drift(sup_log_ratio=0.0, total_variation=0.0)
     """By law, the policy is no further than this from where the account was opened. It never falls. None: an update was
     applied whose cost in this currency, which isn't limited, was not measured."""
@@ -66,7 +71,8 @@ class Budget:
     @property
     def per_update(self) -> Drift:
         """The planned cap: what one update may cost."""
-        return _each(lambda currency: _share(self.total.of(currency), self.steps))
+        shares = self.burst / self.steps
+        return _each(lambda currency: _share(self.total.of(currency), shares))
 
     @property
     def remaining(self) -> Drift:
@@ -74,15 +80,17 @@ class Budget:
         return _each(lambda currency: _left(self.total.of(currency), self.spent.of(currency)))
 
 
-def plan_budget(total: Drift, steps: int) -> Budget:
+def plan_budget(total: Drift, steps: int, *, burst: float = 1.0) -> Budget:
     """An account that nothing was spent from: the total, in equal shares for a number of updates.
 
     Args:
         total: at least one currency; the other may be unlimited.
         steps: updates planned. One more can follow as long as something remains.
+        burst: shares that one update may cost at most. At 1 the total lasts for all of them; with more, updates may
+            differ, and a run that always takes the most is refused before its end.
 
     Raises:
-        ConfigError: a total is not a positive number, none is limited, or there are no steps.
+        ConfigError: a total is not a positive number, none is limited, there are no steps, or a burst is less than 1.
 
     Examples:
         >>> budget = plan_budget(Drift(sup_log_ratio=8.0), steps=100)
@@ -96,13 +104,13 @@ def plan_budget(total: Drift, steps: int) -> Budget:
             "a drift budget needs a positive total in one currency at least",
             got=", ".join(f"{c} = {a}" for c, a in zip(CURRENCIES, amounts, strict=True)),
         )
-    if not 1 <= steps <= MOST_UPDATES:
+    if not (1 <= steps <= MOST_UPDATES and 1.0 <= burst <= MOST_UPDATES):
         raise ConfigError(
             "a drift budget cannot be shared out",
-            expected=f"1 to {MOST_UPDATES} updates",
-            got=f"{steps}",
+            expected=f"1 to {MOST_UPDATES} updates, and a burst of as many shares",
+            got=f"{steps} updates, a burst of {burst:g}",
         )
-    return Budget(total=total, steps=steps)
+    return Budget(total=total, steps=steps, burst=burst)
 
 
 def cost_of_update(*, sup_log_ratio: float | None, kl: float | None, error: float = 0.0) -> Drift:
@@ -136,8 +144,7 @@ def allowance(budget: Budget) -> Drift:
 
     Where nothing remains it is 0: an update is refused then, but for one that moves nothing.
 
-    What earlier updates saved is not saved up: a share is also a limit on how fast the policy may move. To let single
-    updates cost more, plan a larger total.
+    What earlier updates saved is not saved up: a share is also a limit on how fast the policy may move (`burst`).
 
     Examples:
         >>> budget = spend(plan_budget(Drift(sup_log_ratio=1.0), steps=2), [Drift(sup_log_ratio=0.25)])
@@ -254,8 +261,8 @@ def _each(amount: Callable[[Currency], float | None]) -> Drift:
     return Drift(sup_log_ratio=amount("sup_log_ratio"), total_variation=amount("total_variation"))
 
 
-def _share(total: float | None, steps: int) -> float | None:
-    return None if total is None else total / steps - LEFT_FOR_ROUNDING * total
+def _share(total: float | None, share: float) -> float | None:
+    return None if total is None else total * share - LEFT_FOR_ROUNDING * total
 
 
 def _left(total: float | None, spent: float | None) -> float | None:

@@ -17,6 +17,9 @@ E[t] ≥ E[M] ≥ A. **The mean number of updates to a false alarm is at least A
 however their distribution drifts; and again after every alarm, since the detector then starts from 0.
 Source: Shin, Ramdas and Rinaldo, arXiv 2203.03532.
 
+What has to be no worse than planned is the mean *given the past*, at every update. A mean that is so over a whole run
+only is less: where noise carries over from update to update, plan for what it carries the next mean to.
+
 λ = f/m puts the share f of the wealth on the next reading: 1 + λ(X − m) = 1 − f + f·X/m. `FRACTIONS` are the f.
 """
 
