@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/detectors.py [--updates 1000000 --runs 200 --seed 0 --json table.json]
 
 A synthetic KL per update, of mean 0.01 nats (clipped at 20 times that) while all is well, in cells that differ in their
-noise. The plan of kleash's detector: mean 1.25 times that, a false alarm in 10,000 updates at most. **The theorem
+noise. The plan of kleash's detector: mean 1.25 times that, at most one false alarm in 10,000 updates. **The theorem
 speaks where the mean, given the past, is within the plan.** So it is in the cells `iid`, `heavy tail` and `variance`,
 and at their edge in `at the plan`, where the mean is 1.25 times 0.01. In `AR(1)` it is within the plan on average only:
 what is there is measured.
 
 Left: updates per false alarm. Right: faults that begin under AR(1) noise after 300 updates that `CUSUM` learns from or
 not; the median updates from the fault to the first alarm (0: the same), and the share found within 500 (a spike:
-within 5). A rule that alarms every few updates finds everything.
+within 5). A rule that alarms every few updates finds everything; and a cap's false alarm is an update that did cross it.
 
 `rolling 3 sigma` is rlwatch 0.5.1's KL rule with its defaults (window 100, 20 to warm up), written anew; `CUSUM` learns
 mean and standard deviation of log KL from the first 200 updates of each run. river's are run where it is installed.
