@@ -8,9 +8,9 @@ speaks where the mean, given the past, is within the plan.** So it is in the cel
 and at their edge in `at the plan`, where the mean is 1.25 times 0.01. In `AR(1)` it is within the plan on average only:
 what is there is measured.
 
-Left: updates per false alarm. Right: faults that begin under AR(1) noise after 300 updates that `CUSUM` learns from or
-not; the median updates from the fault to the first alarm (0: the same), and the share found within 500 (a spike:
-within 5). A rule that alarms every few updates finds everything; and a cap's false alarm is an update that did cross it.
+Left: updates per false alarm; a cap's is an update that did cross it. Right: faults that begin under AR(1) noise after
+500 updates; the median updates from the fault to the first alarm (0: the same), and the share found within 500 (a
+spike: within 5). A rule that alarms every few updates finds everything.
 
 `rolling 3 sigma` is rlwatch 0.5.1's KL rule with its defaults (window 100, 20 to warm up), written anew; `CUSUM` learns
 mean and standard deviation of log KL from the first 200 updates of each run. river's are run where it is installed.
