@@ -20,34 +20,91 @@ from kleash.ledger.evidence import (
     digest_run,
     sha256_file,
 )
+from kleash.ledger.keyfile import (
+    create_signing_key,
+    default_key_path,
+    needs_passphrase,
+    open_signing_key,
+    read_public_key,
+    read_signing_key,
+)
+from kleash.ledger.keys import ED25519, ML_DSA_44, PublicKey, SigningKey, parse_vkey
 from kleash.ledger.measurement import MeasurementEntry
+from kleash.ledger.merkle import (
+    Frontier,
+    consistency_proof,
+    inclusion_proof,
+    root_of,
+    verify_consistency,
+    verify_inclusion,
+)
+from kleash.ledger.note import (
+    Checkpoint,
+    Signer,
+    note_text,
+    open_checkpoint,
+    open_note,
+    parse_checkpoint,
+    sign_checkpoint,
+    sign_note,
+)
 from kleash.ledger.paths import refusal
+from kleash.ledger.proof import PROOF_SUFFIX, Proven, check_proof, prove
 from kleash.ledger.steps import Kind, kind_of, steps_due, steps_made
 from kleash.ledger.store import Ledger
 from kleash.ledger.update import UpdateEntry
 
 __all__ = [
+    "ED25519",
     "HEAD_FILE",
     "LEDGER_FILE",
+    "ML_DSA_44",
+    "PROOF_SUFFIX",
     "Chain",
+    "Checkpoint",
     "Entry",
+    "Frontier",
     "Head",
     "Kind",
     "Ledger",
     "MeasurementEntry",
     "Problem",
+    "Proven",
+    "PublicKey",
+    "Signer",
+    "SigningKey",
     "UpdateEntry",
     "check_config",
     "check_files",
     "check_metrics",
+    "check_proof",
+    "consistency_proof",
+    "create_signing_key",
+    "default_key_path",
     "digest_run",
     "encode",
     "hash_line",
+    "inclusion_proof",
     "kind_of",
+    "needs_passphrase",
+    "note_text",
+    "open_checkpoint",
+    "open_note",
+    "open_signing_key",
+    "parse_checkpoint",
+    "parse_vkey",
+    "prove",
     "read",
+    "read_public_key",
+    "read_signing_key",
     "refusal",
+    "root_of",
     "sha256_file",
+    "sign_checkpoint",
+    "sign_note",
     "steps_due",
     "steps_made",
     "verify_chain",
+    "verify_consistency",
+    "verify_inclusion",
 ]
