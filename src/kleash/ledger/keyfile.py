@@ -168,26 +168,32 @@ def _read_private(path: Path) -> bytes:
     )  # a pipe must not make us wait
     try:
         file = os.open(path, flags)
+        try:
+            _refuse_unsafe(os.fstat(file), where, path)
+            return os.read(file, MAX_KEY_FILE)
+        finally:
+            os.close(file)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise InputError(
                 f"{where} is a symbolic link", do="put the key itself there"
             ) from error
         raise ResourceError(f"{where} cannot be read", got=error.strerror or str(error)) from error
-    with os.fdopen(file, "rb") as stream:
-        facts = os.fstat(stream.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise InputError(f"{where} is not a regular file", do="put the key itself there")
-        if facts.st_uid != os.geteuid():
-            raise InputError(f"{where} belongs to another user, who could change it")
-        if facts.st_mode & 0o077:
-            raise InputError(
-                f"{where} can be read or changed by others",
-                expected="mode 0600",
-                got=f"mode {stat.S_IMODE(facts.st_mode):04o}",
-                do=f"chmod 600 {str(path)!a}; if others may have read it, make a new key",
-            )
-        return stream.read(MAX_KEY_FILE)
+
+
+def _refuse_unsafe(facts: os.stat_result, where: str, path: Path) -> None:
+    """What was opened is judged, and not what lay there before."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError(f"{where} is not a regular file", do="put the key itself there")
+    if facts.st_uid != os.geteuid():
+        raise InputError(f"{where} belongs to another user, who could change it")
+    if facts.st_mode & 0o077:
+        raise InputError(
+            f"{where} can be read or changed by others",
+            expected="mode 0600",
+            got=f"mode {stat.S_IMODE(facts.st_mode):04o}",
+            do=f"chmod 600 {str(path)!a}; if others may have read it, make a new key",
+        )
 
 
 def _sync_directory(path: Path) -> None:

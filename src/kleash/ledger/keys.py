@@ -77,7 +77,7 @@ class PublicKey:
 
         Examples:
             >>> PublicKey(name="example", raw=bytes(32)).vkey
-            'example+d58e4236+AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
+            'example+22873f1b+AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
         """
         raw = base64.b64encode(bytes([self.kind]) + self.raw).decode()
         return f"{self.name}+{self.id.hex()}+{raw}"
