@@ -268,10 +268,21 @@ def test_a_public_key_from_a_file_or_a_text(tmp_path: Path) -> None:
     path.write_text(f"{NEUMANN}\n")
     for source in (path, str(path), NEUMANN, f" {NEUMANN}\n"):
         assert read_public_key(source) == parse_vkey(NEUMANN)
+    path.write_text("hello")
     with pytest.raises(InputError, match="not a public key"):
-        read_public_key(str(tmp_path / "missing"))
+        read_public_key(path)
     path.write_bytes(b"\xff")
     os.mkfifo(tmp_path / "pipe")
-    for source in (path, tmp_path / "pipe", tmp_path, tmp_path / "missing"):
+    for source in (path, tmp_path / "pipe", tmp_path, tmp_path / "missing", str(tmp_path), "x\0y"):
         with pytest.raises(InputError, match="no public key can be read"):
             read_public_key(source)
+
+
+def test_a_planted_file_does_not_stand_in_for_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vkey = NEUMANN.replace("/", "")  # damaged, but in the form of a key and of a file's name
+    (tmp_path / vkey).write_text(KEY.public.vkey)
+    with pytest.raises(InputError, match=r"not a public key|damaged"):
+        read_public_key(vkey)

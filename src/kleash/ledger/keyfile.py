@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kleash.errors import InputError, ResourceError
-from kleash.ledger.keys import PublicKey, SigningKey, parse_vkey
+from kleash.ledger.keys import PublicKey, SigningKey, is_vkey, parse_vkey
 
 KEY_FILE = "signing.key"
 MAX_KEY_FILE = 1 << 16
@@ -140,10 +140,13 @@ def needs_passphrase(path: Path) -> bool:
 def read_public_key(source: str | Path) -> PublicKey:
     """A public key from a vkey, or from a file that holds one in a line of its own.
 
+    A text in the form of a vkey is one, whatever lies in the directory: a file of that name, planted in a run to be
+    verified, would else put its own key in the place of the one that was asked for.
+
     Raises:
         InputError: it is neither.
     """
-    if isinstance(source, str) and not os.path.lexists(source):
+    if isinstance(source, str) and is_vkey(source.strip()):
         return parse_vkey(source.strip())
     path = Path(source)
     try:

@@ -175,6 +175,11 @@ def parse_vkey(text: str) -> PublicKey:
     return key
 
 
+def is_vkey(text: str) -> bool:
+    """Whether a text has the form of a vkey, damaged or not."""
+    return _VKEY.fullmatch(text) is not None
+
+
 def is_name(text: str) -> bool:
     """Whether a key may be called so in a note: not empty, and without spaces, control characters and `+`."""
     return is_plain(text) and not any(char.isspace() or char == "+" for char in text)

@@ -9,7 +9,7 @@ that nothing changed to whoever reads all of it; the tree shows it to whoever ho
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,6 +38,18 @@ class Frontier:
     """Leaves so far."""
     subtrees: tuple[bytes, ...] = ()
     """Roots of the whole subtrees, the largest, leftmost, first."""
+
+    @classmethod
+    def of(cls, leaves: Iterable[bytes]) -> Self:
+        """The tree over leaf hashes: where a writer goes on with a ledger that has some.
+
+        Raises:
+            InputError: a leaf is no SHA-256.
+        """
+        tree = cls()
+        for leaf in leaves:
+            tree = tree.append(leaf)
+        return tree
 
     def append(self, leaf: bytes) -> Self:
         """The tree with one more leaf hash.
@@ -69,7 +81,7 @@ class Frontier:
         return root
 
 
-def root_of(leaves: Sequence[bytes]) -> bytes:
+def root_of(leaves: Iterable[bytes]) -> bytes:
     """The root over leaf hashes.
 
     Raises:
@@ -79,10 +91,7 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
         >>> root_of([]).hex()[:16]
         'e3b0c44298fc1c14'
     """
-    tree = Frontier()
-    for leaf in leaves:
-        tree = tree.append(leaf)
-    return tree.root
+    return Frontier.of(leaves).root
 
 
 def inclusion_proof(leaves: Sequence[bytes], index: int, size: int) -> tuple[bytes, ...]:
