@@ -49,6 +49,16 @@ def test_a_published_note_verifies() -> None:
         open_note(SIGNED.replace("your", "my", 1).encode(), [parse_vkey(NEUMANN)])
 
 
+def test_a_checkpoint_of_another_tool_verifies() -> None:
+    """Made with golang.org/x/mod v0.7.0, by note.GenerateKey and note.Sign."""
+    note = (
+        "go.example/log\n7\n2zQm6HgGjSjSabbIcXIyLOU3K2V1bQeJAB00g19gHAM=\n\n— go.example/log "
+        "/QgU3m8gvtbyK/N/7nhCNcfxksEO1X7oD0kgiPs+oL9axrUllScmh+WYVDWstIBBLlBYB+ZHNGP7rniMVEonFGdeUw8=\n"
+    )
+    key = parse_vkey("go.example/log+fd0814de+AVXwVRyQLddKD7/AED8XRBH2t9/LCbo3+2aXIVOEalSz")
+    assert open_checkpoint(note.encode(), [key], origin="go.example/log").size == 7
+
+
 def test_a_published_checkpoint_is_read() -> None:
     """The example of C2SP tlog-checkpoint, whose key is not published."""
     note = (
@@ -175,6 +185,21 @@ def test_ml_dsa_refuses_what_is_no_cosignature() -> None:
         sign_note("hello\n", [POST_QUANTUM])
 
 
+def test_the_time_of_a_cosignature_is_signed_and_below_2_63() -> None:
+    name = POST_QUANTUM.public.name.encode()
+    for time, fits in ((1, True), (2**63 - 1, True), (2**63, False)):
+        stamp = time.to_bytes(8, "big")
+        message = (
+            b"subtree/v1\n\0%c%b%b\x0ckleash/run-1" % (len(name), name, stamp)
+            + bytes(8)
+            + (7).to_bytes(8, "big")
+            + ROOT
+        )
+        blob = POST_QUANTUM.public.id + stamp + POST_QUANTUM.sign(message)
+        note = f"{TEXT}\n{signature(name.decode(), blob)}".encode()
+        assert opens(note, [POST_QUANTUM.public]) == fits
+
+
 def test_keys_of_one_name_and_two_kinds_are_not_confused() -> None:
     twin = PublicKey(name=KEY.public.name, raw=POST_QUANTUM.public.raw, kind=ML_DSA_44)
     assert twin.id != KEY.public.id
@@ -273,6 +298,17 @@ def test_extension_lines_are_signed_and_left_out() -> None:
     assert not opens(note.replace(b"and", b"or "), [KEY.public])
 
 
+PIECES = st.sampled_from(
+    [b"\n", b"\n\n", b" ", "— ".encode(), b"0", b"7", B64.encode(), b"AAAA", b"\xff", b"o", b"+"]
+    + [piece for line in NOTE.split(b"\n") for piece in line.split(b" ")]
+)
+
+
+@given(st.lists(PIECES, max_size=14).map(b"".join) | st.binary(max_size=200))
+def test_whatever_is_read_is_opened_or_refused(data: bytes) -> None:
+    assert opens(data, [KEY.public, POST_QUANTUM.public]) == (data == NOTE)
+
+
 def test_a_ledger_that_has_no_entries_yet() -> None:
     note = sign_checkpoint("o", 0, EMPTY_ROOT, [KEY])
     assert open_checkpoint(note, [KEY.public]).size == 0
@@ -281,6 +317,13 @@ def test_a_ledger_that_has_no_entries_yet() -> None:
 def test_the_checkpoint_of_another_ledger_is_refused() -> None:
     with pytest.raises(TamperError, match="'kleash/run-2'; got: 'kleash/run-1'"):
         open_checkpoint(NOTE, [KEY.public], origin="kleash/run-2")
+
+
+def test_others_may_sign_too() -> None:
+    for line in ("— x AAAAAAA=\n", "— witness.example/é AAAAAAAAAAA=\n", signature("somebody")):
+        note = NOTE + line.encode()
+        assert open_checkpoint(note, [KEY.public]) == HEAD
+        assert open_checkpoint(f"{TEXT}\n{line}{signature()}".encode(), [KEY.public]) == HEAD
 
 
 def test_a_reader_without_a_key_learns_nothing() -> None:

@@ -150,6 +150,15 @@ def test_what_is_no_proof_is_refused(head: bytes, why: str) -> None:
         check_proof(head + b"\n" + note, LINES[0], [KEY.public])
 
 
+@given(data=st.binary(max_size=300), at=st.integers(0, 700), cut=st.integers(0, 40))
+def test_whatever_is_read_is_a_proof_or_refused(data: bytes, at: int, cut: int) -> None:
+    proof = prove(LEAVES, 4, head_of(7))
+    assert not holds(data, LINES[4])
+    changed = proof[:at] + data + proof[at + cut :]
+    assert holds(changed, LINES[4]) == (changed == proof)
+    assert not holds(proof, data)
+
+
 def test_a_proof_without_a_checkpoint_is_refused() -> None:
     with pytest.raises(TamperError, match="a blank line and a checkpoint"):
         check_proof(HEADER + b"index 0\n", LINES[0], [KEY.public])
