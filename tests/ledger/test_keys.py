@@ -89,6 +89,7 @@ def test_a_name_that_cannot_stand_in_a_note_is_refused() -> None:
     for name in ("", "a b", "a+b", "a\u2003b", "a\nb", "a\x1fb", "\ud800", "x" * 256, "é" * 128):
         with pytest.raises(InputError, match="name of a key"):
             PublicKey(name=name, raw=bytes(32))
+    assert PublicKey(name="x" * 255, raw=bytes(32)).name == "x" * 255
 
 
 def test_a_signature_that_does_not_fit_is_no_error() -> None:
