@@ -129,7 +129,16 @@ def test_an_honest_run_verifies(run: Path) -> None:
 
     assert found.problems == ()
     assert (found.ok, found.status, found.steps, found.entries) == (True, "finished", 3, 5)
-    assert found.checks == ("chain", "head", "sequence", "replay", "config", "metrics", "files")
+    assert found.checks == (
+        "chain",
+        "head",
+        "sequence",
+        "replay",
+        "config",
+        "metrics",
+        "checkpoints",
+        "files",
+    )
     assert found.head == read(run / "ledger")[-1].leaf
     assert json.loads(json.dumps(found.to_json()))["status"] == "finished"
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 Direction = Literal[
     "policy_ref", "ref_policy", "new_old", "old_new", "policy_origin", "sampler_policy"
 ]
@@ -19,7 +21,12 @@ that sampled from the policy that learns."""
 Unit = Literal["response", "token"]
 """What the KL is per: nats per response (summed over its tokens) or nats per token."""
 
-Action = Literal["accept", "reject", "halt"]
+Action = Literal["accept", "shrink", "reject", "rollback", "halt"]
+"""What becomes of an update: it is applied; a part of it is; it is undone; so are all since a checkpoint; or the run
+ends."""
+
+KEEPING: tuple[Action, ...] = ("accept", "shrink")
+"""Actions that change the policy by the update they are about."""
 
 LARGEST_SHARE = 0.1
 """Of all that a reading adds up, in one response: with more, its interval rests on that response."""
@@ -191,32 +198,90 @@ def carried_momentum(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepTails:
+    """The most that an update moved anything, at the states of its rollout: a mean doesn't show it. Nats."""
+
+    kl_p99: float
+    """KL(new‖old) that one token in a hundred exceeds."""
+    kl_max: float
+    """Largest KL(new‖old) at a token."""
+    log_ratio_max: float
+    """Largest |log new/old| of a token drawn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distance:
+    """How far two policies are apart on fixed states, in the two currencies in which steps add up."""
+
+    sup_log_ratio: float
+    """max |log π/π′| over states and all tokens, nats."""
+    total_variation: float
+    """Mean over the states, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanaryFacts:
+    """A proposed policy at the states of the canary set, which are the same at every step."""
+
+    kl: KLReading
+    """KL(π‖π_ref) per response, at responses that the reference wrote."""
+    by_slice: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The same of the prompts of each slice."""
+    moved: Distance
+    """From the policy before this update."""
+    away: Distance
+    """From the policy as the run began."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateFacts:
     """What was measured of a proposed update, before it is accepted: the guard's evidence beside the reading."""
 
     finite: bool
-    """Whether the loss, the gradient and every trained weight are finite numbers."""
+    """Whether the loss, the gradient, every trained weight and the optimiser's state are finite numbers."""
     kl_new_old: KLReading | None
     """Exact KL(new‖old) per token on the rollout's prefixes; None when it could not be measured."""
     grad_norm: float | None
+    tails: StepTails | None = None
+    """None where the update is not finite, or in records that were made before it was measured."""
+    entropy: float | None = None
+    """Mean entropy of the proposed policy on the rollout's prefixes, nats per token."""
+    kl_proposed: KLReading | None = None
+    """KL(π‖π_ref) per response of the proposed policy on the rollout's prefixes; None where nothing limits it."""
+    canary: CanaryFacts | None = None
+    """None where there is no canary set."""
+    fraction: float | None = None
+    """Share of the update that all this was measured at, where it was shortened; None: all of it."""
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict, as the ledger stores it."""
-        return {
+        """A plain dict, as the ledger stores it; what was not measured of what came later is left out."""
+        first = {
             "finite": self.finite,
             "kl_new_old": None if self.kl_new_old is None else self.kl_new_old.to_json(),
             "grad_norm": _encode(self.grad_norm),
         }
+        later = {
+            "tails": None if self.tails is None else _encoded(asdict(self.tails)),
+            "entropy": _encode(self.entropy),
+            "kl_proposed": None if self.kl_proposed is None else self.kl_proposed.to_json(),
+            "canary": None if self.canary is None else _canary_json(self.canary),
+            "fraction": self.fraction,
+        }
+        return first | {name: value for name, value in later.items() if value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "UpdateFacts":
         """The facts that `to_json` wrote."""
-        kl = data["kl_new_old"]
-        return cls(
-            finite=data["finite"],
-            kl_new_old=None if kl is None else KLReading.from_json(kl),
-            grad_norm=_decode(data["grad_norm"]),
-        )
+        return _FACTS.validate_python(data)
+
+
+def _canary_json(canary: CanaryFacts) -> dict[str, Any]:
+    return {
+        "kl": canary.kl.to_json(),
+        "by_slice": _encoded(canary.by_slice),
+        "moved": _encoded(asdict(canary.moved)),
+        "away": _encoded(asdict(canary.away)),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,10 +291,18 @@ class Verdict:
     action: Action
     reasons: tuple[str, ...] = ()
     """One sentence each; empty when nothing spoke against the update."""
+    alarms: tuple[str, ...] = ()
+    """What rang, a sentence each; empty when nothing did."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the policy is changed by the update."""
+        return self.action in KEEPING
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as the ledger stores it."""
-        return {"action": self.action, "reasons": list(self.reasons)}
+        said = {"action": self.action, "reasons": list(self.reasons)}
+        return said | ({"alarms": list(self.alarms)} if self.alarms else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +335,13 @@ def _encode(value: Any) -> Any:
     return value
 
 
+def _encoded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _encode(value) for name, value in values.items()}
+
+
 def _decode(value: Any) -> float | None:
     """The float behind what `_encode` wrote."""
     return None if value is None else float(value)
+
+
+_FACTS = TypeAdapter(UpdateFacts)

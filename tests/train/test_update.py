@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kleash.functional.chunks import TokenKL
 from kleash.functional.penalties import Penalty
+from kleash.guard import Decision, GuardState
 from kleash.models.config import ModelConfig
 from kleash.models.policy import weights_digest
 from kleash.records import Verdict
@@ -41,6 +42,7 @@ CONFIG = RunConfig(
     optimizer=OptimizerConfig(learning_rate=1e-3),
 )
 LENGTH = Scorer(name="length", score=lambda _, responses: [float(len(text)) for text in responses])
+ACCEPTED = Decision(Verdict(action="accept"), GuardState())
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +233,7 @@ def test_the_line_of_a_step_says_what_is_maximised(
     targets, proposal = _propose(learner, experience)
     measured = measure(learner, experience, CONFIG, applied=True)
     settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
-    line = step_metrics(1, measured, targets, proposal, Verdict(action="accept"), settings)
+    line = step_metrics(1, measured, targets, proposal, ACCEPTED, settings)
     mask = experience.rollout.mask
     kl = float(experience.metered.kl.double()[mask].sum()) / len(mask)
     reward = float(experience.scores.mean())
@@ -255,7 +257,7 @@ def test_every_kl_in_the_line_is_what_its_name_says(
         measure(learner, experience, CONFIG, applied=True),
         targets,
         proposal,
-        Verdict(action="accept"),
+        ACCEPTED,
         Settings(kl_coef=0.1, kl_target=None, learning_rate=1e-3),
     )
     policy = _whole_distributions(learner, experience.rollout)
@@ -285,7 +287,7 @@ def test_every_kl_in_the_line_is_what_its_name_says(
 def test_the_reported_losses_are_means_over_minibatches() -> None:
     names = ("policy_loss", "value_loss", "clip_fraction")
     nothing = torch.zeros(())
-    losses = [Loss(nothing, dict(zip(names, x, strict=True))) for x in ((0, 1, 2), (4, 5, 6))]
+    losses = [Loss(nothing, dict(zip(names, x, strict=True)), 0.0) for x in ((0, 1, 2), (4, 5, 6))]
     assert mean_parts(losses) == {
         "policy_loss": 2.0,
         "value_loss": 3.0,

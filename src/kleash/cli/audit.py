@@ -19,6 +19,7 @@ MEANING = {
     "replay": "every β and every verdict is what the recorded readings lead to",
     "config": "the configuration is the one the ledger holds",
     "metrics": "the metrics are the ones the ledger holds",
+    "checkpoints": "the checkpoints are the ones the ledger holds",
     "files": "the files are the ones the run left",
 }
 

@@ -119,6 +119,21 @@ def update(state: State, reading: KLReading, signals: Signals) -> State:
     return _on_rails(state, answer, step)
 
 
+def raised(state: State, factor: float) -> State:
+    """The state with β multiplied, as far as its rail: what is asked for when a run goes back, or an alarm rings.
+
+    Controllers with a target go on from there; a schedule has its own mind.
+
+    Examples:
+        >>> raised(init(ControlConfig(controller="fixed", kl_coef=0.05)), 2.0).kl_coef
+        0.1
+    """
+    config = state.config
+    most = config.kl_coef_max if config.controller not in WITHOUT_TARGET else float("inf")
+    kl_coef = min(state.kl_coef * factor, max(most, state.kl_coef))
+    return replace(state, kl_coef=kl_coef) if isfinite(kl_coef) else state
+
+
 def from_json(data: Mapping[str, Any], config: ControlConfig) -> State:
     """The state that `to_json` wrote, under the configuration that it was made with.
 

@@ -26,25 +26,45 @@ from kleash.guard.detectors import (
     start_detector,
 )
 from kleash.guard.judge import judge, judge_policy
+from kleash.guard.limits import Evidence
+from kleash.guard.state import (
+    Breach,
+    Decision,
+    GuardState,
+    check,
+    decide,
+    from_json,
+    observed,
+    start,
+)
 
 __all__ = [
+    "Breach",
     "Budget",
+    "Decision",
     "Detector",
     "DetectorPlan",
     "Drift",
+    "Evidence",
     "GuardConfig",
+    "GuardState",
     "Hint",
     "allowance",
+    "check",
     "concordance",
     "cost_of_update",
+    "decide",
+    "from_json",
     "hint",
     "judge",
     "judge_policy",
     "observe",
+    "observed",
     "plan_budget",
     "reconcile",
     "refusals",
     "spend",
+    "start",
     "start_detector",
     "unaccounted",
 ]

@@ -1,8 +1,8 @@
 """The judgement of one proposed update: pure, and closed when in doubt."""
 
-from kleash.errors import ConfigError
 from kleash.guard.config import GuardConfig
-from kleash.records import Direction, KLReading, Unit, UpdateFacts, Verdict
+from kleash.guard.limits import HALTING, REFUSING, SHRINKING, Evidence, broken
+from kleash.records import KLReading, UpdateFacts, Verdict
 
 
 def judge(
@@ -10,12 +10,15 @@ def judge(
     reading: KLReading,
     facts: UpdateFacts,
     origin: KLReading | None = None,
+    sampler: KLReading | None = None,
 ) -> Verdict:
-    """Whether a proposed update may be applied, is refused, or ends the run.
+    """Whether a proposed update may be applied, is refused, or ends the run: by the limits alone.
 
     `halt` when the policy has drifted past `max_kl` (an infinite KL is past every limit); `reject`
-    when the reading or the update is not a possible number, or the update moves the policy past
-    `max_kl_new_old`, or cannot be shown not to. What was not measured counts against the update.
+    when the reading or the update is not a possible number, or the update breaks a limit, or cannot
+    be shown not to. What was not measured counts against the update. `shrink` is to accept what the
+    facts were measured at: a part of the update. What repeats itself, budget and alarms come after
+    (`guard.state`).
 
     Limits are compared with the reading's value, not with the upper end of its interval: the guard
     decides hundreds of times a run, where a 95 % bound would be crossed by noise alone and does not
@@ -28,6 +31,7 @@ def judge(
         facts: what was measured of the proposed update.
         origin: KL per response from the reference as the run began, where that was refreshed since: it is held to
             `max_kl` too, or a reference that follows the policy would lift the limit.
+        sampler: KL(μ‖π) per token of what sampled.
 
     Raises:
         ConfigError: a KL has another unit or direction than the limit set on it.
@@ -40,21 +44,26 @@ def judge(
         >>> verdict.action, *verdict.reasons
         ('halt', 'kl_policy_ref_per_response is 21.5 nats, over the limit max_kl = 20')
     """
-    halts = _over("max_kl", config.max_kl, reading, "policy_ref", "response")
-    if origin is not None:
-        halts += _over("max_kl", config.max_kl, origin, "policy_origin", "response")
-    rejects = [] if facts.finite else ["the loss, the gradient or a weight is not finite"]
-    rejects += _impossible(reading)
-    rejects += [] if origin is None else _impossible(origin)
-    if facts.kl_new_old is not None:
-        rejects += _impossible(facts.kl_new_old)
-        rejects += _over(
-            "max_kl_new_old", config.max_kl_new_old, facts.kl_new_old, "new_old", "token"
-        )
-    elif config.max_kl_new_old is not None:
-        rejects.append("kl_new_old_per_token was not measured, and max_kl_new_old limits it")
-    action = "halt" if halts else "reject" if rejects else "accept"
-    return Verdict(action=action, reasons=(*halts, *rejects))
+    evidence = Evidence(kl=reading, facts=facts, origin=origin, sampler=sampler)
+    halts = broken(HALTING, config, evidence)
+    rejects = unfit(config, evidence) + broken(SHRINKING, config, evidence)
+    if halts or rejects:
+        action = "halt" if halts else "reject"
+        return Verdict(action=action, reasons=(*halts, *rejects))
+    if facts.fraction is not None:
+        said = f"{facts.fraction:.3g} of the update is what meets the limits"
+        return Verdict(action="shrink", reasons=(said,))
+    return Verdict(action="accept")
+
+
+def unfit(config: GuardConfig, evidence: Evidence) -> list[str]:
+    """What speaks against an update however short it is made, a sentence each."""
+    facts = evidence.facts
+    readings = [evidence.kl, evidence.origin, facts.kl_new_old, facts.kl_proposed]
+    readings += [] if facts.canary is None else [facts.canary.kl]
+    reasons = [] if facts.finite else ["the loss, the gradient or a weight is not finite"]
+    reasons += [why for reading in readings if reading is not None for why in _impossible(reading)]
+    return reasons + broken(REFUSING, config, evidence)
 
 
 def judge_policy(config: GuardConfig, reading: KLReading) -> Verdict:
@@ -69,7 +78,8 @@ def judge_policy(config: GuardConfig, reading: KLReading) -> Verdict:
     Raises:
         ConfigError: the KL has another unit or direction than the limit set on it.
     """
-    halts = _over("max_kl", config.max_kl, reading, "policy_ref", "response") + _impossible(reading)
+    nothing = UpdateFacts(finite=True, kl_new_old=None, grad_norm=None)
+    halts = broken(HALTING, config, Evidence(kl=reading, facts=nothing)) + _impossible(reading)
     return Verdict(action="halt" if halts else "accept", reasons=tuple(halts))
 
 
@@ -77,19 +87,3 @@ def _impossible(reading: KLReading) -> list[str]:
     if reading.is_possible:
         return []
     return [f"{reading.name} is {reading.value:.6g} nats: not a KL to act on"]
-
-
-def _over(
-    name: str, limit: float | None, reading: KLReading, direction: Direction, unit: Unit
-) -> list[str]:
-    if limit is None:
-        return []
-    if (reading.direction, reading.unit) != (direction, unit):
-        raise ConfigError(
-            f"the limit {name} was shown another KL than it is for",
-            expected=f"kl_{direction}_per_{unit}",
-            got=reading.name,
-        )
-    if reading.value > limit:
-        return [f"{reading.name} is {reading.value:.6g} nats, over the limit {name} = {limit:.6g}"]
-    return []

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kleash import control
+from kleash import control, guard
 from kleash.control import ControlConfig
 from kleash.errors import InputError, KleashError
-from kleash.guard import GuardConfig, judge, judge_policy
-from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, kind_of
-from kleash.records import KLReading, Unit, carried_momentum, refreshed_share
+from kleash.guard import GuardConfig, GuardState, judge_policy
+from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, encode, kind_of
+from kleash.records import KEEPING, KLReading, Unit, carried_momentum, refreshed_share
 from kleash.replay.sequence import action_of, problem_at
 
 SKIPPED = "skipped"
@@ -35,20 +35,31 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
             problem_at(entries[0], "no usable configuration of controller, guard and optimizer")
         ]
     problems = _check_self_test(entries[0])
-    state, applied = control.init(settings.rl), True
+    before = _Standing(control.init(settings.rl), guard.start(settings.guard, settings.steps))
     for entry in entries:
         if entry.type == "update":
-            state, found = _replay_update(entry, state, settings, applied=applied)
+            before, found = _replay_update(entry, before, settings)
             problems += found
-            applied = action_of(entry.body.get("verdict")) == "accept"
     return problems
+
+
+class _Standing(NamedTuple):
+    """Controller and guard between two steps."""
+
+    control: control.State
+    guard: GuardState
+    applied: bool = True
+    """Whether the last update was."""
 
 
 class _Settings(NamedTuple):
     """What a run's configuration says of its decisions."""
 
     rl: ControlConfig
-    limits: GuardConfig
+    guard: GuardConfig
+    steps: int
+    checkpoint_every: int | None
+    """None: a record of before there were checkpoints."""
     momentum: float
     refresh_every: int | None
     refresh_share: float
@@ -57,7 +68,7 @@ class _Settings(NamedTuple):
 def _settings_of(started: Entry) -> _Settings | None:
     try:
         config = started.body["config"]
-        algorithm, rollout = config["algorithm"], config["rollout"]
+        algorithm, rollout, train = config["algorithm"], config["rollout"], config.get("train", {})
         every = config["model"].get("refresh_every")
         momentum = carried_momentum(
             float(config["optimizer"]["beta1"]),
@@ -68,8 +79,10 @@ def _settings_of(started: Entry) -> _Settings | None:
         return _Settings(
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
+            int(train.get("steps", 1)),
+            _number(train.get("checkpoint_every")),
             momentum,
-            None if every is None else int(every),
+            _number(every),
             float(config["model"].get("refresh_share", 1.0)),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
@@ -114,21 +127,24 @@ def _check_self_test(started: Entry) -> list[Problem]:
 
 
 def _replay_update(
-    entry: Entry, state: control.State, settings: _Settings, *, applied: bool
-) -> tuple[control.State, list[Problem]]:
+    entry: Entry, before: _Standing, settings: _Settings
+) -> tuple[_Standing, list[Problem]]:
     try:
         update = UpdateEntry.from_json(entry.body)
-        verdict = judge(settings.limits, update.kl, update.facts, update.kl_origin)
-        after = control.update(state, update.kl_control or update.kl, update.signals)
+        decision = _decide(update, before.guard, settings)
+        after = control.update(before.control, update.kl_control or update.kl, update.signals)
     except KleashError as error:
-        return state, [problem_at(entry, str(error))]
+        kept = action_of(entry.body.get("verdict")) in KEEPING
+        return before._replace(applied=kept), [problem_at(entry, str(error))]
     found = _wrong_readings(update, settings.rl.kl_unit)
-    found += _wrong_signals(update, settings, applied=applied)
+    found += _wrong_signals(update, settings, applied=before.applied)
     found += _wrong_origin(update, settings.refresh_every)
+    found += _wrong_facts(update, settings.guard)
     if update.kl_coef != after.kl_coef:
         found.append(f"kl_coef is {update.kl_coef!r}; the controller gives {after.kl_coef!r}")
-    if update.verdict.action != verdict.action:
-        found.append(f"the verdict is {update.verdict.action}; the guard gives {verdict.action}")
+    if update.verdict.action != decision.verdict.action:
+        given = decision.verdict.action
+        found.append(f"the verdict is {update.verdict.action}; the guard gives {given}")
     try:
         recorded = control.from_json(update.control, settings.rl)
     except InputError:
@@ -137,7 +153,61 @@ def _replay_update(
     if _without_note(update.control) != _without_note(after.to_json()):
         found.append("the controller's state is not the one its reading leads to")
         after = recorded
-    return after, [problem_at(entry, what) for what in found]
+    watch, wrong = _guard_after(update, decision.state, settings)
+    found += wrong
+    standing = _Standing(control.raised(after, decision.raise_by), watch, update.verdict.keeps)
+    return standing, [problem_at(entry, what) for what in found]
+
+
+def _decide(update: UpdateEntry, state: GuardState, settings: _Settings) -> guard.Decision:
+    evidence = guard.Evidence(
+        kl=update.kl, facts=update.facts, origin=update.kl_origin, sampler=update.kl_sampler
+    )
+    return guard.decide(
+        settings.guard,
+        state,
+        update.step,
+        evidence,
+        guard.observed(evidence, update.signals, update.concordance),
+        settings.checkpoint_every,
+    )
+
+
+def _guard_after(
+    update: UpdateEntry, made: GuardState, settings: _Settings
+) -> tuple[GuardState, list[str]]:
+    """The guard's state to go on from, and what is wrong with the one that was recorded."""
+    if update.guard is None or encode(update.guard) == encode(made.to_json()):
+        return made, []
+    try:
+        recorded = guard.from_json(update.guard, settings.guard, settings.steps)
+    except (KeyError, TypeError, ValueError, AttributeError, InputError):
+        return made, ["the guard's state is not a state at all"]
+    return recorded, ["the guard's state is not the one its readings lead to"]
+
+
+def _wrong_facts(update: UpdateEntry, config: GuardConfig) -> list[str]:
+    """Measurements that are missing, or there where nothing was to be measured."""
+    facts = update.facts
+    if update.guard is None:  # of before they were made
+        return []
+    if not facts.finite:
+        return [] if facts.tails is None else ["tails of an update that is not finite"]
+    wrong = {
+        "facts.tails is missing": facts.tails is None,
+        "facts.entropy is missing": facts.entropy is None,
+        "facts.kl_proposed is missing, and max_kl limits it": (
+            config.max_kl is not None and facts.kl_proposed is None
+        ),
+        "facts.canary is missing, and there is a canary set": (
+            config.needs_canary and facts.canary is None
+        ),
+    }
+    return [what for what, is_so in wrong.items() if is_so]
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _without_note(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kleash import control
+from kleash import control, guard
 from kleash.errors import TamperError
 from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
 from kleash.ledger.durable import discard_directory, publish_directory
@@ -167,6 +167,7 @@ def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
 def _put_learner(
     learner: Learner, policy: LanguageModel, tensors: Mapping[str, Tensor], reference: str
 ) -> None:
+    learner.settled = False
     _copy(learner.policy.model, dict(policy.model.named_parameters()))
     if learner.value_head is not None:
         _copy(learner.value_head, _under(tensors, "value_head"))
@@ -209,6 +210,7 @@ def _mark_json(mark: Mark) -> dict[str, Any]:
         "v": 1,
         "step": mark.step,
         "control": mark.control.to_json(),
+        "guard": mark.guard.to_json(),
         "step_coef": mark.step_coef,
         "kept": mark.kept,
         "tally": asdict(mark.tally),
@@ -232,6 +234,7 @@ def _mark(data: Mapping[str, Any], tensors: Mapping[str, Tensor], setup: Setup) 
     return Mark(
         step=data["step"],
         control=control.from_json(data["control"], setup.config.rl),
+        guard=guard.from_json(data["guard"], setup.config.guard, setup.config.train.steps),
         step_coef=float(data["step_coef"]),
         kept=data["kept"],
         tally=Tally(**data["tally"]),

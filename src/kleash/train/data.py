@@ -45,6 +45,21 @@ def load_rows(source: str, field: str) -> list[str]:
     return rows
 
 
+def load_slices(source: str) -> list[str]:
+    """The `slice` of each prompt of a file of JSON lines; none where none has one.
+
+    Raises:
+        InputError: some have one and others don't, or one is not a text.
+    """
+    path = resolve(source)
+    if not path.endswith((".jsonl", ".jsonl.gz")):
+        return []
+    rows = list(read_jsonl(path))
+    if not any("slice" in row.data for row in rows):
+        return []
+    return [text_field(row, "slice", '{"prompt": "the film is", "slice": "films"}') for row in rows]
+
+
 class Shuffled:
     """Endless batches of `size` different texts: a new shuffle whenever too few are left.
 

@@ -14,12 +14,21 @@ from safetensors import SafetensorError
 
 from kleash import __version__
 from kleash.errors import ConfigError, KleashError, LimitError, RepeatError, ResourceError
-from kleash.ledger import Ledger, digest_run, encode, read, steps_made
+from kleash.ledger import (
+    CHECKPOINT_DIRECTORY,
+    Ledger,
+    checkpoint_name,
+    digest_run,
+    encode,
+    read,
+    steps_made,
+)
 from kleash.ledger.durable import replace_file
+from kleash.ledger.manifest import check_sealed
 from kleash.models.hub import save_language_model
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading, StepRecord
-from kleash.train.checkpoint import Saved, keep_only, save_checkpoint
+from kleash.train.checkpoint import Saved, keep_only, load_weights, save_checkpoint
 from kleash.train.loop import metrics_line
 from kleash.train.progress import Progress
 
@@ -180,10 +189,23 @@ class RunDirectory:
         try:
             saved = save_checkpoint(self.run, self.progress, self.files.lengths())
             self._record(step, saved.manifest_sha256)
-            self.kept = [*self.kept, step][-KEPT:]
+            self.kept = [*self.kept, step]
+            good = self.progress.mark.guard.good
+            self.kept = [s for s in self.kept if s in self.kept[-KEPT:] or s == good]
             keep_only(self.run, self.kept)
         except (OSError, SafetensorError) as error:
             raise disk_failed(self.run, error) from error
+
+    def go_back(self, step: int) -> None:
+        """Gives the learner what the checkpoint after so many steps has.
+
+        Raises:
+            TamperError: the checkpoint is not as it was written.
+        """
+        assert self.progress is not None, "a run whose updates another trainer makes has none"
+        directory = self.run / CHECKPOINT_DIRECTORY / checkpoint_name(step)
+        check_sealed(directory, self.recorded[step])
+        load_weights(directory, self.progress.setup.learner)
 
     def _record(self, step: int, digest: str) -> None:
         """That there is a checkpoint, if that is not known; one that is made again must be the same."""

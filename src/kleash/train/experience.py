@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from kleash.drift import Tails, break_down, measure_drift, measure_mismatch, mea
 from kleash.functional.chunks import TokenKL
 from kleash.models.blend import Blend
 from kleash.models.policy import Head, LanguageModel
-from kleash.records import KLReading
+from kleash.records import KLReading, StepTails
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
@@ -193,7 +193,18 @@ def ask(scorer: Scorer, rollout: Rollout) -> Tensor:
     return torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
 
 
-@torch.no_grad()
+class Moved(NamedTuple):
+    """What an update did, at the states that the old policy visited."""
+
+    reading: KLReading
+    """KL per token between new and old."""
+    tails: StepTails
+    entropy: float
+    """Mean of the first of the two, nats per token."""
+    from_reference: KLReading | None
+    """KL(π‖π_ref) per response of the new policy there; None where it wasn't asked for."""
+
+
 def measure_step(
     learner: Learner,
     experience: Experience,
@@ -203,23 +214,68 @@ def measure_step(
     direction: Literal["new_old", "old_new"] = "new_old",
 ) -> KLReading:
     """Exact KL of one update per token, at the states that the old policy visited."""
-    rollout, metered = experience.rollout, experience.metered
-    kl = torch.zeros_like(metered.kl)
+    return measure_update(
+        learner,
+        experience,
+        temperature=temperature,
+        micro_batch_size=micro_batch_size,
+        direction=direction,
+    ).reading
+
+
+@torch.no_grad()
+def measure_update(
+    learner: Learner,
+    experience: Experience,
+    *,
+    temperature: float,
+    micro_batch_size: int,
+    direction: Literal["new_old", "old_new"] = "new_old",
+    from_reference: bool = False,
+) -> Moved:
+    """All that is asked of an update before it is accepted, exact, in one pass of the new policy.
+
+    Args:
+        learner: whose policy was updated.
+        experience: the rollout of the policy before.
+        temperature: of the run.
+        micro_batch_size: responses at a time.
+        direction: which KL of the two policies.
+        from_reference: whether the new policy's drift is measured there too; its states are the old policy's.
+    """
+    rollout, metered, reference = experience.rollout, experience.metered, learner.reference
+    kl, ratio, entropy, drift = (torch.zeros_like(metered.kl) for _ in range(4))
     head = learner.policy.head
     for index in torch.arange(len(kl)).split(micro_batch_size):
         part = rollout.rows(index)
-        new = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+        keep, tokens = part.mask, part.response_ids[part.mask]
+        new = _hidden(learner.policy, part)
         old = metered.hidden[index, : new.shape[1]]
-        block = torch.zeros(part.mask.shape, device=kl.device)
-        sides = [(head, new[part.mask]), (metered.head, old[part.mask])]
+        sides = [(head, new[keep]), (metered.head, old[keep])]
         (first, hidden), second = sides if direction == "new_old" else sides[::-1]
-        block[part.mask] = first.read(hidden, *second, part.response_ids[part.mask], temperature).kl
-        kl[index, : block.shape[1]] = block
-    return measure_drift(
-        kl,
-        rollout.mask,
-        rollout.prompt_index,
-        reference="previous policy",
-        unit="token",
-        direction=direction,
+        read = first.read(hidden, *second, tokens, temperature)
+        found = {"kl": read.kl, "ratio": read.logprobs - read.ref_logprobs, "entropy": read.entropy}
+        if from_reference:
+            theirs = metered.ref_hidden[index, : new.shape[1]][keep]
+            found["drift"] = _read(head, new[keep], reference, theirs, tokens, temperature).kl
+        flat = {"kl": kl, "ratio": ratio, "entropy": entropy, "drift": drift}
+        for name, values in found.items():
+            block = torch.zeros(keep.shape, device=kl.device)
+            block[keep] = values.float()
+            flat[name][index, : block.shape[1]] = block
+    mask, clusters = rollout.mask, rollout.prompt_index
+    tails = measure_tails(kl, ratio, mask)
+    return Moved(
+        reading=measure_drift(
+            kl, mask, clusters, reference="previous policy", unit="token", direction=direction
+        ),
+        tails=StepTails(
+            kl_p99=tails.token_p99,
+            kl_max=tails.token_max,
+            log_ratio_max=float(ratio[mask].abs().max()),
+        ),
+        entropy=float(entropy[mask].double().mean()),
+        from_reference=measure_drift(drift, mask, clusters, reference=reference.name)
+        if from_reference
+        else None,
     )

@@ -58,6 +58,22 @@ class Learner:
         self.optimizer.load_state_dict(snapshot.optimizer)
         self.settled = True
 
+    def is_finite(self) -> bool:
+        """Whether every trained weight, and all that the optimiser remembers, is a finite number."""
+        remembered = [
+            value
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return all(bool(x.isfinite().all()) for x in (*self.trained, *remembered))
+
+    @torch.no_grad()
+    def interpolate(self, start: list[Tensor], end: list[Tensor], fraction: float) -> None:
+        """Gives the trained weights the values so far on the way from start to end; at 1 those of the end."""
+        for parameter, first, last in zip(self.trained, start, end, strict=True):
+            parameter.copy_(last if fraction == 1.0 else torch.lerp(first, last, fraction))
+
     @torch.no_grad()
     def assign(self, parameters: list[Tensor]) -> None:
         """Gives the trained weights other values."""

@@ -2,16 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Generator
 
-from kleash import control
+from kleash import control, guard
 from kleash.errors import LimitError
 from kleash.functional.losses import adapted_penalty
-from kleash.guard import judge
+from kleash.guard import Evidence, GuardState, concordance, observed
 from kleash.ledger import Ledger, UpdateEntry, encode
 from kleash.records import KLReading, StepRecord, UpdateFacts, refreshed_share
 from kleash.rollout.config import RolloutConfig
@@ -25,11 +25,17 @@ from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.progress import Progress
 from kleash.train.setup import Setup, seeded
 from kleash.train.signals import Measured, measure, out_of_reach
-from kleash.train.update import Proposal, propose_update
+from kleash.train.update import Beside, Check, Proposal, propose_update
+
+GoBack = Callable[[int], None]
+"""Gives the learner the weights and the optimiser of the checkpoint after so many steps."""
 
 
 def run_loop(
-    setup: Setup, ledger: Ledger, progress: Progress | None = None
+    setup: Setup,
+    ledger: Ledger,
+    progress: Progress | None = None,
+    go_back: GoBack | None = None,
 ) -> Iterator[StepRecord]:
     """Samples, scores, meters, chooses β, proposes, judges, records and applies, `train.steps` times.
 
@@ -42,6 +48,7 @@ def run_loop(
         setup: of the run.
         ledger: takes an entry a step.
         progress: a run on its way; None: it begins.
+        go_back: to a checkpoint, where there are any.
 
     Raises:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
@@ -61,18 +68,25 @@ def run_loop(
         targets = algorithm.targets(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
         )._replace(step_penalty=before.step_coef)
-        kept = False
+        kept, held = False, progress.hold()
         proposal = propose_update(
-            learner, algorithm, experience, targets, config, progress.generator, setup.pretraining
+            learner,
+            algorithm,
+            experience,
+            targets,
+            config,
+            progress.generator,
+            Beside(setup.pretraining, setup.canary, _checker(config, before.guard, measured)),
         )
         try:
-            decision = _decide(setup, step, measured, targets, proposal, state, rate)
+            decision = _decide(progress, measured, targets, proposal, state, rate, go_back)
             ledger.append("update", decision.entry.to_json())
-            kept = decision.entry.verdict.action == "accept"
+            kept = decision.entry.verdict.keeps
         finally:
             if not kept:
                 learner.restore(proposal.snapshot)
-        _apply(progress, decision.entry, proposal, state)
+                progress.rewind(held)
+        _apply(progress, decision, proposal, state, go_back)
         updated, due = time.perf_counter(), _is_due(config.train, step)
         yield StepRecord(
             step=step,
@@ -92,22 +106,37 @@ def run_loop(
 
 
 def _apply(
-    progress: Progress, entry: UpdateEntry, proposal: Proposal, state: control.State
+    progress: Progress,
+    decision: "_Decision",
+    proposal: Proposal,
+    state: control.State,
+    go_back: GoBack | None,
 ) -> None:
     """Takes the run one step further, by what became of its update."""
-    setup, tally = progress.setup, progress.mark.tally
-    config, kept = setup.config, entry.verdict.action == "accept"
-    if kept:
+    setup, tally, verdict = progress.setup, progress.mark.tally, decision.entry.verdict
+    config, after = setup.config, decision.guard.state
+    if verdict.keeps:
         tally = replace(tally, accepted=tally.accepted + 1)
         if config.guard.max_kl is not None:
             progress.under = proposal.snapshot.parameters
     else:
-        reason = entry.verdict.reasons[0]
+        reason = (*verdict.reasons, *verdict.alarms)[0]
         tally = replace(tally, refused=tally.refused + 1, last_refusal=reason)
-    if share := _refreshed(config, entry.step):
-        setup.learner.refresh(share, entry.step)
-    step_coef = _adapted(progress.mark.step_coef, proposal.facts, config)
-    progress.advance(state=state, step_coef=step_coef, kept=kept, tally=tally)
+    if verdict.action == "rollback":
+        assert go_back is not None, "there are no checkpoints, so the guard knows of none"
+        assert after.good is not None, "it goes back to one that it found good"
+        go_back(after.good)
+    if verdict.keeps or verdict.action == "rollback":
+        progress.settle_canary()
+    if share := _refreshed(config, decision.entry.step):
+        setup.learner.refresh(share, decision.entry.step)
+    progress.advance(
+        state=control.raised(state, decision.guard.raise_by),
+        guard=after,
+        step_coef=_adapted(progress.mark.step_coef, proposal.facts, config),
+        kept=verdict.keeps,
+        tally=tally,
+    )
 
 
 def _refreshed(config: RunConfig, steps: int) -> float:
@@ -125,39 +154,76 @@ class _Decision(NamedTuple):
     """What became of a proposal, as the ledger will have it."""
 
     entry: UpdateEntry
+    guard: guard.Decision
     metrics: Metrics
 
 
+def _evidence(config: RunConfig, measured: Measured, facts: UpdateFacts) -> Evidence:
+    """What the guard is shown of a step."""
+    readings = measured.readings
+    return Evidence(
+        kl=readings.response,
+        facts=facts,
+        origin=readings.origin if config.model.refresh_every is not None else None,
+        sampler=readings.sampler if config.guard.max_mismatch is not None else None,
+    )
+
+
+def _checker(config: RunConfig, state: GuardState, measured: Measured) -> Check:
+    """What speaks against an update of a rollout, by what is measured of it."""
+    return lambda facts: guard.check(config.guard, state, _evidence(config, measured, facts))
+
+
 def _decide(
-    setup: Setup,
-    step: int,
+    progress: Progress,
     measured: Measured,
     targets: Targets,
     proposal: Proposal,
     state: control.State,
     learning_rate: float,
+    go_back: GoBack | None,
 ) -> _Decision:
     """The guard's verdict, and the record of it with all that it and β were chosen from."""
-    config, kl, seen = setup.config, measured.readings.response, measured.seen
-    origin = measured.readings.origin if config.model.refresh_every is not None else None
-    verdict = judge(config.guard, kl, proposal.facts, origin)
+    config, step, seen = progress.setup.config, progress.mark.step + 1, measured.seen
+    evidence = _evidence(config, measured, proposal.facts)
+    agreement = _concordance(config, measured.experience)
+    decision = guard.decide(
+        config.guard,
+        progress.mark.guard,
+        step,
+        evidence,
+        observed(evidence, measured.signals, agreement),
+        None if go_back is None else config.train.checkpoint_every,
+    )
     target = None if config.rl.kl_target is None else config.rl.target_at(step)
     settings = Settings(state.kl_coef, target, learning_rate)
-    metrics = step_metrics(step, measured, targets, proposal, verdict, settings)
+    metrics = step_metrics(step, measured, targets, proposal, decision, settings)
     entry = UpdateEntry(
         step=step,
-        kl=kl,
-        kl_control=None if seen is kl else seen,
-        kl_origin=origin,
+        kl=evidence.kl,
+        kl_control=None if seen is evidence.kl else seen,
+        kl_origin=evidence.origin,
+        kl_sampler=evidence.sampler,
+        concordance=agreement,
         signals=measured.signals,
         kl_coef=state.kl_coef,
         facts=proposal.facts,
-        verdict=verdict,
+        verdict=decision.verdict,
+        guard=decision.state.to_json(),
         control=state.to_json(),
         rollout_sha256=measured.experience.rollout.sha256(),
         metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
     )
-    return _Decision(entry, metrics)
+    return _Decision(entry, decision, metrics)
+
+
+def _concordance(config: RunConfig, experience: Experience) -> float | None:
+    """How far the first monitor agrees with the reward; None where no alarm asks, or there is nothing to agree on."""
+    if config.guard.alarms.concordance is None:
+        return None
+    held_out = experience.monitor[config.reward.monitor[0]]
+    groups: list[int] = experience.rollout.prompt_index.tolist()
+    return concordance(experience.scores.tolist(), held_out.tolist(), groups)
 
 
 def _read(setup: Setup, rollout: Rollout) -> Experience:

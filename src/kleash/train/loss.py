@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kleash.functional.chunks import TokenKL
 from kleash.functional.importance import importance_weights
+from kleash.functional.kl import k3
 from kleash.train.algorithms import Algorithm, AlgorithmConfig, Minibatch, Targets
 from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
@@ -20,11 +21,13 @@ class Loss(NamedTuple):
     total: Tensor
     parts: dict[str, float]
     """`policy_loss`, `value_loss`, `clip_fraction`; `kl_loss` where the penalty is in the loss; `ptx_loss`."""
+    moved: float
+    """KL(old‖new) per token so far, by k3 of the minibatch's tokens, nats."""
 
     def beside(self, name: str, other: Tensor, coef: float) -> "Loss":
         """With another loss in it, weighed by a coefficient and reported without it."""
         parts = {**self.parts, name: float(other.detach())}
-        return Loss(self.total + coef * other, parts)
+        return Loss(self.total + coef * other, parts, self.moved)
 
 
 def minibatch_loss(
@@ -57,6 +60,7 @@ def minibatch_loss(
         against = learner.reference.head, _at(metered.ref_hidden, rows, part.mask)
     loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
     terms = algorithm.token_terms(read, batch, targets, config.algorithm)
+    moved = float(k3(batch.old_logprobs, read.logprobs).mean())
     parts = {
         "policy_loss": float(terms.policy.mean()),
         "clip_fraction": float(terms.clipped.float().mean()),
@@ -65,8 +69,8 @@ def minibatch_loss(
         parts["kl_loss"] = float(terms.penalty.mean())
     if algorithm.value_loss is not None and learner.value_head is not None:
         value = algorithm.value_loss(learner.value_head(hidden), batch, config.algorithm)
-        return Loss(loss, parts).beside("value_loss", value, config.algorithm.value_coef)
-    return Loss(loss, parts)
+        return Loss(loss, parts, moved).beside("value_loss", value, config.algorithm.value_coef)
+    return Loss(loss, parts, moved)
 
 
 def _recorded(

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
-from kleash.records import KLReading, Signals, Verdict
+from kleash.guard import Decision
+from kleash.records import KLReading, Signals, UpdateFacts
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import Targets
 from kleash.train.experience import Experience, Metered, Readings
@@ -27,7 +28,7 @@ def step_metrics(
     measured: Measured,
     targets: Targets,
     proposal: Proposal,
-    verdict: Verdict,
+    decision: Decision,
     settings: Settings,
 ) -> Metrics:
     """The figures of one step. None: not measured, never 0.
@@ -37,7 +38,7 @@ def step_metrics(
         measured: the rollout, its readings and its signals.
         targets: what the update aimed at.
         proposal: the update.
-        verdict: what became of it.
+        decision: what became of it.
         settings: as used in this step.
     """
     experience, readings = measured.experience, measured.readings
@@ -50,7 +51,8 @@ def step_metrics(
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
         **_signal_metrics(measured.signals),
         **drift_metrics(readings),
-        "kl_new_old_per_token": _value(proposal.facts.kl_new_old),
+        **_update_metrics(proposal.facts),
+        **_guard_metrics(decision),
         "kl_coef_effective": targets.kl_coef_effective,
         "step_penalty": targets.step_penalty or None,
         "kl_drawn_share": None if targets.drawn is None else float(targets.drawn.mean()),
@@ -60,8 +62,36 @@ def step_metrics(
         **proposal.metrics,
         **_critic_metrics(experience, targets),
         "grad_norm": proposal.facts.grad_norm,
-        "accepted": int(verdict.action == "accept"),
+        "accepted": int(decision.verdict.keeps),
     }
+
+
+def _update_metrics(facts: UpdateFacts) -> Metrics:
+    tails, canary = facts.tails, facts.canary
+    found: Metrics = {
+        "kl_new_old_per_token": _value(facts.kl_new_old),
+        "kl_new_old_per_token_p99": None if tails is None else tails.kl_p99,
+        "kl_new_old_per_token_max": None if tails is None else tails.kl_max,
+        "log_ratio_new_old_max": None if tails is None else tails.log_ratio_max,
+        "step_fraction": facts.fraction,
+    }
+    if canary is not None:
+        found["canary_kl_policy_ref_per_response"] = canary.kl.value
+        found["canary_sup_log_ratio"] = canary.away.sup_log_ratio
+        found["canary_total_variation"] = canary.away.total_variation
+        found |= {f"slice/{name}": value for name, value in canary.by_slice.items()}
+    return found
+
+
+def _guard_metrics(decision: Decision) -> Metrics:
+    budget = decision.state.budget
+    found: Metrics = {
+        f"alarm/{name}": each.statistic for name, each in decision.state.detectors.items()
+    }
+    if budget is not None:
+        found["budget_log_ratio_spent"] = budget.spent.sup_log_ratio
+        found["budget_variation_spent"] = budget.spent.total_variation
+    return found
 
 
 def _signal_metrics(signals: Signals) -> Metrics:

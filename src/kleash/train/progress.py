@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from kleash import control
+from kleash import control, guard
+from kleash.guard import GuardState
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.data import Shuffled
@@ -31,6 +32,7 @@ class Mark:
     step: int
     """Steps made."""
     control: control.State
+    guard: GuardState
     step_coef: float
     """Weight of KL(old‖new) in the next update's loss."""
     kept: bool = True
@@ -64,6 +66,7 @@ class Progress:
             Mark(
                 step=0,
                 control=control.init(config.rl),
+                guard=guard.start(config.guard, config.train.steps),
                 step_coef=config.algorithm.step_penalty,
                 streams={},
                 shuffles={},
@@ -71,6 +74,7 @@ class Progress:
         )
         if mark is not None:
             self._put(mark)
+            self.settle_canary()
 
     def next_rollout(self) -> Rollout:
         """A rollout of the policy as it was `rollout.staleness` rollouts ago; the newest is of the policy as it is."""
@@ -80,15 +84,34 @@ class Progress:
             self.waiting.append(sample(self.setup.learner.policy, prompts, config, self.generator))
         return self.waiting.popleft()
 
-    def advance(self, *, state: control.State, step_coef: float, kept: bool, tally: Tally) -> None:
+    def advance(
+        self, *, state: control.State, guard: GuardState, step_coef: float, kept: bool, tally: Tally
+    ) -> None:
         """One step further: the weights as they are now are settled."""
-        step = self.mark.step + 1
-        self.mark = self._take(
-            replace(
-                self.mark, step=step, control=state, step_coef=step_coef, kept=kept, tally=tally
-            )
+        after = replace(
+            self.mark,
+            step=self.mark.step + 1,
+            control=state,
+            guard=guard,
+            step_coef=step_coef,
+            kept=kept,
+            tally=tally,
         )
+        self.mark = self._take(after)
         self.setup.learner.settled = True
+
+    def hold(self) -> Mark:
+        """The streams and orders as they now are, for `rewind`."""
+        return self._take(self.mark)
+
+    def rewind(self, held: Mark) -> None:
+        """Puts back what an update that is undone had drawn."""
+        self._put(held)
+
+    def settle_canary(self) -> None:
+        """Has later updates measured from the policy as it now is."""
+        if self.setup.canary is not None:
+            self.setup.canary.settle(self.setup.learner.policy)
 
     def _take(self, mark: Mark) -> Mark:
         """The mark with the streams and orders as they now are."""

@@ -13,17 +13,20 @@ import torch
 from kleash import __version__
 from kleash.errors import InputError
 from kleash.ledger import encode
+from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
 from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
 from kleash.rewards.scorers import load_scorer
-from kleash.rollout.sampler import encode_prompts
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.sampler import encode_prompts, sample
 from kleash.train.algorithms import ALGORITHMS
+from kleash.train.canary import Canary
 from kleash.train.card import model_card
 from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
-from kleash.train.data import check_enough, load_prompts
+from kleash.train.data import check_enough, load_prompts, load_slices
 from kleash.train.directory import (
     Conclude,
     Conclusion,
@@ -86,7 +89,9 @@ def train(
             directory = _go_on(config, earlier)
         stack.enter_context(directory)
         assert directory.progress is not None
-        for record in run_loop(directory.progress.setup, directory.ledger, directory.progress):
+        for record in run_loop(
+            directory.progress.setup, directory.ledger, directory.progress, directory.go_back
+        ):
             directory.write(record)
             if record.step % config.train.checkpoint_every == 0:
                 directory.checkpoint()
@@ -185,6 +190,33 @@ def prepare(config: RunConfig) -> Setup:
         pretraining=load_pretraining(
             config.ptx, learner.policy, seeded(config.train.seed, "pretraining")
         ),
+        canary=build_canary(config, learner, prompts),
+    )
+
+
+def build_canary(config: RunConfig, learner: Learner, prompts: list[str]) -> Canary | None:
+    """The canary of a run; None where nothing is measured at it.
+
+    Raises:
+        InputError: its prompts can't be read, or are too few or too long.
+    """
+    guard = config.guard
+    if not guard.needs_canary:
+        return None
+    asked = prompts if guard.canary is None else load_prompts(guard.canary)
+    slices = [] if guard.canary is None else load_slices(guard.canary)
+    chosen = asked[: guard.canary_prompts]
+    speaker = learner.origin.heaviest if isinstance(learner.origin, Blend) else learner.origin
+    settings = {**config.rollout.model_dump(), "num_prompts": len(chosen), "group_size": 1}
+    rollout = sample(
+        speaker, chosen, RolloutConfig.model_validate(settings), seeded(config.train.seed, "canary")
+    )
+    return Canary(
+        learner,
+        rollout,
+        slices[: len(chosen)],
+        temperature=config.rollout.temperature,
+        rows=config.train.micro_batch_size,
     )
 
 

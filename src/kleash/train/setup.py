@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kleash.rewards.scorers import Scorer
+from kleash.train.canary import Canary
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
 from kleash.train.ptx import Pretraining
@@ -25,6 +26,8 @@ class Setup:
     monitors: Sequence[Scorer]
     pretraining: Pretraining | None = None
     """Texts that the policy is not to forget."""
+    canary: Canary | None = None
+    """States that the guard measures the policy at."""
 
 
 def seeded(seed: int, purpose: str) -> torch.Generator:
