@@ -80,10 +80,15 @@ class AlarmsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_detected(self) -> Self:
-        try:
-            self.plans()
-        except ConfigError as error:
-            raise ValueError(f"alarms that can be planned: {error}") from error
+        for name in WATCHED:
+            alarm: AlarmConfig | None = getattr(self, name)
+            try:
+                _ = alarm and alarm.plan(name)
+            except ConfigError as error:
+                what = (
+                    f"{name}.mean and {name}.bound of a detector: {error.expected}, not {error.got}"
+                )
+                raise ValueError(what) from error
         return self
 
 

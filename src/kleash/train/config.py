@@ -168,6 +168,20 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _has_what_its_alarms_watch(self) -> Self:
+        if self.guard.alarms.concordance is not None and not self.reward.monitor:
+            raise ValueError(
+                "reward.monitor where guard.alarms.concordance is set: it is how far the first one agrees with the "
+                "reward"
+            )
+        if self.guard.alarms.concordance is not None and self.rollout.group_size == 1:
+            raise ValueError(
+                "rollout.group_size of at least 2 where guard.alarms.concordance is set: it compares the responses to "
+                "one prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_it_compares(self) -> Self:
         baseline, group_size = self.algorithm.baseline, self.rollout.group_size
         with_values = ALGORITHMS[self.algorithm.name].value_loss is not None
