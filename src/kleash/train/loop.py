@@ -34,7 +34,6 @@ def run_loop(
     """Samples, scores, meters, chooses β, proposes, judges, records and applies, `train.steps` times.
 
     The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
-
     Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
     the way to that, an update that was not accepted is undone.
 
@@ -46,8 +45,7 @@ def run_loop(
     Raises:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
-    progress = progress or Progress(setup)
-    config, learner = setup.config, setup.learner
+    config, learner, progress = setup.config, setup.learner, progress or Progress(setup)
     algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(setup)
     for step in range(progress.mark.step + 1, config.train.steps + 1):
         started, before = time.perf_counter(), progress.mark
@@ -62,6 +60,7 @@ def run_loop(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
         )._replace(step_penalty=before.step_coef)
         kept = False
+        ledger.append("update.intent", _intent(step, experience, state))
         proposal = propose_update(
             learner, algorithm, experience, targets, config, progress.generator, setup.pretraining
         )
@@ -158,6 +157,12 @@ def _decide(
         metrics_sha256=hashlib.sha256(metrics_line(metrics)).hexdigest(),
     )
     return _Decision(entry, metrics)
+
+
+def _intent(step: int, experience: Experience, state: control.State) -> dict[str, Any]:
+    """What the next update is to be, entered before it is made."""
+    rollout = experience.rollout.sha256()
+    return {"step": step, "rollout_sha256": rollout, "kl_coef": state.kl_coef}
 
 
 def _read(setup: Setup, rollout: Rollout) -> Experience:
