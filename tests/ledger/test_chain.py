@@ -143,7 +143,9 @@ def test_a_ledger_cut_back_to_an_older_signed_head_is_found_with_a_checkpoint_th
     assert (chain.problems, chain.notes) == ((), (f"signed by {KEY.public.name} up to seq 2",))
     for keys in (None, [KEY.public]):
         problem = str(verify_chain(ledger, keys, since=held).problems[0])
-        assert "the ledger was cut: it has 3 entries, shorter than the checkpoint you hold" in problem
+        assert (
+            "the ledger was cut: it has 3 entries, shorter than the checkpoint you hold" in problem
+        )
 
 
 def test_a_history_rewritten_by_the_key_is_found_with_a_checkpoint_that_was_kept(
