@@ -212,7 +212,14 @@ def _row(entry: Entry) -> list[str]:
     body, verdict = entry.body, entry.body.get("verdict")
     action: Any = verdict.get("action", "") if isinstance(verdict, Mapping) else ""  # pyright: ignore
     step = body.get("step", body.get("steps", ""))
-    return [str(entry.seq), entry.time, entry.type, str(step), str(action), _what(body)[:120]]
+    return [
+        str(entry.seq),
+        f"{entry.time[:19]}Z",
+        entry.type,
+        str(step),
+        str(action),
+        _what(body)[:120],
+    ]
 
 
 def _what(body: Mapping[str, Any]) -> str:
