@@ -295,7 +295,7 @@ def test_a_writer_killed_at_any_moment_of_an_append_is_gone_on_from(
     tmp_path: Path, before: int
 ) -> None:
     """After each system call in turn; the third entry has its checkpoint kept, the fourth begins a segment."""
-    outcomes: set[int] = set()
+    outcomes, finished = set[int](), False
     for calls in range(40):
         directory = tmp_path / str(calls)
         with pytest.MonkeyPatch.context() as small:
@@ -328,6 +328,7 @@ def test_a_writer_killed_at_any_moment_of_an_append_is_gone_on_from(
 
 
 def test_a_writer_killed_as_it_makes_a_ledger_leaves_none_or_a_whole_one(tmp_path: Path) -> None:
+    finished = False
     for calls in range(60):
         directory = tmp_path / str(calls)
         directory.mkdir()
@@ -374,6 +375,7 @@ def test_an_append_that_is_broken_off_once_leaves_whole_entries(
     tmp_path: Path, call: str, error: BaseException | type[BaseException]
 ) -> None:
     """At each call of a kind: what Ctrl-C stops is undone, and after an error of the disk nothing is tried again."""
+    number = 0
     for number in range(6):
         directory = tmp_path / str(number)
         ledger = Ledger.create(directory, [KEY])
@@ -548,3 +550,14 @@ def test_updates_made_again_must_be_the_same(tmp_path: Path) -> None:
             ledger.append("update", {"step": 2})
         ledger.append("run.failed", {})
     assert len(read(tmp_path)) == 3
+
+
+def test_a_line_that_the_disk_takes_a_part_of_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    with Ledger.create(tmp_path, [KEY]) as ledger:
+        monkeypatch.setattr(os, "write", lambda file, line: real(file, line[:9]))
+        with pytest.raises(ResourceError, match="no space for the whole entry"):
+            ledger.append("update", {})
+    assert (tmp_path / SEGMENT).stat().st_size == 0
