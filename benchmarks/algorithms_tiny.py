@@ -24,7 +24,7 @@ import torch
 from kleash.config import build, override
 from kleash.functional.best_of_n import best_of_n_kl_bound, best_of_n_reward
 from kleash.functional.frontier import sampled_frontier
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.report.figures import Chart, Figure, Label, margin_for, place
 from kleash.report.html import render_charts
 from kleash.report.theme import run_colour
@@ -86,7 +86,10 @@ def run(case: Case) -> dict[str, Any]:
     setup = prepared(case)
     trace: list[dict[str, float]] = []
     sampled = 0.0
-    with tempfile.TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Ledger.create(Path(directory), [SigningKey.generate()]) as ledger,
+    ):
         for record in run_loop(setup, ledger):
             reward, length = record.metrics["reward_mean"], record.metrics["response_length"]
             assert reward is not None

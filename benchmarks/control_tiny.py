@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kleash.config import build, override
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.report.simulation import render_simulation
 from kleash.rewards.scorers import Scorer
 from kleash.train.config import RunConfig
@@ -99,7 +99,10 @@ def run(case: Case) -> dict[str, Any]:
     reward = Rescaled(setup.reward)
     kl: list[float] = []
     kl_coef: list[float] = []
-    with tempfile.TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Ledger.create(Path(directory), [SigningKey.generate()]) as ledger,
+    ):
         for record in run_loop(replace(setup, reward=reward), ledger):
             kl.append(record.kl.value)
             kl_coef.append(record.kl_coef)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kleash.control import ControlConfig
 from kleash.functional.penalties import Penalty
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
@@ -58,7 +58,10 @@ def config(responses: int) -> RunConfig:
 def drifted(nats: float, responses: int) -> tuple[Learner, RunConfig, list[str]]:
     """The learner once its rollout is `nats` per response away."""
     setup = prepare(config(responses))
-    with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger") as ledger:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Ledger.create(Path(folder) / "ledger", [SigningKey.generate()]) as ledger,
+    ):
         for record in run_loop(setup, ledger):
             if record.kl.value >= nats:
                 break

@@ -7,6 +7,8 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 
 import random
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +22,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.load_profile("repeatable")
 
 SEED = 20190918
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kleash_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Whatever a test signs, it signs with a key of these tests, and not with the user's own."""
+    home = tmp_path_factory.mktemp("kleash-home")
+    before, os.environ["KLEASH_HOME"] = os.environ.get("KLEASH_HOME"), str(home)
+    yield home
+    os.environ.pop("KLEASH_HOME")
+    if before is not None:
+        os.environ["KLEASH_HOME"] = before
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ from kleash import control
 from kleash.control import ControlConfig, Signals
 from kleash.errors import InputError
 from kleash.guard import GuardConfig, judge
-from kleash.ledger import Ledger, UpdateEntry, digest_run, encode, read
+from kleash.ledger import UpdateEntry, digest_run, encode, read
 from kleash.records import KLReading, UpdateFacts
 from kleash.replay import Verification, replay, verify_run
+from tests.ledger.version1 import Version1
 
 KL = KLReading(
     value=4.0,
@@ -70,7 +71,7 @@ def make_run(run: Path, script: Script = Script()) -> Path:
     (run / "samples.jsonl").write_text("{}\n")
     (run / "config.json").write_text(json.dumps(started, indent=2))
     state, applied = control.init(rl), True
-    with Ledger.create(run / "ledger") as ledger, (run / "metrics.jsonl").open("wb") as metrics:
+    with Version1.create(run / "ledger") as ledger, (run / "metrics.jsonl").open("wb") as metrics:
         ledger.append("run.started", {**started, "kleash": "0.1.0"})
         for step, kl in enumerate(script.drifts, start=1):
             seen = script.per_token[step - 1] if script.per_token else kl
@@ -453,7 +454,7 @@ def test_a_killed_run_may_lack_the_last_line_of_metrics_only(
 
 
 def test_a_ledger_without_entries_is_no_proof_of_anything(tmp_path: Path) -> None:
-    Ledger.create(tmp_path).close()
+    Version1.create(tmp_path).close()
 
     assert_problem(verify_run(tmp_path), "ledger.jsonl line 1", "a run starts with run.started")
     assert replay([]) == []

@@ -15,9 +15,10 @@ import pytest
 from kleash import control
 from kleash.control import ControlConfig
 from kleash.guard import GuardConfig, judge
-from kleash.ledger import Ledger, UpdateEntry, digest_run, encode
+from kleash.ledger import UpdateEntry, digest_run, encode
 from kleash.records import KLReading, Signals, Unit, UpdateFacts
 from kleash.replay import verify_run
+from tests.ledger.version1 import Version1
 
 PER_RESPONSE = KLReading(
     value=4.0,
@@ -113,7 +114,7 @@ def write_run(
     run.mkdir()
     (run / "config.json").write_bytes(encode(started))
     state, applied, lines = control.init(config), True, list[bytes]()
-    with Ledger.create(run / "ledger") as ledger:
+    with Version1.create(run / "ledger") as ledger:
         ledger.append("run.started", started)
         for step in range(1, STEPS + 1):
             entry = entry_of(unit, step, state, limits, applied=applied)

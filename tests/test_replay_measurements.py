@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from kleash.guard import GuardConfig, judge_policy
-from kleash.ledger import Ledger, MeasurementEntry, digest_run, encode, steps_made, verify_chain
+from kleash.ledger import MeasurementEntry, digest_run, encode, steps_made, verify_chain
 from kleash.records import KLReading
 from kleash.replay import verify_run
+from tests.ledger.version1 import Version1
 
 KL = KLReading(
     value=0.0,
@@ -46,7 +47,7 @@ def make_run(
     (run / "final").mkdir(parents=True)
     (run / "final" / "model.safetensors").write_bytes(b"weights")
     (run / "config.json").write_text(json.dumps(started))
-    with Ledger.create(run / "ledger") as ledger, (run / "metrics.jsonl").open("wb") as metrics:
+    with Version1.create(run / "ledger") as ledger, (run / "metrics.jsonl").open("wb") as metrics:
         ledger.append("run.started", {**started, "kleash": "0.2.0"})
         for step, value in kls.items():
             line = encode({"step": step, KL.name: value}) + b"\n"
@@ -93,7 +94,16 @@ def test_a_run_of_measurements_verifies(
     found = verify_run(make_run(tmp_path / "run", kls=kls, ending=ending))
     assert found.problems == ()
     assert (found.status, found.steps, found.notes) == (status, steps, ())
-    assert found.checks == ("chain", "head", "sequence", "replay", "config", "metrics", "files")
+    assert found.checks == (
+        "chain",
+        "head",
+        "sequence",
+        "replay",
+        "config",
+        "metrics",
+        "checkpoints",
+        "files",
+    )
 
 
 def test_a_halt_is_replayed_and_ends_the_run(tmp_path: Path) -> None:

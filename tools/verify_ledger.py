@@ -1,11 +1,12 @@
-"""Verifies a ledger and its signed checkpoint with nothing but Python's standard library, and none of kleash.
+"""Verifies a signed ledger with nothing but Python's standard library, and none of kleash.
 
-    python verify_ledger.py LEDGER CHECKPOINT VKEY
+    python verify_ledger.py LEDGER [VKEY]
 
-LEDGER is the directory with ledger.jsonl, CHECKPOINT the signed note, VKEY the public key in text, got from whoever it
-belongs to and not from the run. Exit 0: each line follows the line before, and the root over the lines is the one that
-the key signed. Exit 1: something else, said on stderr. A second writing of the rules, so that no one need trust the
-first: RFC 8032 (Ed25519), RFC 6962 (the tree), C2SP signed-note and tlog-checkpoint.
+LEDGER is the directory with genesis.json, VKEY the public key in text, got from whoever it belongs to and not from the
+run; without it the ledger's own word is taken for whose it is. Exit 0: each entry follows the one before, and every
+checkpoint, the head among them, is signed by the ledger's key and has the root over as many entries. Exit 1: something
+else, said on stderr. A second writing of the rules, so that no one need trust the first: RFC 8032 (Ed25519), RFC 6962
+(the tree), C2SP signed-note and tlog-checkpoint. What the entries say is left to `kleash verify`.
 """
 
 import base64
@@ -16,6 +17,8 @@ from pathlib import Path
 
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
+SEGMENT = 4096
+"""Entries of a full segment."""
 D = -121665 * pow(121666, -1, P) % P
 ROOT_OF_MINUS_ONE = pow(2, (P - 1) // 4, P)
 
@@ -112,33 +115,74 @@ def root_of(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + root_of(leaves[:half]) + root_of(leaves[half:])).digest()
 
 
-def read_leaves(ledger: Path, size: int) -> list[bytes]:
-    """The hashes of the first lines, each checked to follow the one before."""
-    lines = (ledger / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-    if len(lines) < size:
-        raise ValueError(f"the ledger has {len(lines)} entries, the checkpoint {size}: it was cut")
+def read_genesis(ledger: Path) -> tuple[str, list[str]]:
+    """The ledger's origin and the keys that sign it."""
+    content = (ledger / "genesis.json").read_bytes()
+    genesis = json.loads(content)
+    written = json.dumps(genesis, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if written.encode() + b"\n" != content or set(genesis) != {"keys", "origin", "v"}:
+        raise ValueError("genesis.json is not in canonical form")
+    if type(genesis["v"]) is not int or genesis["v"] != 2 or not genesis["keys"]:
+        raise ValueError("genesis.json is of another version, or names no key")
+    return genesis["origin"], genesis["keys"]
+
+
+def read_checkpoints(ledger: Path, origin: str, keys: list[str]) -> tuple[int, dict[int, bytes]]:
+    """The size that the head signs, and the root at each size that some checkpoint signs."""
+    roots: dict[int, bytes] = {}
+    head = 0
+    kept = [path for path in (ledger / "checkpoints").iterdir() if not path.name.endswith(".tmp")]
+    for path in [*kept, ledger / "head"]:
+        for key in keys:
+            named, size, root = open_checkpoint(path.read_bytes(), key)
+            if named != origin or path.name not in (f"{size}.note", "head"):
+                raise ValueError(f"{path.name} is a checkpoint of another ledger or size")
+            if roots.setdefault(size, root) != root:
+                raise ValueError(f"two roots are signed for {size} entries")
+            head = size
+    return head, roots
+
+
+def read_leaves(ledger: Path) -> list[bytes]:
+    """The hashes of the entries, each checked to follow the one before."""
     leaves: list[bytes] = []
-    for seq, line in enumerate(lines[:size]):
-        entry = json.loads(line)
-        prev = leaves[-1].hex() if leaves else "0" * 64
-        if (entry["seq"], entry["prev"]) != (seq, prev):
-            raise ValueError(f"line {seq + 1} does not follow the line before")
-        leaves.append(hashlib.sha256(b"\x00" + line).digest())
+    for path in sorted((ledger / "segments").iterdir()):
+        index, full = divmod(len(leaves), SEGMENT)
+        if full or path.name != f"{index:06d}.jsonl":
+            raise ValueError(f"{path.name} does not follow the segment before")
+        lines = path.read_bytes().split(b"\n")[:-1]  # beyond the last LF: what a crash left
+        if len(lines) > SEGMENT:
+            raise ValueError(f"{path.name} is longer than a full segment")
+        for line in lines:
+            entry = json.loads(line)
+            prev = leaves[-1].hex() if leaves else "0" * 64
+            if (entry["v"], entry["seq"], entry["prev"]) != (2, len(leaves), prev):
+                raise ValueError(f"entry {len(leaves)} does not follow the one before")
+            leaves.append(hashlib.sha256(b"\x00" + line).digest())
     return leaves
 
 
-def main(ledger: str, checkpoint: str, vkey: str) -> None:
+def main(ledger: str, vkey: str = "") -> None:
     """Verify, and say so."""
-    origin, size, root = open_checkpoint(Path(checkpoint).read_bytes(), vkey)
-    if root_of(read_leaves(Path(ledger), size)) != root:
-        raise ValueError("the entries are not those that were signed")
-    print(f"{size} entries of {origin!a}, root {root.hex()}, signed")
+    origin, keys = read_genesis(Path(ledger))
+    if vkey and vkey.strip() not in keys:
+        raise ValueError("the ledger is signed by another key")
+    size, roots = read_checkpoints(Path(ledger), origin, keys)
+    leaves = read_leaves(Path(ledger))
+    if not max(roots) <= len(leaves) <= size + 1:
+        raise ValueError(
+            f"{len(leaves)} entries, {size} in the head, {max(roots)} signed: it was cut"
+        )
+    for each, root in sorted(roots.items()):
+        if root_of(leaves[:each]) != root:
+            raise ValueError(f"the first {each} entries are not those that were signed")
+    print(f"{size} entries of {origin!a}, root {roots[size].hex()}, signed by {', '.join(keys)}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
-        sys.exit(f"usage: {sys.argv[0]} LEDGER CHECKPOINT VKEY")
+    if len(sys.argv) not in (2, 3):
+        sys.exit(f"usage: {sys.argv[0]} LEDGER [VKEY]")
     try:
         main(*sys.argv[1:])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         sys.exit(f"not verified: {error}")

@@ -21,6 +21,7 @@ from kleash.errors import (
     TamperError,
 )
 
+LEDGER = [f"ledger {name}" for name in ("key", "prove", "check", "export", "log")]
 COMMANDS = ["demo", "train", "reward", "score", "verify", "report"]
 
 
@@ -29,7 +30,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"kleash {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "models list"])
+@pytest.mark.parametrize("command", [*COMMANDS, "models list", *LEDGER])
 def test_help_has_an_example_and_offers_json(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

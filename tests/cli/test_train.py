@@ -17,6 +17,7 @@ from kleash.cli.console import Screen
 from kleash.cli.options import vacant_directory
 from kleash.cli.train import held, noting
 from kleash.errors import InputError
+from kleash.ledger import read
 from kleash.records import KLReading, StepRecord, Verdict
 from kleash.report.view import RunView
 
@@ -65,16 +66,16 @@ def test_a_run_is_trained_verified_and_reported(
     assert said["final_kl"]["value"] > said["metrics"]["kl_policy_ref_per_response"]
     assert said["final_kl"]["direction"] == "policy_ref"
     assert said["refused"] == 0
-    assert said["head"] in (run / "ledger" / "head.json").read_text()
+    assert said["head"] == read(run / "ledger")[-1].leaf
     assert (run / "report.html").is_file()
     assert (run / "final" / "model.safetensors").is_file()
     assert cli.run(["verify", str(run), "--head", said["head"]]) == 0
-    assert capsys.readouterr().out.count("✓") == 8
+    assert capsys.readouterr().out.count("✓") == 10
     assert cli.run(["verify", str(run), "--head", "0" * 64, "--json"]) == 4
     assert document(capsys)["ok"] is False
     assert cli.run(["report", str(run), "--out", "page.html", "--json"]) == 0
     assert document(capsys) == {"report": "page.html", "runs": [str(run)]}
-    ledger = run / "ledger" / "ledger.jsonl"
+    ledger = run / "ledger" / "segments" / "000000.jsonl"
     ledger.write_bytes(re.sub(rb'(?<="kl_coef":)[0-9]', b"7", ledger.read_bytes(), count=1))
     assert cli.run(["verify", str(run)]) == 4
     assert "✗" in capsys.readouterr().out

@@ -24,7 +24,7 @@ TIME = "2030-01-02T03:04:05.678901Z"
 GOLDEN = (
     b'{"body":{"kl":0.5,"note":"\\u03b2","values":[1,"nan"]},'
     b'"prev":"0000000000000000000000000000000000000000000000000000000000000000",'
-    b'"seq":0,"time":"2030-01-02T03:04:05.678901Z","type":"run.started","v":1}'
+    b'"seq":0,"time":"2030-01-02T03:04:05.678901Z","type":"run.started","v":2}'
 )
 
 json_values = st.recursive(
@@ -107,7 +107,8 @@ def test_the_deepest_and_longest_object_allowed_is_read() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"v": 2},
+        {"v": 3},
+        {"v": 0},
         {"v": True},
         {"v": 1.0},
         {"seq": "0"},

@@ -1,4 +1,4 @@
-"""The page that fixes the format is true: its verifier agrees with ours, its fields exist."""
+"""The page that fixes the format is true: its fields exist, and its verifier of version 1 agrees with ours."""
 
 import re
 import subprocess
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kleash.ledger import Ledger, MeasurementEntry, UpdateEntry, verify_chain
+from kleash.ledger import MeasurementEntry, UpdateEntry, layout, verify_chain
 from kleash.records import KLReading, Signals, UpdateFacts
+from kleash.replay.sequence import ENDINGS, INTENT
+from tests.ledger.version1 import Version1
+from tests.ledger.written import KEY, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ledger-format.md").read_text(encoding="utf-8")
 
@@ -25,7 +28,7 @@ def verifier(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
-    with Ledger.create(tmp_path / "ledger") as writer:
+    with Version1.create(tmp_path / "ledger") as writer:
         for number in range(3):
             writer.append("update", {"step": number})
     return tmp_path / "ledger"
@@ -68,3 +71,26 @@ def test_the_second_verifier_finds_a_cut(verifier: Path, ledger: Path) -> None:
 def test_the_page_names_every_field(record: type) -> None:
     missing = [field.name for field in fields(record) if not re.search(rf"\b{field.name}\b", PAGE)]
     assert missing == []
+
+
+def test_the_page_names_every_type_of_entry() -> None:
+    others = ("run.started", "plan.committed", "update.intent", "checkpoint.saved", "run.resumed")
+    assert all(
+        f"`{name}`" in PAGE for name in (*ENDINGS, *others, *INTENT, "guard", "rl", "canary")
+    )
+
+
+def test_a_ledger_is_laid_out_as_the_page_says(tmp_path: Path) -> None:
+    ledger = write(tmp_path / "ledger")
+    assert {path.name for path in ledger.iterdir()} == {
+        *("genesis.json", "segments", "head", "checkpoints", "lock")
+    }
+    origin = verify_chain(ledger).origin
+    genesis = f'{{"keys":["{KEY.public.vkey}"],"origin":"{origin}","v":2}}\n'
+    assert (ledger / "genesis.json").read_text() == genesis
+    lines = (ledger / "head").read_text().split("\n")
+    assert lines[:2] == [origin, "4"]
+    assert lines[3] == ""
+    assert lines[4].startswith(f"— {KEY.public.name} ")
+    assert f"{layout.SEGMENT_ENTRIES} a segment" in PAGE
+    assert f"every {layout.NOTE_EVERY}th" in PAGE

@@ -1,6 +1,7 @@
 """Signed notes: others' verify here, ours cannot be changed unseen, and nothing unsigned is given out."""
 
 import base64
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -251,6 +252,7 @@ TEXT = HEAD.to_text()
         (f"{TEXT}\n{signature('somebody')}", "no signature by a known key"),
         (f"{'x' * MAX_NOTE}\n\n{signature()}", "too long"),
     ],
+    ids=itertools.count(),  # the key is another in every process
 )
 def test_what_is_no_note_is_refused(note: str, why: str) -> None:
     with pytest.raises(TamperError, match=why):

@@ -13,7 +13,6 @@ from kleash.errors import InputError
 from kleash.ledger import (
     HEAD_FILE,
     LEDGER_FILE,
-    Ledger,
     digest_run,
     read,
     refusal,
@@ -21,6 +20,7 @@ from kleash.ledger import (
     verify_chain,
 )
 from kleash.replay import Verification, verify_run
+from tests.ledger.version1 import Version1
 
 CONFIG = {
     "config": {
@@ -61,7 +61,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (run / "config.json").write_text(json.dumps(CONFIG))
     for name in ("metrics.jsonl", "samples.jsonl"):
         (run / name).touch()
-    with Ledger.create(run / "ledger") as ledger:
+    with Version1.create(run / "ledger") as ledger:
         ledger.append("run.started", CONFIG)
         if request.param:
             ledger.append(request.param, {"steps": 0, "files": digest_run(run)})

@@ -1,7 +1,9 @@
 """The verifier in one file, which shares no code with kleash: right by published vectors, and of one mind with ours."""
 
 import ast
+import contextlib
 import importlib.util
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kleash.ledger import Ledger, SigningKey, hash_line, root_of, sign_checkpoint
+from kleash.ledger import SigningKey, layout, read, root_of, verify_chain
+from kleash.ledger.entry import encode_entry
 from kleash.ledger.keys import PublicKey
+from tests.ledger.written import KEY, OTHER, SEGMENT, files_of, lines_of, write, write_lines
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "verify_ledger.py"
 # RFC 8032 §7.1: TEST 1, TEST 2, TEST 3 and TEST SHA(abc): secret key, public key, message, signature
@@ -48,7 +52,6 @@ RFC_8032 = [
     ),
 ]
 ORDER = 2**252 + 27742317777372353535851937790883648493
-KEY = SigningKey.generate()
 
 
 def load() -> ModuleType:
@@ -121,48 +124,113 @@ def test_what_is_no_point_is_refused() -> None:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
-    """A directory with a ledger of five entries and its signed checkpoint, `head.note`."""
-    with Ledger.create(tmp_path) as writer:
-        leaves = [bytes.fromhex(writer.append("update", {"step": n}).leaf) for n in range(5)]
-    note = sign_checkpoint("kleash/run-1", 5, root_of(leaves), [KEY])
-    (tmp_path / "head.note").write_bytes(note)
-    return tmp_path
+    """A ledger of four entries, with one kept checkpoint."""
+    return write(tmp_path / "ledger")
 
 
-def verify(ledger: Path, vkey: str = KEY.public.vkey) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", str(SCRIPT), str(ledger), str(ledger / "head.note"), vkey]
+def verify(ledger: Path, *vkey: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-I", str(SCRIPT), str(ledger), *vkey]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def accepts(ledger: Path) -> bool:
+    """As the script does, in this process."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            SECOND.main(str(ledger))
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            return False
+    return True
+
+
 def test_a_whole_ledger(ledger: Path) -> None:
-    done = verify(ledger)
-    lines = (ledger / "ledger.jsonl").read_bytes().splitlines()
-    root = root_of([bytes.fromhex(hash_line(line)) for line in lines])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"5 entries of 'kleash/run-1', root {root.hex()}, signed\n"
+    origin = verify_chain(ledger).origin
+    root = root_of([bytes.fromhex(entry.leaf) for entry in read(ledger)]).hex()
+    said = f"4 entries of {origin!r}, root {root}, signed by {KEY.public.vkey}\n"
+    for vkey in ([], [KEY.public.vkey]):
+        done = verify(ledger, *vkey)
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
-def refusal_of(ledger: Path, vkey: str = KEY.public.vkey) -> str:
-    done = verify(ledger, vkey)
+def refusal_of(ledger: Path, *vkey: str) -> str:
+    done = verify(ledger, *vkey)
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr
 
 
 def test_what_it_refuses(ledger: Path) -> None:
-    assert "not signed by this key" in refusal_of(ledger, SigningKey.generate().public.vkey)
-    assert "not an Ed25519 public key" in refusal_of(ledger, "x+00000000+AQAA")
-    path, note = ledger / "ledger.jsonl", ledger / "head.note"
-    lines, signed = path.read_bytes(), note.read_bytes()
-    path.write_bytes(lines.replace(b'"step":4', b'"step":5'))  # the last: no line follows it
+    assert "signed by another key" in refusal_of(ledger, OTHER.public.vkey)
+    path, head = ledger / SEGMENT, ledger / "head"
+    lines, signed = path.read_bytes(), head.read_bytes()
+    path.write_bytes(lines.replace(b'"step":3', b'"step":5'))  # the last: no line follows it
     assert "not those that were signed" in refusal_of(ledger)
     path.write_bytes(lines.replace(b'"step":1', b'"step":2'))
-    assert "line 3 does not follow" in refusal_of(ledger)
+    assert "entry 2 does not follow" in refusal_of(ledger)
     path.write_bytes(lines[: lines.rindex(b'{"body"')])
     assert "it was cut" in refusal_of(ledger)
     path.write_bytes(lines)
-    note.write_bytes(signed.replace(b"\n5\n", b"\n4\n"))
+    head.write_bytes(signed.replace(b"\n4\n", b"\n5\n"))
     assert "not signed by this key" in refusal_of(ledger)
-    note.write_bytes(b"")
+    head.write_bytes(b"")
     assert "not a note" in refusal_of(ledger)
-    note.unlink()
+    head.unlink()
     assert "not verified" in refusal_of(ledger)
+
+
+def test_both_say_the_same_of_a_ledger_and_of_what_a_crash_leaves(ledger: Path) -> None:
+    assert accepts(ledger)
+    whole = (ledger / SEGMENT).read_bytes()
+    (ledger / SEGMENT).write_bytes(whole + b'{"body"')
+    assert accepts(ledger)
+    assert verify_chain(ledger).problems == ()
+    (ledger / SEGMENT).write_bytes(whole)
+    last = read(ledger)[-1]
+    fifth = encode_entry(seq=4, type="update", time=last.time, body={}, prev=last.leaf) + b"\n"
+    (ledger / SEGMENT).write_bytes(whole + fifth)
+    assert accepts(ledger)
+    (ledger / SEGMENT).write_bytes(whole + fifth + fifth)
+    assert not accepts(ledger)
+    assert verify_chain(ledger).problems
+
+
+def test_both_find_flipped_bits_in_every_file(ledger: Path) -> None:
+    """One bit of each of many bytes: all of them are tried on the first verifier."""
+    missed: list[tuple[str, int]] = []
+    for path in files_of(ledger):
+        content = path.read_bytes()
+        for place in range(0, len(content), 5):
+            changed = bytearray(content)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            if accepts(ledger) or not verify_chain(ledger).problems:
+                missed.append((path.name, place))
+        path.write_bytes(content)
+    assert missed == []
+
+
+@pytest.mark.parametrize("edit", ["drop", "swap", "repeat"])
+@pytest.mark.parametrize("at", range(3))
+def test_both_find_entries_out_of_place(ledger: Path, edit: str, at: int) -> None:
+    lines = lines_of(ledger)
+    changed = {
+        "drop": lines[:at] + lines[at + 1 :],
+        "swap": [*lines[:at], lines[at + 1], lines[at], *lines[at + 2 :]],
+        "repeat": lines[: at + 1] + lines[at:],
+    }
+    write_lines(ledger, changed[edit])
+    assert not accepts(ledger)
+    assert verify_chain(ledger).problems
+
+
+def test_both_follow_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "SEGMENT_ENTRIES", 3)
+    monkeypatch.setattr(SECOND, "SEGMENT", 3)
+    ledger = write(tmp_path, 7)
+    assert accepts(ledger)
+    (ledger / "segments" / "000001.jsonl").unlink()
+    assert not accepts(ledger)
+    assert verify_chain(ledger).problems
+
+
+def test_a_segment_has_as_many_entries_to_both() -> None:
+    assert SECOND.SEGMENT == layout.SEGMENT_ENTRIES

@@ -11,7 +11,7 @@ from kleash.functional.kl import exact_kl
 from kleash.lab.closed_form import Budget, configure, set_up, standing
 from kleash.lab.mdp import MDP, optimum
 from kleash.lab.tabular import Table, tabular
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.models.blend import Blend
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze, load_language_model
@@ -75,7 +75,7 @@ def test_the_meter_reads_the_weighted_sum_at_every_token(temperature: float) -> 
 def test_what_is_reached_is_their_product_tilted(tmp_path: Path) -> None:
     """π* ∝ Π π_k^{w_k} exp(R/β) over whole responses, which no step-by-step blend of the references is."""
     setup = _setup(300, 512)
-    with Ledger.create(tmp_path / "run") as ledger:
+    with Ledger.create(tmp_path / "run", [SigningKey.generate()]) as ledger:
         for _ in run_loop(setup, ledger):
             pass
     table = setup.learner.policy.model

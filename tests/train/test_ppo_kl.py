@@ -6,7 +6,7 @@ from statistics import median
 
 from kleash.lab.closed_form import Budget, configure, set_up
 from kleash.lab.mdp import golden
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.train.loop import run_loop
 
 DELTA = 0.004
@@ -22,7 +22,7 @@ def _drifts(directory: Path, step_penalty: float) -> tuple[list[float], list[flo
     }
     more = {"optimizer": {"schedule": "constant"}}
     config = configure(golden(), "ppo_kl", 0.2, 0, Budget(256, 40, 0.1, settings), more)
-    with Ledger.create(directory) as ledger:
+    with Ledger.create(directory, [SigningKey.generate()]) as ledger:
         lines = [record.metrics for record in run_loop(set_up(golden(), config), ledger)]
     drifts = [float(line["kl_new_old_per_token"] or 0.0) for line in lines]
     return drifts[20:], [line["step_penalty"] for line in lines]

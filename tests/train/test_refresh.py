@@ -13,7 +13,7 @@ from kleash.errors import ConfigError, LimitError
 from kleash.lab.closed_form import Budget, configure, set_up, solve, standing
 from kleash.lab.mdp import MDP, optimum, tilt
 from kleash.lab.tabular import Table, tabular
-from kleash.ledger import Ledger, UpdateEntry, read
+from kleash.ledger import Ledger, SigningKey, UpdateEntry, read
 from kleash.records import StepRecord
 from kleash.replay import replay
 from kleash.train.learner import check_alike
@@ -31,7 +31,7 @@ MDP_ = MDP(
 
 def _run(steps: int, directory: Path, **sections: Mapping[str, Any]) -> list[StepRecord]:
     config = configure(MDP_, "rloo", BETA, 0, Budget(256, steps, 0.05), sections)
-    with Ledger.create(directory) as ledger:
+    with Ledger.create(directory, [SigningKey.generate()]) as ledger:
         ledger.append("run.started", {"config": config.model_dump(mode="json")})
         return list(run_loop(set_up(MDP_, config), ledger))
 
@@ -80,16 +80,16 @@ def test_a_record_that_hides_a_refresh_is_found(
     tmp_path: Path, step: int, forge: dict[str, Any], problem: str
 ) -> None:
     _run(7, tmp_path / "run", model={"refresh_every": 3})
-    entries = list(read(tmp_path / "run"))
+    entries, at = list(read(tmp_path / "run")), 2 * step  # each update has its intent before it
     assert replay(entries) == []
-    body = json.loads(json.dumps(entries[step].body))
+    body = json.loads(json.dumps(entries[at].body))
     for key, change in forge.items():
         body[key] = change and {**body[key], **change}
-    entries[step] = replace(entries[step], body={k: v for k, v in body.items() if v is not None})
+    entries[at] = replace(entries[at], body={k: v for k, v in body.items() if v is not None})
 
     found = replay(entries)
     assert found
-    assert all(each.where.startswith(f"ledger.jsonl line {step + 1}") for each in found[:1])
+    assert all(each.where == f"segments/000000.jsonl line {at + 1}" for each in found[:1])
     assert problem in " ".join(each.what for each in found)
 
 

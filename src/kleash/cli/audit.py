@@ -8,18 +8,24 @@ import typer
 from kleash.cli.console import Screen
 from kleash.cli.options import AsJson
 from kleash.errors import InputError
+from kleash.ledger import read_public_key
+from kleash.ledger.note import MAX_NOTE
+from kleash.ledger.paths import open_regular
 from kleash.replay import verify_run
 from kleash.report import load_run, render_run, render_runs, write_report
 
 MEANING = {
     "chain": "every entry follows from the one before it",
     "head": "the head is the last entry",
+    "signatures": "every checkpoint is signed by the ledger's key, and of these entries",
+    "key": "that key is one you trust",
+    "checkpoint": "the ledger begins with what the checkpoint you hold was of",
     "expected head": "the head you noted is in the chain",
     "sequence": "one start, every step once and in order, one ending",
     "replay": "every β and every verdict is what the recorded readings lead to",
     "config": "the configuration is the one the ledger holds",
     "metrics": "the metrics are the ones the ledger holds",
-    "checkpoints": "the checkpoints are the ones the ledger holds",
+    "checkpoints": "the checkpoints are as they were saved",
     "files": "the files are the ones the run left",
 }
 
@@ -31,14 +37,23 @@ def verify(
     head: Annotated[
         str | None, typer.Option(help="A head hash noted earlier; it must be in the chain.")
     ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PUB", help="A vkey you trust, or a file with it: it must sign."),
+    ] = None,
+    since: Annotated[
+        Path | None,
+        typer.Option(metavar="NOTE", help="A signed checkpoint you kept: nothing changed since."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run against its ledger: its bytes, and that every decision follows from what was measured.
+    """Check a run against its ledger: bytes, signatures, and that every decision follows from what was measured.
 
     Exit code 0: it does; 4: it was tampered with.
     """
     screen = Screen(as_json=as_json)
-    found = verify_run(path, head)
+    keys = [read_public_key(each) for each in key] if key else None
+    found = verify_run(path, head, keys=keys, since=None if since is None else _note(since))
     for name in found.checks if found.ok else ():
         screen.check(passed=True, text=MEANING.get(name, name))
     for problem in found.problems[:PROBLEMS_SHOWN]:
@@ -47,6 +62,15 @@ def verify(
         screen.say(f"  and {len(found.problems) - PROBLEMS_SHOWN} more; --json has them all")
     for note in found.notes:
         screen.say(f"  {note}")
+    for each in found.keys if found.ok else ():
+        trust = (
+            "which you trust"
+            if found.trusted
+            else "compare it with the key you trust, or give --key"
+        )
+        screen.say(f"signed by {each.vkey}: {trust}")
+    if found.ok and not found.keys:
+        screen.say("not signed: a ledger of version 1; compare its head with one you noted")
     state = "verified" if found.ok else "NOT what was written"
     screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
     screen.document(found.to_json())
@@ -77,6 +101,16 @@ def report(
     write_report(page, target)
     screen.say(str(target))
     screen.document({"report": str(target), "runs": [str(run) for run in runs]})
+
+
+def _note(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(MAX_NOTE + 1)
+    except OSError as error:
+        raise InputError(
+            f"the checkpoint {str(path)!a} cannot be read", got=error.strerror or ""
+        ) from error
 
 
 def _verification(run: Path) -> dict[str, Any] | None:

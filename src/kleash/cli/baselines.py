@@ -9,10 +9,19 @@ import typer
 from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, fixed, kl_text, line
-from kleash.cli.options import AsJson, ConfigFile, Overrides, trl_extra, vacant_directory
+from kleash.cli.options import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    PassphraseFd,
+    signing_key,
+    trl_extra,
+    vacant_directory,
+)
 from kleash.cli.train import final_drift, write_run_report
 from kleash.config import load
 from kleash.errors import KleashError
+from kleash.ledger import SigningKey
 from kleash.records import StepRecord
 from kleash.replay import Verification
 from kleash.report import RunView
@@ -31,6 +40,7 @@ def sft(
     config_file: ConfigFile,
     overrides: Overrides = None,
     run: RunOption = None,
+    passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on texts with TRL, and measure how far that drifts.
@@ -41,13 +51,17 @@ def sft(
         from kleash.integrations.trl.config import SFTRunConfig
 
         config = load(SFTRunConfig, config_file, overrides or ())
-    _run(config, vacant_directory(run, config_file.stem), Screen(as_json=as_json))
+    screen = Screen(as_json=as_json)
+    _run(
+        config, vacant_directory(run, config_file.stem), signing_key(screen, passphrase_fd), screen
+    )
 
 
 def dpo(
     config_file: ConfigFile,
     overrides: Overrides = None,
     run: RunOption = None,
+    passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Train on preference pairs with TRL's DPO, and measure how far that drifts.
@@ -58,16 +72,22 @@ def dpo(
         from kleash.integrations.trl.config import DPORunConfig
 
         config = load(DPORunConfig, config_file, overrides or ())
-    _run(config, vacant_directory(run, config_file.stem), Screen(as_json=as_json))
+    screen = Screen(as_json=as_json)
+    _run(
+        config, vacant_directory(run, config_file.stem), signing_key(screen, passphrase_fd), screen
+    )
 
 
-def _run(config: "DPORunConfig | SFTRunConfig", directory: Path, screen: Screen) -> None:
+def _run(
+    config: "DPORunConfig | SFTRunConfig", directory: Path, signer: SigningKey, screen: Screen
+) -> None:
     with trl_extra():
         from kleash.integrations.trl.run import train_baseline
     interrupted = False
     try:
         # Closing it ends the run as Ctrl-C inside it does.
-        with closing(train_baseline(config, directory)) as records, screen.progress() as steps:
+        training = train_baseline(config, directory, signers=[signer])
+        with closing(training) as records, screen.progress() as steps:
             _watch(records, config.train.steps, screen, steps)
     except KeyboardInterrupt:
         interrupted = True

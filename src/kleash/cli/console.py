@@ -5,8 +5,11 @@ Whatever comes from a model, a file or the outside passes through `plain`: a ter
 
 import json
 import math
+import os
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from getpass import getpass
 from typing import Any
 
 from rich.console import Console, Group, JustifyMethod
@@ -23,13 +26,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from kleash.errors import KleashError
+from kleash.errors import InputError, KleashError
 from kleash.report.text import DASH, visible
 
 LEASH = 0.2
 """How far from its target, relatively, a KL still counts as held."""
 _LINES = 10
 """Lines of progress where there is no terminal to draw a bar on."""
+_PASSPHRASE = 4096
+"""Bytes of the longest passphrase."""
 
 
 def plain(value: object) -> str:
@@ -143,6 +148,25 @@ class Screen:
             table.add_row(*(Text(line(cell)) for cell in row))
         self._out.print(table)
 
+    def ask_passphrase(self, what: str, fd: int | None = None) -> bytes:
+        """A passphrase: a line from a file descriptor where one is given, else what is typed, unseen.
+
+        Raises:
+            InputError: there is no terminal to type it at, or nothing can be read, or it is empty.
+        """
+        if fd is None and not sys.stdin.isatty():
+            raise InputError(
+                "the signing key needs a passphrase, and there is no terminal to ask at",
+                do="give it with --passphrase-fd N, as in `--passphrase-fd 3 3< file`",
+            )
+        try:
+            given = getpass(f"{what}: ").encode() if fd is None else _line_of(fd)
+        except (OSError, EOFError, OverflowError, UnicodeError) as error:
+            raise InputError("the passphrase cannot be read", got=str(error)) from error
+        if not given:
+            raise InputError("the passphrase is empty")
+        return given
+
     def error(self, error: KleashError) -> None:
         """What went wrong, what was expected, what was got, what to do: one screen, on stderr."""
         parts = (("expected", error.expected), ("got", error.got), ("do", error.do))
@@ -212,6 +236,14 @@ class Steps:
                 "", total=steps, label=Text(line(label)), figures=figures
             )
         self._bars.update(self._tasks[label], completed=step, figures=figures, refresh=True)
+
+
+def _line_of(fd: int) -> bytes:
+    """The first line that a file descriptor gives, without its end."""
+    given = b""
+    while b"\n" not in given and len(given) < _PASSPHRASE and (more := os.read(fd, _PASSPHRASE)):
+        given += more
+    return given.partition(b"\n")[0].removesuffix(b"\r")
 
 
 def _screenful(text: str, lines: int = 10, width: int = 160) -> str:

@@ -8,8 +8,16 @@ from rich.console import JustifyMethod
 from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, fixed, kl_text, line
-from kleash.cli.options import AsJson, Overrides, train_extra, vacant_directory
+from kleash.cli.options import (
+    AsJson,
+    Overrides,
+    PassphraseFd,
+    passphrase,
+    train_extra,
+    vacant_directory,
+)
 from kleash.config import build, override
+from kleash.ledger import open_signing_key
 from kleash.replay import Verification, verify_run
 from kleash.report import load_run, render_runs, write_report
 from kleash.report.text import interval, number
@@ -35,6 +43,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     overrides: Overrides = None,
+    passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a proxy reward, then train against it free, with a fixed β, and on a leash.
@@ -47,9 +56,13 @@ def demo(
 
     config = build(DemoConfig, override({"seed": seed}, overrides or ()), "--set")
     directory = vacant_directory(out, "demo")
+    secret = passphrase(screen, passphrase_fd)
+    open_signing_key(
+        passphrase=secret
+    )  # that it can be had is better known before the work than after
     with screen.progress() as steps:
         result = run_demo(
-            directory, config, lambda event: show_event(event, config.kl_target, steps)
+            directory, config, lambda event: show_event(event, config.kl_target, steps), secret
         )
     verifications = [verify_run(Path(arm.run)) for arm in result.arms]
     report = directory / "report.html"

@@ -21,6 +21,7 @@ from kleash.cli.baselines import dpo, sft
 from kleash.cli.console import Screen
 from kleash.cli.demo import demo
 from kleash.cli.lab import lab
+from kleash.cli.ledger import ledger
 from kleash.cli.models import models
 from kleash.cli.reward import reward, score
 from kleash.cli.train import train
@@ -46,6 +47,7 @@ app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)
 app.command(epilog="Example: kleash report runs/tiny_ppo runs/tiny_ppo-2 --out both.html")(report)
 app.add_typer(models, name="models")
 app.add_typer(lab, name="lab")
+app.add_typer(ledger, name="ledger")
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from kleash.cli.console import Screen
 from kleash.errors import InputError
+from kleash.ledger import SigningKey, default_key_path, needs_passphrase, open_signing_key
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout; progress goes to stderr.")
@@ -23,6 +25,16 @@ ProblemFile = Annotated[
         metavar="FILE",
         help='A problem as JSON: "vocab", "length", "ref_logits", "rewards".',
         show_default="a built-in one, 8 tokens, 4 steps",
+    ),
+]
+PassphraseFd = Annotated[
+    int | None,
+    typer.Option(
+        "--passphrase-fd",
+        metavar="N",
+        min=0,
+        help="Read the signing key's passphrase from this file descriptor.",
+        show_default="asked for, where the key has one",
     ),
 ]
 
@@ -78,6 +90,27 @@ def _extra(name: str, packages: set[str], what: str) -> Generator[None]:
             got=f"no {missing}",
             do=f"pip install 'kleash[{name}]'",
         ) from error
+
+
+def passphrase(screen: Screen, passphrase_fd: int | None = None) -> bytes | None:
+    """The passphrase of the signing key, where it has one or is to have one as it is made.
+
+    Raises:
+        InputError: it is needed and there is no way to ask.
+    """
+    path = default_key_path()
+    if passphrase_fd is None and not (path.exists() and needs_passphrase(path)):
+        return None
+    return screen.ask_passphrase(f"passphrase of {path}", passphrase_fd)
+
+
+def signing_key(screen: Screen, passphrase_fd: int | None = None) -> SigningKey:
+    """The key that signs what is made here, itself made where there is none.
+
+    Raises:
+        InputError: it can't be had, or not with this passphrase.
+    """
+    return open_signing_key(passphrase=passphrase(screen, passphrase_fd))
 
 
 def vacant_directory(given: Path | None, name: str) -> Path:

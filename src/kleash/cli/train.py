@@ -10,7 +10,15 @@ import typer
 from rich.text import Text
 
 from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text, line
-from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
+from kleash.cli.options import (
+    AsJson,
+    ConfigFile,
+    Overrides,
+    PassphraseFd,
+    signing_key,
+    train_extra,
+    vacant_directory,
+)
 from kleash.config import load
 from kleash.errors import KleashError, TamperError
 from kleash.ledger import read
@@ -39,6 +47,7 @@ def train(
             "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
         ),
     ] = False,
+    passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy against a reward, on a measured leash.
@@ -54,10 +63,11 @@ def train(
 
     config = load(RunConfig, config_file, overrides or ())
     directory = vacant_directory(run, config_file.stem)
+    signers = [signing_key(screen, passphrase_fd)]
     interrupted = False
     try:
         # Closing it ends the run as Ctrl-C inside it does.
-        training = run_training(config, directory, skip_self_test=skip_self_test)
+        training = run_training(config, directory, skip_self_test=skip_self_test, signers=signers)
         with closing(training) as records, screen.progress() as steps:
             watch(noting(_noting_self_test(records, directory, screen), screen), config, steps)
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from kleash.lab.mdp import MDP, optimum
 from kleash.lab.preferences import fit_preferences
 from kleash.lab.processes import side_by_side
 from kleash.lab.tabular import Table, table_reward, tabular, value_column
-from kleash.ledger import Ledger
+from kleash.ledger import Ledger, SigningKey
 from kleash.models.hub import freeze
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
@@ -51,7 +51,7 @@ BUDGETS: dict[str, Budget] = {
     "gspo": Budget(512, 1500, 0.05, {"num_epochs": 1, "num_minibatches": 1}),
     # A natural step is of what was drawn in each row: many visits, about one of them for damping, and products enough
     # for conjugate gradients to come to the rarest.
-    "trpo": Budget(32_768, 100, 1.0, {"cg_iterations": 20, "cg_damping": 1e-5}),
+    "trpo": Budget(32_768, 125, 1.0, {"cg_iterations": 20, "cg_damping": 1e-5}),
     "dpo": Budget(4096, 2000, 0.05),
 }
 """Where an algorithm needs another than `PLAIN`."""
@@ -160,7 +160,8 @@ def solve(
         )
         return _attained(mdp, policy, beta, started)
     setup = set_up(mdp, configure(mdp, name, beta, seed, budget, sections or {}))
-    with TemporaryDirectory() as directory, Ledger.create(Path(directory)) as ledger:
+    signers = [SigningKey.generate()]  # a record that nobody keeps
+    with TemporaryDirectory() as directory, Ledger.create(Path(directory), signers) as ledger:
         for record in run_loop(setup, ledger):
             observer(record.step)
     table = setup.learner.policy.model

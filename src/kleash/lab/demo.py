@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kleash.control import ControlConfig
 from kleash.errors import InputError
 from kleash.lab.processes import side_by_side
+from kleash.ledger import open_signing_key
 from kleash.models.config import ModelConfig
 from kleash.models.embedded import resolve
 from kleash.models.hub import load_language_model
@@ -135,13 +136,16 @@ def arm_configs(config: DemoConfig, proxy: Path) -> dict[str, RunConfig]:
     return {name: _arm_config(config, proxy, control) for name, control in controls.items()}
 
 
-def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
+def run_demo(
+    out: Path, config: DemoConfig, observer: Observer, passphrase: bytes | None = None
+) -> DemoResult:
     """Fits the proxy, trains the three arms side by side, and measures each on fresh responses.
 
     Args:
         out: where the proxy and the runs go; it must not exist, or be empty.
         config: the demo's size and its leash.
         observer: told what a person waiting wants to see.
+        passphrase: of the signing key, which each arm's process opens for itself.
 
     Raises:
         InputError: `out` is not empty.
@@ -154,7 +158,8 @@ def run_demo(out: Path, config: DemoConfig, observer: Observer) -> DemoResult:
     first = side_by_side({"proxy": partial(make_proxy, config, out / "proxy")}, observer)
     reference, proxy_accuracy = first["proxy"]
     arms = side_by_side(
-        {name: partial(run_arm, name, config, out) for name in ARM_DIRECTORIES}, observer
+        {name: partial(run_arm, name, config, out, passphrase) for name in ARM_DIRECTORIES},
+        observer,
     )
     return DemoResult(
         arms=tuple(arms.values()),
@@ -235,10 +240,13 @@ def _arm_config(config: DemoConfig, proxy: Path, control: ControlConfig) -> RunC
     )
 
 
-def run_arm(name: str, config: DemoConfig, out: Path, observer: Observer) -> Arm:
+def run_arm(
+    name: str, config: DemoConfig, out: Path, passphrase: bytes | None, observer: Observer
+) -> Arm:
     """One arm from start to table row."""
     run = out / ARM_DIRECTORIES[name]
-    for record in train(arm_configs(config, out / "proxy")[name], run):
+    signers = [open_signing_key(passphrase=passphrase)]
+    for record in train(arm_configs(config, out / "proxy")[name], run, signers=signers):
         observer(_arm_event(name, record, config.steps))
     observer(DemoEvent(phase="evaluate", step=0, steps=1, arm=name, figures={}))
     return _evaluate(str(run / "final"), name, config, out / "proxy", str(run))

@@ -1,18 +1,10 @@
-"""The record of a run: an append-only, hash-chained file that a third party can verify. No torch.
+"""The record of a run: an append-only, hash-chained and signed ledger that a third party can verify. No torch.
 
 The bytes are fixed in docs/ledger-format.md.
 """
 
-from kleash.ledger.chain import (
-    HEAD_FILE,
-    LEDGER_FILE,
-    Chain,
-    Head,
-    Problem,
-    read,
-    verify_chain,
-)
-from kleash.ledger.entry import Entry, encode, hash_line
+from kleash.ledger.chain import has_ledger, kept_notes, read, verify_chain
+from kleash.ledger.entry import VERSION, Entry, encode, hash_line
 from kleash.ledger.evidence import (
     CHECKPOINT_DIRECTORY,
     check_checkpoints,
@@ -23,15 +15,25 @@ from kleash.ledger.evidence import (
     digest_run,
     sha256_file,
 )
+from kleash.ledger.found import Chain, Head, Problem
 from kleash.ledger.keyfile import (
     create_signing_key,
     default_key_path,
+    encrypt_signing_key,
     needs_passphrase,
     open_signing_key,
     read_public_key,
     read_signing_key,
 )
 from kleash.ledger.keys import ED25519, ML_DSA_44, PublicKey, SigningKey, parse_vkey
+from kleash.ledger.layout import (
+    GENESIS_FILE,
+    HEAD_NOTE,
+    Genesis,
+    note_name,
+    place_of,
+    segment_name,
+)
 from kleash.ledger.measurement import MeasurementEntry
 from kleash.ledger.merkle import (
     Frontier,
@@ -54,20 +56,26 @@ from kleash.ledger.note import (
 from kleash.ledger.paths import refusal
 from kleash.ledger.proof import PROOF_SUFFIX, Proven, check_proof, prove
 from kleash.ledger.steps import Kind, kind_of, steps_due, steps_made
-from kleash.ledger.store import Ledger
+from kleash.ledger.store import REPEATED, Ledger
 from kleash.ledger.update import UpdateEntry
+from kleash.ledger.version1 import HEAD_FILE, LEDGER_FILE
 
 __all__ = [
     "CHECKPOINT_DIRECTORY",
     "ED25519",
+    "GENESIS_FILE",
     "HEAD_FILE",
+    "HEAD_NOTE",
     "LEDGER_FILE",
     "ML_DSA_44",
     "PROOF_SUFFIX",
+    "REPEATED",
+    "VERSION",
     "Chain",
     "Checkpoint",
     "Entry",
     "Frontier",
+    "Genesis",
     "Head",
     "Kind",
     "Ledger",
@@ -89,22 +97,28 @@ __all__ = [
     "default_key_path",
     "digest_run",
     "encode",
+    "encrypt_signing_key",
+    "has_ledger",
     "hash_line",
     "inclusion_proof",
+    "kept_notes",
     "kind_of",
     "needs_passphrase",
+    "note_name",
     "note_text",
     "open_checkpoint",
     "open_note",
     "open_signing_key",
     "parse_checkpoint",
     "parse_vkey",
+    "place_of",
     "prove",
     "read",
     "read_public_key",
     "read_signing_key",
     "refusal",
     "root_of",
+    "segment_name",
     "sha256_file",
     "sign_checkpoint",
     "sign_note",

@@ -10,7 +10,9 @@ from typing import Any
 
 from kleash.errors import TamperError
 
-VERSION = 1
+VERSION = 2
+"""Of the format that is written."""
+READ_VERSIONS = (1, 2)
 MAX_LINE = 1 << 20
 """Bytes of the longest line, LF not counted."""
 MAX_DEPTH = 16
@@ -37,12 +39,19 @@ class Entry:
     """Hash of the entry before."""
     leaf: str
     """Hash of this entry."""
+    v: int = VERSION
+    """Version of the format."""
 
     @property
     def line(self) -> bytes:
         """Its bytes, without the line feed: there is one way to write it."""
         return encode_entry(
-            seq=self.seq, type=self.type, time=self.time, body=self.body, prev=self.prev
+            seq=self.seq,
+            type=self.type,
+            time=self.time,
+            body=self.body,
+            prev=self.prev,
+            v=self.v,
         )
 
 
@@ -68,11 +77,11 @@ def hash_line(line: bytes) -> str:
     return hashlib.sha256(b"\x00" + line).hexdigest()
 
 
-def encode_entry(*, seq: int, type: str, time: str, body: Mapping[str, Any], prev: str) -> bytes:
+def encode_entry(
+    *, seq: int, type: str, time: str, body: Mapping[str, Any], prev: str, v: int = VERSION
+) -> bytes:
     """The line of an entry, without its LF."""
-    return encode(
-        {"v": VERSION, "seq": seq, "type": type, "time": time, "prev": prev, "body": body}
-    )
+    return encode({"v": v, "seq": seq, "type": type, "time": time, "prev": prev, "body": body})
 
 
 def parse_entry(line: bytes) -> Entry:
@@ -86,7 +95,7 @@ def parse_entry(line: bytes) -> Entry:
         raise TamperError("not a ledger entry", expected=f"the fields {', '.join(sorted(_FIELDS))}")
     fits = (
         type(data["v"]) is int
-        and data["v"] == VERSION
+        and data["v"] in READ_VERSIONS
         and type(data["seq"]) is int
         and isinstance(data["body"], dict)
         and _matches(_TYPE, data["type"])
@@ -102,6 +111,7 @@ def parse_entry(line: bytes) -> Entry:
         body=data["body"],
         prev=data["prev"],
         leaf=hash_line(line),
+        v=data["v"],
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kleash.errors import TamperError
-from kleash.ledger.chain import Problem
 from kleash.ledger.entry import MAX_LINE, Entry, encode
+from kleash.ledger.found import Problem
 from kleash.ledger.manifest import check_sealed
 from kleash.ledger.measurement import MeasurementEntry
 from kleash.ledger.paths import LEADS_OUT, leads_out, open_regular, refusal

@@ -100,6 +100,28 @@ def create_signing_key(key: SigningKey, path: Path, *, passphrase: bytes | None 
     return True
 
 
+def encrypt_signing_key(key: SigningKey, path: Path, passphrase: bytes) -> None:
+    """Keep `key` at `path` encrypted, in place of the same key as it lay there in the clear.
+
+    The new file is whole and synced before it takes the old one's name. The old one's bytes may stay on the disk, and
+    in copies of it, until they are written over: a key that was exposed is to be replaced, not encrypted.
+
+    Raises:
+        InputError: the passphrase is empty.
+        ResourceError: the file cannot be written.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    create_signing_key(key, new, passphrase=passphrase)
+    try:
+        new.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise ResourceError(
+            f"the signing key {str(path)!a} cannot be replaced", got=error.strerror or str(error)
+        ) from error
+
+
 def read_signing_key(path: Path, *, passphrase: bytes | None = None) -> SigningKey:
     """The signing key in a file.
 

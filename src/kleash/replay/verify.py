@@ -1,24 +1,28 @@
 """Verification of a run: its ledger's bytes, what they say, and the files that they vouch for."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kleash.errors import InputError
 from kleash.ledger import (
+    GENESIS_FILE,
     HEAD_FILE,
     LEDGER_FILE,
     Chain,
     Entry,
     MeasurementEntry,
     Problem,
+    PublicKey,
     UpdateEntry,
     check_checkpoints,
     check_config,
     check_files,
     check_metrics,
+    has_ledger,
     kind_of,
     refusal,
     steps_made,
@@ -43,6 +47,10 @@ class Verification:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     """What a reader should know that is no problem, such as the traces of a crash."""
+    keys: tuple[PublicKey, ...] = ()
+    """By which the ledger says it is signed, and is; none in a ledger of version 1."""
+    trusted: bool = False
+    """Whether one of these was asked for: else they are the ledger's own word for whose it is."""
 
     @property
     def ok(self) -> bool:
@@ -57,19 +65,29 @@ class Verification:
             "steps": self.steps,
             "entries": self.entries,
             "head": self.head,
+            "keys": [key.vkey for key in self.keys],
+            "key_trusted": self.trusted,
             "checks": list(self.checks),
             "problems": [problem.to_json() for problem in self.problems],
             "notes": list(self.notes),
         }
 
 
-def verify_run(path: Path, expected_head: str | None = None) -> Verification:
-    """Check a run directory, or a ledger alone (its directory or its file).
+def verify_run(
+    path: Path,
+    expected_head: str | None = None,
+    *,
+    keys: Iterable[PublicKey] | None = None,
+    since: bytes | None = None,
+) -> Verification:
+    """Check a run directory, or a ledger alone (its directory or a file of it).
 
     Args:
         path: what to verify.
         expected_head: a head hash noted earlier. It must be in the chain, so that nothing up to it
             was changed since.
+        keys: those whose word is taken: one of them must sign the ledger.
+        since: a signed checkpoint kept earlier. The ledger must begin with what it was of.
 
     Raises:
         InputError: there is no ledger at `path`, or `expected_head` is no hash.
@@ -77,15 +95,19 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
     if expected_head is not None and not re.fullmatch("[0-9a-f]{64}", expected_head):
         raise InputError("the expected head is not a hash", expected="64 hexadecimal digits")
     ledger, run = _locate(path)
-    chain = _chain_of(ledger, run)
+    keys = None if keys is None else tuple(keys)
+    chain = _chain_of(ledger, run, keys, since)
     checks, problems, notes = ["chain", "head"], list(chain.problems), list(chain.notes)
+    checks += ["signatures"] if chain.version > 1 else []
+    checks += ["key"] if keys is not None else []
+    checks += ["checkpoint"] if since is not None else []
     if expected_head is not None:
         checks.append("expected head")
         problems += _check_pin(chain, expected_head)
     status = ENDINGS.get(chain.entries[-1].type, "unfinished") if chain.entries else "unfinished"
     if not problems:  # what a broken chain says is nobody's word
         checks += ["sequence", "replay"]
-        problems += check_sequence(chain.entries) + replay(chain.entries)
+        problems += check_sequence(chain.entries, chain.version) + replay(chain.entries)
     if not problems and run is not None:
         checks += ["config", "metrics", "checkpoints"]
         checks += ["files"] if status != "unfinished" else []
@@ -102,40 +124,45 @@ def verify_run(path: Path, expected_head: str | None = None) -> Verification:
         checks=tuple(checks),
         problems=tuple(problems),
         notes=tuple(notes),
+        keys=chain.keys,
+        trusted=keys is not None and not problems,
     )
 
 
-def _chain_of(ledger: Path, run: Path | None) -> Chain:
+def _chain_of(
+    ledger: Path, run: Path | None, keys: tuple[PublicKey, ...] | None, since: bytes | None
+) -> Chain:
     """The ledger as read, if its files are this run's own and not somewhere else."""
-    for name in (LEDGER_FILE, HEAD_FILE):
+    is_old = not os.path.lexists(ledger / GENESIS_FILE)
+    for name in (LEDGER_FILE, HEAD_FILE) if is_old else (GENESIS_FILE,):
         if what := refusal(run or ledger, ledger / name):
             where = name if run is None else f"{ledger.name}/{name}"
-            return Chain(entries=(), problems=(Problem(where=where, what=what),))
-    return verify_chain(ledger)
+            problem = Problem(where=where, what=what)
+            return Chain(entries=(), problems=(problem,), version=1 if is_old else 2)
+    return verify_chain(ledger, keys, since)
 
 
 def _locate(path: Path) -> tuple[Path, Path | None]:
     """The ledger's directory, and the run's where the path is a run's."""
-    if (path / "ledger" / LEDGER_FILE).is_file():
+    if has_ledger(path / "ledger"):
         return path / "ledger", path
-    if (path / LEDGER_FILE).is_file():
+    if has_ledger(path):
         return path, None
-    if path.is_file() and path.name == LEDGER_FILE:
+    if path.is_file() and path.name in (LEDGER_FILE, GENESIS_FILE):
         return path.parent, None
     raise InputError(
         "nothing to verify here",
         expected="a run directory, or a ledger",
         got=ascii(str(path)),
-        do="give the directory that holds ledger/ledger.jsonl",
+        do="give the directory that holds ledger/",
     )
 
 
 def _check_pin(chain: Chain, expected_head: str) -> list[Problem]:
     if any(entry.leaf == expected_head for entry in chain.entries):
         return []
-    return [
-        Problem(where=LEDGER_FILE, what="the expected head is not in the chain: it was rewritten")
-    ]
+    what = "the expected head is not in the chain: it was rewritten"
+    return [Problem(where=LEDGER_FILE if chain.version == 1 else "ledger", what=what)]
 
 
 def _check_files_of(run: Path, entries: Sequence[Entry], status: Status) -> list[Problem]:

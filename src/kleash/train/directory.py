@@ -17,6 +17,7 @@ from kleash.errors import ConfigError, KleashError, LimitError, RepeatError, Res
 from kleash.ledger import (
     CHECKPOINT_DIRECTORY,
     Ledger,
+    Signer,
     checkpoint_name,
     digest_run,
     encode,
@@ -275,12 +276,21 @@ class RunDirectory:
         return None
 
 
-def begin(run: Path, started: Mapping[str, Any], ledger: Ledger | None = None) -> Ledger:
-    """The ledger of a new run, with its first entry.
+def begin(
+    run: Path,
+    started: Mapping[str, Any],
+    signers: Sequence[Signer],
+    *,
+    plan: Mapping[str, Any] | None = None,
+    ledger: Ledger | None = None,
+) -> Ledger:
+    """The ledger of a new run, with its first entry, and its plan before anything follows from it.
 
     Args:
         run: where; it must not exist, or hold nothing that a run made.
         started: what config.json and the first entry say: `config`, `versions`, `digests`, `self_test`.
+        signers: who signs a ledger that is made here.
+        plan: what limits and steers the run; None: another trainer makes its updates.
         ledger: the run's, where it was made and nothing is in it; None: there is none.
 
     Raises:
@@ -291,8 +301,10 @@ def begin(run: Path, started: Mapping[str, Any], ledger: Ledger | None = None) -
         replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
     except OSError as error:
         raise disk_failed(run, error) from error
-    ledger = ledger or Ledger.create(run / "ledger")
+    ledger = ledger or Ledger.create(run / "ledger", signers)
     ledger.append("run.started", {**started, "kleash": __version__})
+    if plan is not None:
+        ledger.append("plan.committed", plan)
     return ledger
 
 

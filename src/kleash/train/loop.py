@@ -2,9 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Generator
 
@@ -22,7 +22,7 @@ from kleash.train.data import Shuffled
 from kleash.train.evaluate import Samples, experience_of, fresh_drift
 from kleash.train.experience import Experience
 from kleash.train.metrics import Metrics, Settings, step_metrics
-from kleash.train.progress import Progress
+from kleash.train.progress import Mark, Progress
 from kleash.train.setup import Setup, seeded
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Beside, Check, Proposal, propose_update
@@ -42,7 +42,7 @@ def run_loop(
     The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
 
     Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
-    the way to that, an update that was not accepted is undone.
+    the way, an update that was not accepted is undone.
 
     Args:
         setup: of the run.
@@ -53,31 +53,23 @@ def run_loop(
     Raises:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
-    progress = progress or Progress(setup)
-    config, learner = setup.config, setup.learner
+    config, learner, progress = setup.config, setup.learner, progress or Progress(setup)
     algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(setup)
     for step in range(progress.mark.step + 1, config.train.steps + 1):
         started, before = time.perf_counter(), progress.mark
         experience = _read(setup, progress.next_rollout())
-        refreshed = _refreshed(config, step - 1)
-        measured = measure(learner, experience, config, applied=before.kept, refreshed=refreshed)
+        measured = _measure(setup, experience, before)
         state = control.update(before.control, measured.seen, measured.signals)
-        remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
-        collected = time.perf_counter()
-        rate = _set_learning_rate(setup, step)
+        collected, rate = time.perf_counter(), _set_learning_rate(setup, step)
         targets = algorithm.targets(
             experience, state.kl_coef, config.algorithm, config.penalty.resolved
         )._replace(step_penalty=before.step_coef)
         kept, held = False, progress.hold()
-        proposal = propose_update(
-            learner,
-            algorithm,
-            experience,
-            targets,
-            config,
-            progress.generator,
-            Beside(setup.pretraining, setup.canary, _checker(config, before.guard, measured)),
-        )
+        ledger.append("update.intent", _intent(step, experience, state))
+        given = learner, algorithm, experience, targets, config, progress.generator
+        check = _checker(config, before.guard, measured)
+        beside = Beside(setup.pretraining, setup.canary, check)
+        proposal = propose_update(*given, beside)
         try:
             decision = _decide(progress, measured, targets, proposal, state, rate, go_back)
             ledger.append("update", decision.entry.to_json())
@@ -87,22 +79,51 @@ def run_loop(
                 learner.restore(proposal.snapshot)
                 progress.rewind(held)
         _apply(progress, decision, proposal, state, go_back)
-        updated, due = time.perf_counter(), _is_due(config.train, step)
+        updated = time.perf_counter()
         yield StepRecord(
             step=step,
             kl=decision.entry.kl,
             kl_coef=state.kl_coef,
-            note="; ".join(filter(None, (remark, state.note))),
+            note=_note(config, step, measured, state),
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
             seconds={"collect": collected - started, "update": updated - collected},
-            samples=samples.draw(step) if due else (),
-            breakdown={"step": step, **experience.breakdown(learner.policy)} if due else None,
+            **_shown(setup, samples, experience, step),
         )
-        if decision.entry.verdict.action == "halt":
-            reason = decision.entry.verdict.reasons[0]
-            raise _breached(progress, f"step {step}: {reason}", decision.entry.kl)
+        _halt_if_told(progress, decision.entry)
     _check_end(progress)
+
+
+def _measure(setup: Setup, experience: Experience, before: Mark) -> Measured:
+    """Reads a rollout of the policy that is about to be updated."""
+    config = setup.config
+    refreshed = _refreshed(config, before.step)
+    return measure(setup.learner, experience, config, applied=before.kept, refreshed=refreshed)
+
+
+def _note(config: RunConfig, step: int, measured: Measured, state: control.State) -> str:
+    """What there is to say of a step."""
+    remark = out_of_reach(measured, config.rl.kl_target) if step == 1 else ""
+    return "; ".join(filter(None, (remark, state.note)))
+
+
+class _Shown(TypedDict):
+    samples: tuple[Mapping[str, Any], ...]
+    breakdown: Mapping[str, Any] | None
+
+
+def _shown(setup: Setup, samples: Samples, experience: Experience, step: int) -> _Shown:
+    """What is looked at now and then: the policy's answers, and where its KL comes from."""
+    if not _is_due(setup.config.train, step):
+        return {"samples": (), "breakdown": None}
+    found = experience.breakdown(setup.learner.policy)
+    return {"samples": samples.draw(step), "breakdown": {"step": step, **found}}
+
+
+def _halt_if_told(progress: Progress, entry: UpdateEntry) -> None:
+    """Raises LimitError where the guard's verdict is to halt."""
+    if entry.verdict.action == "halt":
+        raise _breached(progress, f"step {entry.step}: {entry.verdict.reasons[0]}", entry.kl)
 
 
 def _apply(
@@ -224,6 +245,12 @@ def _concordance(config: RunConfig, experience: Experience) -> float | None:
     held_out = experience.monitor[config.reward.monitor[0]]
     groups: list[int] = experience.rollout.prompt_index.tolist()
     return concordance(experience.scores.tolist(), held_out.tolist(), groups)
+
+
+def _intent(step: int, experience: Experience, state: control.State) -> dict[str, Any]:
+    """What the next update is to be, entered before it is made."""
+    rollout = experience.rollout.sha256()
+    return {"step": step, "rollout_sha256": rollout, "kl_coef": state.kl_coef}
 
 
 def _read(setup: Setup, rollout: Rollout) -> Experience:

@@ -1,12 +1,12 @@
 """Going on with a run: what is in its directory, and whether it is the run that is asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kleash.errors import ConfigError, InputError
-from kleash.ledger import Entry, Ledger, encode, kind_of
+from kleash.ledger import REPEATED, Entry, Ledger, Signer, encode, has_ledger, kind_of
 from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
 from kleash.train.config import RunConfig
 from kleash.train.directory import REPEATING
@@ -51,18 +51,18 @@ class Restored:
     notes: tuple[str, ...]
 
 
-def find_earlier(run: Path) -> Earlier | None:
+def find_earlier(run: Path, signers: Sequence[Signer]) -> Earlier | None:
     """What there is of a run; None where nothing is.
 
     Raises:
-        InputError: something else is there, or a run that has ended for good.
+        InputError: something else is there, a run that has ended for good, or one that another key signs.
         TamperError: its ledger is not as it was written; ResourceError: another process writes it.
     """
-    if not (run / "ledger" / "ledger.jsonl").exists():
+    if not has_ledger(run / "ledger"):
         if run.is_dir() and {path.name for path in run.iterdir()} <= BEGUN:
             return None
         return None if not run.exists() else _refuse(f"{run} holds no run", "no ledger")
-    ledger, chain = Ledger.open(run / "ledger")
+    ledger, chain = Ledger.open(run / "ledger", signers)
     try:
         _check_open_ended(run, chain.entries)
     except BaseException:
@@ -138,8 +138,8 @@ def restore(earlier: Earlier, setup: Setup) -> Restored:
 
 
 def to_repeat(earlier: Earlier, step: int) -> list[Entry]:
-    """The updates that the ledger has and that are to be made again, after so many steps."""
-    return [e for e in earlier.entries if e.type == "update" and e.body["step"] > step]
+    """The updates that the ledger has and that are to be made again, after so many steps, each after its intent."""
+    return [e for e in earlier.entries if e.type in REPEATED and e.body["step"] > step]
 
 
 def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:

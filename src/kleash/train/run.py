@@ -12,7 +12,7 @@ import torch
 
 from kleash import __version__
 from kleash.errors import InputError
-from kleash.ledger import encode
+from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
@@ -56,7 +56,12 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
 
 
 def train(
-    config: RunConfig, run: Path, *, skip_self_test: bool = False, resume: bool = False
+    config: RunConfig,
+    run: Path,
+    *,
+    skip_self_test: bool = False,
+    resume: bool = False,
+    signers: Sequence[Signer] | None = None,
 ) -> Generator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
@@ -70,6 +75,7 @@ def train(
         skip_self_test: train without it, which the ledger then says.
         resume: go on with what is in the run directory, as if it had never stopped; from the beginning where nothing
             is. Steps that its ledger has and no checkpoint holds are made again, and must be the same.
+        signers: who signs the ledger; None: the signing key at its usual place, made where there is none.
 
     Raises:
         InputError, ConfigError: something that was asked for can't be had, or the self-test failed.
@@ -78,13 +84,15 @@ def train(
         RepeatError: it does not repeat itself.
     """
     with ExitStack() as stack:
-        earlier = find_earlier(run) if resume else None
+        signers = [open_signing_key()] if signers is None else signers
+        earlier = find_earlier(run, signers) if resume else None
         if earlier is not None:
             stack.enter_context(earlier.ledger)
         elif not resume:
             check_vacant(run)
         if earlier is None or not earlier.entries:
-            directory = _begin(config, run, earlier, skip_self_test=skip_self_test)
+            ledger = None if earlier is None else earlier.ledger
+            directory = _begin(config, run, ledger, signers, skip_self_test=skip_self_test)
         else:
             directory = _go_on(config, earlier)
         stack.enter_context(directory)
@@ -99,9 +107,14 @@ def train(
 
 
 def _begin(
-    config: RunConfig, run: Path, earlier: Earlier | None, *, skip_self_test: bool
+    config: RunConfig,
+    run: Path,
+    ledger: Ledger | None,
+    signers: Sequence[Signer],
+    *,
+    skip_self_test: bool,
 ) -> RunDirectory:
-    """The directory of a run at its beginning, its ledger's first entry written."""
+    """The directory of a run at its beginning, its ledger's first entries written."""
     setup = prepare(config)
     tested = None if skip_self_test else check_setup(setup)
     started = {
@@ -110,7 +123,7 @@ def _begin(
         "digests": digests(setup.learner, setup.prompts),
         "self_test": "skipped" if tested is None else tested.to_json(),
     }
-    ledger = begin(run, started, None if earlier is None else earlier.ledger)
+    ledger = begin(run, started, signers, plan=plan_of(setup), ledger=ledger)
     seed_process(config.train.seed)
     return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
 
@@ -131,6 +144,8 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
         "notes": list(restored.notes),
         "kleash": __version__,
     }
+    if len(earlier.entries) == 1:  # killed between its first entry and its plan
+        earlier.ledger.append("plan.committed", plan_of(setup))
     earlier.ledger.append("run.resumed", body)
     earlier.ledger.expect(to_repeat(earlier, step))
     directory = RunDirectory(
@@ -144,6 +159,17 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
     )
     directory.kept = restored.kept
     return directory
+
+
+def plan_of(setup: Setup) -> dict[str, Any]:
+    """What limits and steers a run, entered before its first step: none of it may change after."""
+    config, canary = setup.config, setup.canary
+    guard, rl = (section.model_dump(mode="json") for section in (config.guard, config.rl))
+    return {
+        "guard": guard,
+        "rl": rl,
+        "canary": None if canary is None else canary.rollout.sha256(),
+    }
 
 
 def _trackers(config: RunConfig) -> Trackers:

@@ -1,6 +1,6 @@
 """A run of `kleash sft` or `kleash dpo`, from its configuration to a directory like that of `kleash train`."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from kleash.integrations.trl.config import DPORunConfig, SFTRunConfig, WatchConf
 from kleash.integrations.trl.data import Rows, preference_rows, text_rows
 from kleash.integrations.trl.loop import Setup, final_drift, run_loop
 from kleash.integrations.trl.trainers import build_trainer
+from kleash.ledger import Signer, open_signing_key
 from kleash.models.policy import LanguageModel
 from kleash.records import StepRecord
 from kleash.rewards.scorers import Scorer, load_scorer
@@ -22,7 +23,9 @@ from kleash.train.run import LIBRARIES, check_vacant, digests, sha256_of, versio
 from kleash.train.setup import seeded
 
 
-def train_baseline(config: DPORunConfig | SFTRunConfig, run: Path) -> Generator[StepRecord]:
+def train_baseline(
+    config: DPORunConfig | SFTRunConfig, run: Path, *, signers: Sequence[Signer] | None = None
+) -> Generator[StepRecord]:
     """Trains, and yields the record of each measurement once it is on disk.
 
     Nothing is written before configuration, models, data and scorers are loaded and checked. After that every way out
@@ -32,12 +35,14 @@ def train_baseline(config: DPORunConfig | SFTRunConfig, run: Path) -> Generator[
     Args:
         config: the whole run.
         run: the run directory; it must not exist, or be empty.
+        signers: who signs the ledger; None: the signing key at its usual place, made where there is none.
 
     Raises:
         InputError, ConfigError: something that was asked for can't be had.
         RewardError: a scorer failed; LimitError: the guard halted the run; ResourceError: the disk failed.
     """
     check_vacant(run)
+    signers = [open_signing_key()] if signers is None else signers
     setup = prepare(config)
     started = {
         "config": config.model_dump(mode="json"),
@@ -45,7 +50,8 @@ def train_baseline(config: DPORunConfig | SFTRunConfig, run: Path) -> Generator[
         "digests": setup.digests,
     }
     no_trackers = Trackers((), str(setup.learner.policy.device))
-    with RunDirectory(run, begin(run, started), _conclusion(setup), no_trackers) as directory:
+    ledger = begin(run, started, signers)
+    with RunDirectory(run, ledger, _conclusion(setup), no_trackers) as directory:
         for record in run_loop(setup, directory.ledger):
             directory.write(record)
             yield record
