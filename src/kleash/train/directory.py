@@ -1,5 +1,6 @@
 """A run's directory: everything written around the loop, and an ending for every way it can end."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +14,20 @@ from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 
 from kleash import __version__
-from kleash.errors import ConfigError, KleashError, LimitError, RepeatError, ResourceError
+from kleash.errors import (
+    ConfigError,
+    KleashError,
+    LimitError,
+    RepeatError,
+    ResourceError,
+    TamperError,
+)
 from kleash.ledger import Ledger, digest_run, encode, read, steps_made
-from kleash.ledger.durable import replace_file
+from kleash.ledger.durable import make_directory, replace_file, sync_directory, sync_tree
 from kleash.models.hub import save_language_model
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading, StepRecord
-from kleash.train.checkpoint import Saved, keep_only, save_checkpoint
+from kleash.train.checkpoint import Extent, Saved, keep_only, random_tensors, save_checkpoint
 from kleash.train.loop import metrics_line
 from kleash.train.progress import Progress
 
@@ -39,22 +47,33 @@ class Lines:
 
     def __init__(self, path: Path, length: int | None = None) -> None:
         self.file = path.open("wb" if length is None else "r+b", buffering=0)
+        content = self.file.read() if length is not None else b""
         self.length = length or 0
-        self.file.seek(self.length)
-        self.ahead = self.file.read() if length is not None else b""
+        self.ahead = content[self.length :]
+        self._digest = hashlib.sha256(content[: self.length])
 
     def write(self, lines: bytes) -> None:
         """Adds lines; they are on the disk when this returns."""
         if lines and self.ahead.startswith(lines):
             self.ahead = self.ahead[len(lines) :]
         elif lines:
-            self.file.truncate(self.length)
-            self.file.seek(self.length)
-            self.ahead = b""
+            self.cut()
             if self.file.write(lines) != len(lines):
                 raise OSError(0, "no space for the whole of it")
             os.fsync(self.file.fileno())
         self.length += len(lines)
+        self._digest.update(lines)
+
+    def cut(self) -> None:
+        """Takes off what is there beyond what was written."""
+        self.file.truncate(self.length)
+        self.file.seek(self.length)
+        self.ahead = b""
+
+    @property
+    def extent(self) -> Extent:
+        """How long it is, and what it holds so far."""
+        return Extent(self.length, self._digest.hexdigest())
 
     def close(self) -> None:
         """Closes it; closing it twice is no fault."""
@@ -73,15 +92,23 @@ class _Files:
         """New ones; or those that are there, of which so many bytes stay."""
         named = {field.name: run / f"{field.name}.jsonl" for field in fields(cls)}
         if lengths is None:
-            return cls(**{name: Lines(path) for name, path in named.items()})
-        for path in named.values():
-            path.touch()
-        kept = {name: lengths.get(name, path.stat().st_size) for name, path in named.items()}
-        return cls(**{name: Lines(path, kept[name]) for name, path in named.items()})
+            files = cls(**{name: Lines(path) for name, path in named.items()})
+        else:
+            for path in named.values():
+                path.touch()
+            kept = {name: lengths.get(name, _whole_lines(path)) for name, path in named.items()}
+            files = cls(**{name: Lines(path, kept[name]) for name, path in named.items()})
+        sync_directory(run)
+        return files
 
-    def lengths(self) -> dict[str, int]:
+    def extents(self) -> dict[str, Extent]:
         """Of those that repeat bit for bit: times don't."""
-        return {name: getattr(self, name).length for name in REPEATING}
+        return {name: getattr(self, name).extent for name in REPEATING}
+
+
+def _whole_lines(path: Path) -> int:
+    """The bytes of a file up to the end of its last whole line."""
+    return path.read_bytes().rfind(b"\n") + 1
 
 
 class Trackers(NamedTuple):
@@ -163,6 +190,8 @@ class RunDirectory:
         except OSError as error:
             raise disk_failed(self.run, error) from error
         self.last = record
+        if self.progress is not None:
+            self.progress.process = random_tensors()
         if self.tracker is not None:
             known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
             self.tracker.log({**known, **_seconds(record)}, step=record.step)
@@ -178,25 +207,16 @@ class RunDirectory:
         if step == 0 or step in self.kept:
             return
         try:
-            saved = save_checkpoint(self.run, self.progress, self.files.lengths())
-            self._record(step, saved.manifest_sha256)
+            recorded = self.recorded.get(step)
+            saved = save_checkpoint(self.run, self.progress, self.files.extents(), recorded)
+            if recorded is None:
+                body = {"step": step, "manifest_sha256": saved.manifest_sha256}
+                self.ledger.append("checkpoint.saved", body)
+                self.recorded[step] = saved.manifest_sha256
             self.kept = [*self.kept, step][-KEPT:]
             keep_only(self.run, self.kept)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TamperError) as error:
             raise disk_failed(self.run, error) from error
-
-    def _record(self, step: int, digest: str) -> None:
-        """That there is a checkpoint, if that is not known; one that is made again must be the same."""
-        if step not in self.recorded:
-            self.ledger.append("checkpoint.saved", {"step": step, "manifest_sha256": digest})
-            self.recorded[step] = digest
-        elif self.recorded[step] != digest:
-            raise RepeatError(
-                f"the run does not repeat itself: its checkpoint after step {step} is another",
-                expected=f"manifest {self.recorded[step]}",
-                got=digest,
-                do="go on where it was begun, with the same machine, threads and versions",
-            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
@@ -207,6 +227,8 @@ class RunDirectory:
             # The ledger closed itself when the disk failed: there is nothing more to be written.
             if kind is not ResourceError:
                 self._end(error)
+        except OSError as failure:
+            raise disk_failed(self.run, failure) from failure
         finally:
             for field in fields(_Files):
                 getattr(self.files, field.name).close()
@@ -218,6 +240,10 @@ class RunDirectory:
         status, reason = _ending(error)
         # Whoever interrupts wants an end, and what failed may fail again.
         measured = error is None or isinstance(error, LimitError)
+        if measured and self.progress is not None:  # what is there from here on, stays
+            keep_only(self.run, self.kept)
+            for name in REPEATING:
+                getattr(self.files, name).cut()
         conclusion = self.conclude(Ending(status, self.last, measured))
         drift, failure = conclusion.drift, self._save(conclusion)
         if failure is not None:
@@ -246,6 +272,7 @@ class RunDirectory:
         """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
         try:
             save_language_model(conclusion.policy, self.run / "final", conclusion.card)
+            sync_tree(self.run / "final")
         except (OSError, SafetensorError) as error:
             failure = disk_failed(self.run / "final", error)
             failure.__cause__ = error
@@ -265,12 +292,19 @@ def begin(run: Path, started: Mapping[str, Any], ledger: Ledger | None = None) -
         ResourceError: the disk failed.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
+        make_directory(run)
     except OSError as error:
         raise disk_failed(run, error) from error
-    ledger = ledger or Ledger.create(run / "ledger")
-    ledger.append("run.started", {**started, "kleash": __version__})
+    ledger = ledger or Ledger.create(run / "ledger")  # first: it keeps others out
+    try:
+        replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
+        ledger.append("run.started", {**started, "kleash": __version__})
+    except OSError as error:
+        ledger.close()
+        raise disk_failed(run, error) from error
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 

@@ -35,8 +35,7 @@ def run_loop(
 
     The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
 
-    Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
-    the way to that, an update that was not accepted is undone.
+    Each record is durable in the ledger before its update is kept, and yielded after; what was not accepted is undone.
 
     Args:
         setup: of the run.
@@ -48,7 +47,7 @@ def run_loop(
     """
     progress = progress or Progress(setup)
     config, learner = setup.config, setup.learner
-    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(setup)
+    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(progress)
     for step in range(progress.mark.step + 1, config.train.steps + 1):
         started, before = time.perf_counter(), progress.mark
         experience = _read(setup, progress.next_rollout())
@@ -238,15 +237,18 @@ def _set_learning_rate(setup: Setup, step: int) -> float:
     return rate
 
 
-def _samples(setup: Setup) -> Samples:
-    config = setup.config
-    return Samples(
+def _samples(progress: Progress) -> Samples:
+    setup, config = progress.setup, progress.setup.config
+    samples = Samples(
         setup.learner,
         setup.prompts[: config.train.num_samples],
         config.rollout,
         (setup.reward, setup.monitors),
         lambda: seeded(config.train.seed, "samples"),
+        progress.answers,
     )
+    progress.answers = samples.reference
+    return samples
 
 
 def _is_due(train: TrainConfig, step: int) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kleash import __version__
-from kleash.errors import InputError
+from kleash.errors import InputError, ResourceError
 from kleash.ledger import encode
 from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
@@ -32,6 +32,7 @@ from kleash.train.directory import (
     Trackers,
     begin,
     check_trackers,
+    disk_failed,
 )
 from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import final_drift, run_loop
@@ -43,6 +44,7 @@ from kleash.train.resume import (
     check_digests,
     check_same,
     find_earlier,
+    last_record,
     restore,
     to_repeat,
 )
@@ -74,14 +76,14 @@ def train(
         TamperError: the run that is to be gone on with is not as it was written.
         RepeatError: it does not repeat itself.
     """
-    with ExitStack() as stack:
+    with _outside(run), ExitStack() as stack:
         earlier = find_earlier(run) if resume else None
         if earlier is not None:
             stack.enter_context(earlier.ledger)
         elif not resume:
             check_vacant(run)
         if earlier is None or not earlier.entries:
-            directory = _begin(config, run, earlier, skip_self_test=skip_self_test)
+            directory = _begin(config, run, stack, earlier, skip_self_test=skip_self_test)
         else:
             directory = _go_on(config, earlier)
         stack.enter_context(directory)
@@ -94,7 +96,7 @@ def train(
 
 
 def _begin(
-    config: RunConfig, run: Path, earlier: Earlier | None, *, skip_self_test: bool
+    config: RunConfig, run: Path, stack: ExitStack, earlier: Earlier | None, *, skip_self_test: bool
 ) -> RunDirectory:
     """The directory of a run at its beginning, its ledger's first entry written."""
     setup = prepare(config)
@@ -106,6 +108,7 @@ def _begin(
         "self_test": "skipped" if tested is None else tested.to_json(),
     }
     ledger = begin(run, started, None if earlier is None else earlier.ledger)
+    stack.enter_context(ledger)
     seed_process(config.train.seed)
     return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
 
@@ -137,8 +140,24 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
         restored.lengths,
         earlier.saved,
     )
-    directory.kept = restored.kept
+    directory.kept, directory.last = restored.kept, last_record(earlier, step)
     return directory
+
+
+@contextmanager
+def _outside(run: Path) -> Generator[None]:
+    """Says of what failed outside of kleash where it did."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_failed(run, error) from error
+    except MemoryError as error:
+        raise ResourceError(
+            f"there is no memory left for {run}",
+            expected="room for the models, the optimiser and a copy of both",
+            got=str(error),
+            do="lower train.micro_batch_size, then go on with the run",
+        ) from error
 
 
 def _trackers(config: RunConfig) -> Trackers:
