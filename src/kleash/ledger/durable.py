@@ -59,7 +59,13 @@ def discard_directory(path: Path) -> None:
         shutil.rmtree(doomed)
     path.rename(doomed)
     sync_directory(path.parent)
-    shutil.rmtree(doomed)
+    remove_directory(doomed)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory with all that is in it; it does not come back."""
+    shutil.rmtree(path)
+    sync_directory(path.parent)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -26,7 +26,12 @@ from torch import Tensor
 from kleash import control
 from kleash.errors import RepeatError, TamperError
 from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
-from kleash.ledger.durable import discard_directory, make_directory, publish_directory
+from kleash.ledger.durable import (
+    discard_directory,
+    make_directory,
+    publish_directory,
+    remove_directory,
+)
 from kleash.ledger.manifest import check_sealed, seal
 from kleash.models.hub import load_language_model, save_language_model
 from kleash.models.policy import LanguageModel
@@ -129,7 +134,7 @@ def keep_only(run: Path, steps: Iterable[int]) -> None:
         if path in kept or not OURS.fullmatch(path.name):
             continue
         if path.name.startswith("."):
-            shutil.rmtree(path)
+            remove_directory(path)
         else:
             discard_directory(path)
 

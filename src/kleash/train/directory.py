@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,7 +48,11 @@ class Lines:
 
     def __init__(self, path: Path, length: int | None = None) -> None:
         self.file = path.open("wb" if length is None else "r+b", buffering=0)
-        content = self.file.read() if length is not None else b""
+        try:
+            content = self.file.read() if length is not None else b""
+        except BaseException:
+            self.file.close()
+            raise
         self.length = length or 0
         self.ahead = content[self.length :]
         self._digest = hashlib.sha256(content[: self.length])
@@ -91,15 +96,17 @@ class _Files:
     def open(cls, run: Path, lengths: Mapping[str, int] | None) -> Self:
         """New ones; or those that are there, of which so many bytes stay."""
         named = {field.name: run / f"{field.name}.jsonl" for field in fields(cls)}
-        if lengths is None:
-            files = cls(**{name: Lines(path) for name, path in named.items()})
-        else:
-            for path in named.values():
-                path.touch()
-            kept = {name: lengths.get(name, _whole_lines(path)) for name, path in named.items()}
-            files = cls(**{name: Lines(path, kept[name]) for name, path in named.items()})
-        sync_directory(run)
-        return files
+        with ExitStack() as opened:
+            lines: dict[str, Lines] = {}
+            for name, path in named.items():
+                kept = None
+                if lengths is not None:
+                    path.touch()
+                    kept = lengths.get(name, _whole_lines(path))
+                lines[name] = opened.enter_context(closing(Lines(path, kept)))
+            sync_directory(run)
+            opened.pop_all()
+        return cls(**lines)
 
     def extents(self) -> dict[str, Extent]:
         """Of those that repeat bit for bit: times don't."""
@@ -271,6 +278,7 @@ class RunDirectory:
     def _save(self, conclusion: Conclusion) -> ResourceError | None:
         """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
         try:
+            make_directory(self.run / "final")
             save_language_model(conclusion.policy, self.run / "final", conclusion.card)
             sync_tree(self.run / "final")
         except (OSError, SafetensorError) as error:
