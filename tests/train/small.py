@@ -4,7 +4,10 @@ Beside it what such a run is made from, and what is left of it when it is over.
 """
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -73,6 +76,14 @@ def small_settings(
             **train,
         },
     }
+
+
+@contextmanager
+def in_memory() -> Generator[Path]:
+    """A directory that no disk is behind, where there can be one: a sync of it takes no time."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+        yield Path(directory).resolve()
 
 
 def remains(run: Path) -> dict[str, bytes]:

@@ -462,7 +462,9 @@ def test_what_a_reward_draws_from_the_processes_streams_is_drawn_again(
     _broken["draws"] = True
     expected = whole(settings)
     directory = broken_off(settings, tmp_path / "run", step)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     run(settings, directory, resume=True)
     assert_same(directory, expected)
 

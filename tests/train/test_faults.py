@@ -1,0 +1,180 @@
+"""Every call to the disk fails once, as it can: the run says so, loses nothing, and goes on when all is well again."""
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kleash.errors import InputError, KleashError, ResourceError, TamperError
+from kleash.replay import verify_run
+from kleash.train.config import RunConfig
+from kleash.train.run import train
+from tests.train.disk import KINDS, Disk, Killed, Kind, watched
+from tests.train.small import in_memory, remains, small_settings
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with in_memory() as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def config(place: Path) -> RunConfig:
+    """Two steps and two checkpoints."""
+    settings: dict[str, Any] = small_settings(
+        place, steps=3, checkpoint_every=1, num_samples=1, sample_every=3
+    )
+    settings["rollout"] = {"num_prompts": 2, "group_size": 2, "max_new_tokens": 2}
+    return RunConfig.model_validate(settings)
+
+
+def go(config: RunConfig, run: Path, steps: int | None = None) -> None:
+    """Begins a run, or goes on with it; to its end, or to where it is killed."""
+    for record in train(config, run, skip_self_test=True, resume=True):
+        if record.step == steps:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, config: RunConfig) -> dict[str, bytes]:
+    go(config, place / "whole")
+    return remains(place / "whole")
+
+
+@pytest.fixture(scope="module", params=["a run", "going on", "going on from the one before"])
+def before(request: pytest.FixtureRequest, place: Path, config: RunConfig) -> Path | None:
+    """What there is of a run: nothing; or what a kill left, its newest checkpoint damaged or not, and some rubbish."""
+    if request.param == "a run":
+        return None
+    live, left = (place / f"{request.param}, {name}" for name in ("live", "left"))
+    steps = train(config, live, skip_self_test=True)
+    next(steps)
+    next(steps)
+    shutil.copytree(live, left)
+    steps.close()
+    if request.param != "going on":
+        (left / "checkpoints/step-000002/state.json").write_bytes(b"{}")
+        shutil.copytree(left / "checkpoints/step-000002", left / "checkpoints/.step-000003.tmp")
+        shutil.copytree(left / "checkpoints/step-000002", left / "checkpoints/.step-000001.old")
+    return left
+
+
+@pytest.fixture
+def new(place: Path, before: Path | None) -> Any:
+    """Makes the run anew, each time in the same place: it is as it was before."""
+
+    def make() -> Path:
+        run = place / f"run-{next(_numbers)}" / "run"
+        run.parent.mkdir()
+        if before is not None:
+            shutil.copytree(before, run)
+        return run
+
+    return make
+
+
+def open_files(run: Path) -> list[str]:
+    """Files below a run that this process has open."""
+    gc.collect()
+    names = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    paths = [os.readlink(name) for name in names if os.path.lexists(name)]
+    return [path for path in paths if path.startswith(str(run))]
+
+
+def fail(config: RunConfig, run: Path, nth: int, kind: Kind) -> str:
+    """Has a run's nth call fail; what is wrong with what came of it, empty where nothing is."""
+    disk, said = Disk(run.parent, nth, kind), ""
+    try:
+        with watched(disk):
+            go(config, run)
+    except (ResourceError, InputError, TamperError) as error:
+        said = str(error)
+        if isinstance(error, TamperError) and "cannot be read" not in said:
+            return f"{disk.calls[nth]}: {said}"
+    except Killed:
+        said = "killed"
+    name = disk.calls[nth]
+    if files := open_files(run):
+        return f"{name}: left open: {files}"
+    if kind in ("kill", "ENOSPC") and not said:
+        return f"{name}: nothing was said of it"
+    try:
+        found = verify_run(run)
+    except InputError:  # before its first entry
+        pass
+    else:
+        known = "checkpoints/step-000002"  # where it is damaged from the beginning
+        if found.entries and any(known not in p.where for p in found.problems):
+            return f"{name}: {found.problems} after {said}"
+    return ""
+
+
+def goes_on(config: RunConfig, run: Path, whole: dict[str, bytes]) -> str:
+    """Goes on with a run; what is wrong with that."""
+    try:
+        go(config, run)
+    except InputError as error:
+        if "has finished" not in str(error):
+            return f"can't go on: {error}"
+    except KleashError as error:
+        return f"can't go on: {error}"
+    found = verify_run(run)
+    if not found.ok:
+        return str(found.problems)
+    left = remains(run)
+    return ", ".join(sorted(n for n in {*left, *whole} if left.get(n) != whole.get(n)))
+
+
+def calls_of(config: RunConfig, run: Path) -> list[str]:
+    with watched(Disk(run.parent)) as disk:
+        go(config, run)
+    return disk.calls
+
+
+def broken(
+    config: RunConfig, new: Any, whole: dict[str, bytes], points: list[tuple[int, Kind]]
+) -> list[str]:
+    """Calls after whose failure something is wrong."""
+    wrong: list[str] = []
+    for nth, kind in points:
+        run = new()
+        what = fail(config, run, nth, kind) or goes_on(config, run, whole)
+        if what:
+            wrong.append(f"call {nth} fails by {kind}: {what}")
+        shutil.rmtree(run.parent)
+    return wrong
+
+
+def test_what_is_watched_is_what_is_not(config: RunConfig, new: Any, whole: Any) -> None:
+    run = new()
+    calls = calls_of(config, run)
+    assert remains(run) == whole
+    assert len(calls) > 100
+    seen = {"os.fsync", "os.fdatasync", "os.rename", "os.replace", "file.write", "save_file"}
+    assert seen <= {*calls}, sorted({*calls})
+
+
+def test_a_call_to_the_disk_that_fails_is_told_and_loses_nothing(
+    config: RunConfig, new: Any, whole: Any
+) -> None:
+    """Some of them; all are in the slow test."""
+    size = len(calls_of(config, new()))
+    points = [(nth, KINDS[i % 5]) for i, nth in enumerate(range(3, size, size // 9))]
+    assert broken(config, new, whole, points) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_call_to_the_disk_that_fails_is_told_and_loses_nothing(
+    config: RunConfig, new: Any, whole: Any, kind: Kind
+) -> None:
+    size = len(calls_of(config, new()))
+    assert broken(config, new, whole, [(nth, kind) for nth in range(size)]) == []
