@@ -196,9 +196,9 @@ class RunDirectory:
             files.timings.write(encode({"step": record.step, **record.seconds}) + b"\n")
         except OSError as error:
             raise disk_failed(self.run, error) from error
-        self.last = record
         if self.progress is not None:
             self.progress.process = random_tensors()
+        self.last = record
         if self.tracker is not None:
             known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
             self.tracker.log({**known, **_seconds(record)}, step=record.step)
