@@ -138,8 +138,8 @@ def live(settings: dict[str, Any], run: Path) -> None:
         pass
 
 
-def fork(settings: dict[str, Any], run: Path, log: Path) -> int:
-    """Starts a child; its number."""
+def fork(settings: dict[str, Any], run: Path, log: Path, *, is_stopped: bool = False) -> int:
+    """Starts a child, or has it wait for SIGCONT first; its number."""
     child = os.fork()
     if child:
         return child
@@ -148,6 +148,8 @@ def fork(settings: dict[str, Any], run: Path, log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if is_stopped:
+            os.kill(os.getpid(), signal.SIGSTOP)
         live(settings, run)
         code = 0
     except BaseException:
@@ -202,7 +204,7 @@ class Killer:
         self.directory, self.random, self.report = directory, random.Random(seed), Report()
         directory.mkdir(parents=True, exist_ok=True)
         tqdm.monitor_interval = 0  # or it starts a thread
-        self.settings = small_settings(directory, "tests.train.kill:reward")
+        self.settings = small_settings(directory, "tests.train.kill:reward", checkpoint_every=2)
         self.log = directory / "log.txt"
         run_module.prepare(RunConfig.model_validate(self.settings))  # imports what is left to
         assert threading.active_count() == 1, "only the thread that forks is in a child"
@@ -218,9 +220,8 @@ class Killer:
         self.report.runs += 1
         SHARED.acknowledged = 0
         for _ in range(lives):
-            if not self._kill(run):
+            if not self._kill(run) or self._has_finished(run):
                 break
-            self._look(run)
         else:
             if status := self._wait(fork(self.settings, run, self.log)):
                 self.report.stuck.append(f"{run.name}: ended with {status}")
@@ -258,15 +259,16 @@ class Killer:
             self.report.stuck.append(f"{run.name}: ended with {status}")
         return False
 
-    def _look(self, run: Path) -> None:
-        """At what a kill left: all that was acknowledged, and nothing wrong."""
+    def _has_finished(self, run: Path) -> bool:
+        """Whether a kill came after the end; what it left is all that was acknowledged, and nothing wrong."""
         if not SHARED.acknowledged:
-            return
+            return False
         found = verify_run(run)
         if not found.ok:
             self.report.stuck.append(f"{run.name}: {found.problems}")
         if found.entries < SHARED.acknowledged:
             self.report.lost.append(f"{run.name}: {found.entries} of {SHARED.acknowledged}")
+        return found.status == "finished"
 
     def _compare(self, run: Path) -> None:
         found = verify_run(run)

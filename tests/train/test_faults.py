@@ -2,8 +2,11 @@
 
 import gc
 import os
+import resource
 import shutil
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -167,14 +170,87 @@ def test_a_call_to_the_disk_that_fails_is_told_and_loses_nothing(
 ) -> None:
     """Some of them; all are in the slow test."""
     size = len(calls_of(config, new()))
-    points = [(nth, KINDS[i % 5]) for i, nth in enumerate(range(3, size, size // 9))]
+    points = [(nth, KINDS[i % 5]) for i, nth in enumerate(range(3, size, size // 5))]
     assert broken(config, new, whole, points) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
 def test_each_call_to_the_disk_that_fails_is_told_and_loses_nothing(
-    config: RunConfig, new: Any, whole: Any, kind: Kind
+    config: RunConfig, new: Any, whole: Any
 ) -> None:
+    """Each in one way; all five come in turn."""
     size = len(calls_of(config, new()))
-    assert broken(config, new, whole, [(nth, kind) for nth in range(size)]) == []
+    assert broken(config, new, whole, [(nth, KINDS[nth % 5]) for nth in range(size)]) == []
+
+
+def with_limit(config: RunConfig, run: Path, size: int) -> str:
+    """Goes on where no file can be longer than that; what is said of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        go(config, run)
+    except ResourceError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return ""
+
+
+@pytest.mark.parametrize("size", [100, 700, 1500, 2500, 4000, 6000, 9000])
+def test_where_there_is_no_room_for_a_file_a_run_says_so_and_goes_on_once_there_is(
+    config: RunConfig, place: Path, whole: dict[str, bytes], size: int
+) -> None:
+    """By a limit that the kernel keeps."""
+    run = place / f"limit-{size}" / "run"
+    run.parent.mkdir()
+    said = with_limit(config, run, size)
+    assert "cannot" in said
+    assert open_files(run) == []
+    with suppress(InputError):  # before its first entry
+        found = verify_run(run)
+        assert found.ok or not found.entries, found.problems
+    assert goes_on(config, run, whole) == ""
+
+
+ALLOCATIONS: dict[str, tuple[str, str]] = {
+    "sampling": ("kleash.train.progress", "sample"),
+    "reading": ("kleash.train.loop", "experience_of"),
+    "update": ("kleash.train.loop", "propose_update"),
+    "copy": ("kleash.train.learner", "Snapshot"),
+    "entry": ("kleash.ledger.store", "encode_entry"),
+    "line": ("kleash.train.directory", "metrics_line"),
+    "streams": ("kleash.train.directory", "random_tensors"),
+    "weights": ("kleash.train.checkpoint", "save_language_model"),
+    "state": ("kleash.train.checkpoint", "save_file"),
+    "seal": ("kleash.train.checkpoint", "seal"),
+    "reading again": ("kleash.train.checkpoint", "check_sealed"),
+    "final": ("kleash.train.directory", "save_language_model"),
+    "digests": ("kleash.train.directory", "digest_run"),
+}
+
+
+@pytest.mark.parametrize("what", ALLOCATIONS)
+def test_where_there_is_no_memory_a_run_says_so_and_goes_on_once_there_is(
+    config: RunConfig,
+    place: Path,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    run, calls = place / f"memory-{next(_numbers)}" / "run", count()
+    run.parent.mkdir()
+    module, name = ALLOCATIONS[what]
+    real = getattr(sys.modules[module], name)
+
+    def scarce(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == (what not in ("final", "digests")):  # the second time, where there is one
+            raise MemoryError
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[module], name, scarce)
+        with pytest.raises(ResourceError, match="no memory left"):
+            go(config, run)
+    assert open_files(run) == []
+    assert verify_run(run).ok, verify_run(run).problems
+    assert goes_on(config, run, whole) == ""
