@@ -28,7 +28,7 @@ def save_small_model(directory: Path, seed: int = 5) -> Path:
         tokenizer_object=tokenizer, eos_token="<e>", unk_token="<u>", pad_token="<e>"
     ).save_pretrained(directory)
     torch.manual_seed(seed)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": len(vocabulary),
         "hidden_size": 8,
         "intermediate_size": 8,

@@ -170,7 +170,9 @@ def test_a_call_to_the_disk_that_fails_is_told_and_loses_nothing(
 ) -> None:
     """Some of them; all are in the slow test."""
     size = len(calls_of(config, new()))
-    points = [(nth, KINDS[i % 5]) for i, nth in enumerate(range(3, size, size // 5))]
+    points: list[tuple[int, Kind]] = [
+        (nth, KINDS[i % 5]) for i, nth in enumerate(range(3, size, size // 5))
+    ]
     assert broken(config, new, whole, points) == []
 
 
