@@ -245,9 +245,12 @@ class Ledger:
         """Put file and head back to the last entry that was appended whole."""
         head, length = self._state
         with suppress(OSError):  # what cannot be put back, verification reports as beyond the head
-            os.ftruncate(self._file, length)
-            _sync_data(self._file)
-            self._write_head(head)
+            with suppress(OSError):
+                self._write_head(head)
+            # A head that counts an entry which was cut off could not be mended.
+            if (self._directory / HEAD_FILE).read_bytes() == head.to_bytes():
+                os.ftruncate(self._file, length)
+                _sync_data(self._file)
 
 
 def _sync_data(file: int) -> None:
