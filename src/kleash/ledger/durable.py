@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,6 +22,23 @@ def sync_data(file: int) -> None:
         os.fdatasync(file)
     else:  # macOS
         os.fsync(file)
+
+
+def sync_tree(path: Path) -> None:
+    """Has all files below a directory on the disk, and their names."""
+    for parent, _, files in os.walk(path, topdown=False):
+        for name in files:
+            sync_file(Path(parent) / name)
+        sync_directory(Path(parent))
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, with their names on the disk."""
+    missing = [each for each in path.parents if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in (path, *missing):
+        with suppress(PermissionError):  # of a directory that is not ours to read
+            sync_directory(each.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -45,10 +63,17 @@ def publish_directory(temporary: Path, target: Path) -> None:
 def discard_directory(path: Path) -> None:
     """Removes a directory; half removed it no longer has its name."""
     doomed = path.with_name(f".{path.name}.old")
-    shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.exists():
+        shutil.rmtree(doomed)
     path.rename(doomed)
     sync_directory(path.parent)
-    shutil.rmtree(doomed)
+    remove_directory(doomed)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory with all that is in it; it does not come back."""
+    shutil.rmtree(path)
+    sync_directory(path.parent)
 
 
 def _sync(path: Path, flags: int) -> None:

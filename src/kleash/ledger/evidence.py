@@ -63,7 +63,7 @@ def check_metrics(
     Args:
         run: the run's directory.
         steps: the ledger's updates, or its measurements, in order.
-        may_lack_last: the run stopped short, so its last step may not have reached the file.
+        may_lack_last: the run stopped short, so its last step may not have reached the file, or not whole.
     """
     if what := refusal(run, run / METRICS_FILE):
         return [Problem(where=METRICS_FILE, what=what)]
@@ -72,6 +72,8 @@ def check_metrics(
     try:
         with open_regular(run / METRICS_FILE) as file:
             while line := file.readline(MAX_LINE):
+                if may_lack_last and not line.endswith(b"\n"):
+                    break  # torn as it was written: no line
                 lines += 1
                 what = _compare_metrics(line, steps[lines - 1]) if lines <= len(steps) else ""
                 if what:

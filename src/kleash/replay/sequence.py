@@ -142,7 +142,8 @@ class _Order:
         return self._wrong_step(entry)
 
     def _wrong_resumption(self, entry: Entry) -> str:
-        if self.kind != "update" or self.halted or self.ended == "run.finished":
+        is_over = self.ended == "run.finished" or (self.halted and self.ended)
+        if self.kind != "update" or is_over:
             return "the run goes on, where it could not"
         self.ended, self.resumed = "", True
         return self._wrong_step(entry)

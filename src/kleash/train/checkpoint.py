@@ -3,17 +3,19 @@
 checkpoints/step-000050/
 policy/             a plain Hugging Face directory
 state.safetensors   optimiser, value head, random streams, waiting rollouts, and what else is tensors
-state.json          step, controller, tally, orders of prompts, lengths of the run's files
+state.json          step, controller, tally, orders of prompts, how much of the run's files belongs to it
 manifest.json       every file by size and digest; the ledger has the digest of this
 """
 
+import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,9 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kleash import control, guard
-from kleash.errors import TamperError
+from kleash.errors import RepeatError, TamperError
 from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
-from kleash.ledger.durable import discard_directory, publish_directory
+from kleash.ledger.durable import (
+    discard_directory,
+    make_directory,
+    publish_directory,
+    remove_directory,
+)
 from kleash.ledger.manifest import check_sealed, seal
 from kleash.models.hub import load_language_model, save_language_model
 from kleash.models.policy import LanguageModel
@@ -33,6 +40,8 @@ from kleash.train.learner import Learner
 from kleash.train.progress import Mark, Progress, Tally
 from kleash.train.setup import Setup
 
+OURS = re.compile(r"step-\d+|\.step-\d+\.(tmp|old)")
+"""Names that a checkpoint has, and while it is written or removed: nothing else is touched."""
 CARD = "A checkpoint of a kleash run, made to go on from; the run's final/ is the model.\n"
 
 
@@ -44,74 +53,129 @@ class Saved:
     manifest_sha256: str
 
 
+class Extent(NamedTuple):
+    """What of one of the run's files belongs to the steps made."""
+
+    length: int
+    """In bytes."""
+    sha256: str
+
+
+class Usable(NamedTuple):
+    """What there is of checkpoints."""
+
+    newest: Saved | None
+    """Of those that are as they were recorded."""
+    steps: list[int]
+    """Of all of those."""
+    wrong: list[str]
+    """What there is to say of those that aren't."""
+
+
 def path_of(run: Path, step: int) -> Path:
     """Where the checkpoint after so many steps is."""
     return run / CHECKPOINT_DIRECTORY / checkpoint_name(step)
 
 
-def save_checkpoint(run: Path, progress: Progress, lengths: Mapping[str, int]) -> Saved:
+def save_checkpoint(
+    run: Path, progress: Progress, files: Mapping[str, Extent], recorded: str | None = None
+) -> Saved:
     """Writes a run between two steps; when this returns it is on the disk and was found to be as written.
 
     Args:
         run: the run's directory.
         progress: whose weights are settled.
-        lengths: bytes of each of the run's files that belong to the steps made.
+        files: what of each of the run's files belongs to the steps made.
+        recorded: the digest that it must have, where it was made before.
 
     Raises:
         OSError: the disk failed; no checkpoint has become worse.
+        RepeatError: it has another digest; it was not kept.
         TamperError: what was read again is not what was written.
     """
     learner, mark = progress.setup.learner, progress.mark
     assert learner.settled, "a checkpoint is of a run between two steps"
     target = path_of(run, mark.step)
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    make_directory(target.parent)
+    if temporary.exists():
+        shutil.rmtree(temporary)
     save_language_model(learner.policy, temporary / "policy", CARD)
-    tensors = {**_learner_tensors(learner), **_mark_tensors(mark), **_random_tensors()}
+    tensors = {**_learner_tensors(learner), **_mark_tensors(mark), **progress.process}
     tensors |= {f"under.{i}": x for i, x in enumerate(progress.under or ())}
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     save_file(plain, temporary / "state.safetensors")
-    state = {**_mark_json(mark), "reference": learner.reference.name, "lengths": dict(lengths)}
+    extents = {name: extent._asdict() for name, extent in files.items()}
+    state = {
+        **_mark_json(mark),
+        "reference": learner.reference.name,
+        "answers": progress.answers,
+        "files": extents,
+    }
     (temporary / "state.json").write_bytes(encode(state) + b"\n")
     digest = seal(temporary)
+    if recorded not in (None, digest):
+        shutil.rmtree(temporary)
+        raise RepeatError(
+            f"the run does not repeat itself: its checkpoint after step {mark.step} is another",
+            expected=f"manifest {recorded}",
+            got=digest,
+            do="go on where it was begun, with the same machine, threads and versions",
+        )
     publish_directory(temporary, target)
     check_sealed(target, digest)
     return Saved(step=mark.step, manifest_sha256=digest)
 
 
 def keep_only(run: Path, steps: Iterable[int]) -> None:
-    """Removes all checkpoints but some, and what writing one left behind."""
-    kept = {path_of(run, step) for step in steps}
-    for path in sorted((run / CHECKPOINT_DIRECTORY).iterdir()):
+    """Removes all checkpoints but some, and what writing or removing one left behind."""
+    kept, root = {path_of(run, step) for step in steps}, run / CHECKPOINT_DIRECTORY
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if path in kept or not OURS.fullmatch(path.name):
+            continue
         if path.name.startswith("."):
-            shutil.rmtree(path)
-        elif path not in kept:
+            remove_directory(path)
+        else:
             discard_directory(path)
 
 
-def find_usable(run: Path, saved: Sequence[Saved]) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that is as it was recorded, and what is wrong with those after it.
+def find_usable(run: Path, saved: Sequence[Saved]) -> Usable:
+    """The checkpoints that are as they were recorded, the run's own files up to there among what was.
 
     Args:
         run: the run's directory.
         saved: what the ledger has of checkpoints, oldest first.
     """
     wrong: list[str] = []
+    newest, steps = None, list[int]()
     for each in reversed(saved):
         directory = path_of(run, each.step)
-        if not directory.exists():
-            continue
+        if newest is not None and not directory.exists():
+            continue  # removed as the run went on
         try:
             check_sealed(directory, each.manifest_sha256)
+            if newest is None:
+                _check_files(run, directory)
         except (TamperError, OSError) as error:
             wrong.append(f"checkpoint {directory.name} is not used: {error}")
             continue
-        return each, wrong
-    return None, wrong
+        newest = newest or each
+        steps.insert(0, each.step)
+    return Usable(newest, steps, wrong)
+
+
+def _check_files(run: Path, directory: Path) -> None:
+    """That the run's files still begin as they were when a checkpoint, which is as it was recorded, was made."""
+    state = json.loads((directory / "state.json").read_bytes())
+    for name, extent in state["files"].items():
+        with (run / f"{name}.jsonl").open("rb") as file:
+            content = file.read(extent["length"])
+        if Extent(len(content), hashlib.sha256(content).hexdigest()) != Extent(**extent):
+            raise TamperError(f"{name}.jsonl is not as it was then")
 
 
 def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, int]]:
-    """The run as it was, on a setup that was loaded anew, and the lengths of its files then.
+    """The run as it was, on a setup that was loaded anew, and how long its files were then.
 
     Raises:
         TamperError: the files are no checkpoint of such a run.
@@ -123,9 +187,10 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         _put_learner(setup.learner, policy, tensors, data["reference"])
         progress = Progress(setup, _mark(data, tensors, setup))
         under = [tensors[f"under.{i}"] for i in range(_count(tensors, "under"))]
+        progress.answers = data["answers"]
         progress.under = [x.to(setup.learner.policy.device) for x in under] or None
         _put_random(tensors)
-        return progress, {str(name): int(length) for name, length in data["lengths"].items()}
+        return progress, {str(n): int(extent["length"]) for n, extent in data["files"].items()}
     except (
         KeyError,
         TypeError,
@@ -244,8 +309,8 @@ def _mark(data: Mapping[str, Any], tensors: Mapping[str, Tensor], setup: Setup) 
     )
 
 
-def _random_tensors() -> dict[str, Tensor]:
-    """The streams that are the process's own: a reward of the user's may draw from them."""
+def random_tensors() -> dict[str, Tensor]:
+    """The states of the streams that are the process's own: a reward of the user's may draw from them."""
     version, words, gauss = random.getstate()
     legacy = cast(Any, np.random.get_state(legacy=False))
     tensors = {

@@ -1,19 +1,24 @@
 """A run's directory: everything written around the loop, and an ending for every way it can end."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import ProjectConfiguration
 from safetensors import SafetensorError
 
 from kleash import __version__
-from kleash.errors import ConfigError, KleashError, LimitError, RepeatError, ResourceError
+from kleash.errors import (
+    KleashError,
+    LimitError,
+    RepeatError,
+    ResourceError,
+    TamperError,
+)
 from kleash.ledger import (
     CHECKPOINT_DIRECTORY,
     Ledger,
@@ -24,14 +29,22 @@ from kleash.ledger import (
     read,
     steps_made,
 )
-from kleash.ledger.durable import replace_file
+from kleash.ledger.durable import make_directory, replace_file, sync_directory, sync_tree
 from kleash.ledger.manifest import check_sealed
 from kleash.models.hub import save_language_model
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading, StepRecord
-from kleash.train.checkpoint import Saved, keep_only, load_weights, save_checkpoint
+from kleash.train.checkpoint import (
+    Extent,
+    Saved,
+    keep_only,
+    load_weights,
+    random_tensors,
+    save_checkpoint,
+)
 from kleash.train.loop import metrics_line
 from kleash.train.progress import Progress
+from kleash.train.trackers import Trackers, open_trackers
 
 REPEATING: tuple[str, ...] = ("metrics", "samples", "drift")
 """Files that a run which goes on writes again to the last bit."""
@@ -49,22 +62,37 @@ class Lines:
 
     def __init__(self, path: Path, length: int | None = None) -> None:
         self.file = path.open("wb" if length is None else "r+b", buffering=0)
+        try:
+            content = self.file.read() if length is not None else b""
+        except BaseException:
+            self.file.close()
+            raise
         self.length = length or 0
-        self.file.seek(self.length)
-        self.ahead = self.file.read() if length is not None else b""
+        self.ahead = content[self.length :]
+        self._digest = hashlib.sha256(content[: self.length])
 
     def write(self, lines: bytes) -> None:
         """Adds lines; they are on the disk when this returns."""
         if lines and self.ahead.startswith(lines):
             self.ahead = self.ahead[len(lines) :]
         elif lines:
-            self.file.truncate(self.length)
-            self.file.seek(self.length)
-            self.ahead = b""
+            self.cut()
             if self.file.write(lines) != len(lines):
                 raise OSError(0, "no space for the whole of it")
             os.fsync(self.file.fileno())
         self.length += len(lines)
+        self._digest.update(lines)
+
+    def cut(self) -> None:
+        """Takes off what is there beyond what was written."""
+        self.file.truncate(self.length)
+        self.file.seek(self.length)
+        self.ahead = b""
+
+    @property
+    def extent(self) -> Extent:
+        """How long it is, and what it holds so far."""
+        return Extent(self.length, self._digest.hexdigest())
 
     def close(self) -> None:
         """Closes it; closing it twice is no fault."""
@@ -82,23 +110,26 @@ class _Files:
     def open(cls, run: Path, lengths: Mapping[str, int] | None) -> Self:
         """New ones; or those that are there, of which so many bytes stay."""
         named = {field.name: run / f"{field.name}.jsonl" for field in fields(cls)}
-        if lengths is None:
-            return cls(**{name: Lines(path) for name, path in named.items()})
-        for path in named.values():
-            path.touch()
-        kept = {name: lengths.get(name, path.stat().st_size) for name, path in named.items()}
-        return cls(**{name: Lines(path, kept[name]) for name, path in named.items()})
+        with ExitStack() as opened:
+            lines: dict[str, Lines] = {}
+            for name, path in named.items():
+                kept = None
+                if lengths is not None:
+                    path.touch()
+                    kept = lengths.get(name, _whole_lines(path))
+                lines[name] = opened.enter_context(closing(Lines(path, kept)))
+            sync_directory(run)
+            opened.pop_all()
+        return cls(**lines)
 
-    def lengths(self) -> dict[str, int]:
+    def extents(self) -> dict[str, Extent]:
         """Of those that repeat bit for bit: times don't."""
-        return {name: getattr(self, name).length for name in REPEATING}
+        return {name: getattr(self, name).extent for name in REPEATING}
 
 
-class Trackers(NamedTuple):
-    """Names that accelerate knows, and the device that a run is on."""
-
-    names: tuple[str, ...]
-    device: str
+def _whole_lines(path: Path) -> int:
+    """The bytes of a file up to the end of its last whole line."""
+    return path.read_bytes().rfind(b"\n") + 1
 
 
 class Ending(NamedTuple):
@@ -156,7 +187,7 @@ class RunDirectory:
             self.files = _Files.open(run, lengths)
         except OSError as error:
             raise disk_failed(run, error) from error
-        self.tracker = _tracker(run, trackers)
+        self.tracker = open_trackers(run, trackers)
 
     def __enter__(self) -> Self:
         return self
@@ -172,6 +203,8 @@ class RunDirectory:
             files.timings.write(encode({"step": record.step, **record.seconds}) + b"\n")
         except OSError as error:
             raise disk_failed(self.run, error) from error
+        if self.progress is not None:
+            self.progress.process = random_tensors()
         self.last = record
         if self.tracker is not None:
             known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
@@ -188,13 +221,17 @@ class RunDirectory:
         if step == 0 or step in self.kept:
             return
         try:
-            saved = save_checkpoint(self.run, self.progress, self.files.lengths())
-            self._record(step, saved.manifest_sha256)
+            recorded = self.recorded.get(step)
+            saved = save_checkpoint(self.run, self.progress, self.files.extents(), recorded)
+            if recorded is None:
+                body = {"step": step, "manifest_sha256": saved.manifest_sha256}
+                self.ledger.append("checkpoint.saved", body)
+                self.recorded[step] = saved.manifest_sha256
             self.kept = [*self.kept, step]
             good = self.progress.mark.guard.good
             self.kept = [s for s in self.kept if s in self.kept[-KEPT:] or s == good]
             keep_only(self.run, self.kept)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TamperError) as error:
             raise disk_failed(self.run, error) from error
 
     def go_back(self, step: int) -> None:
@@ -208,19 +245,6 @@ class RunDirectory:
         check_sealed(directory, self.recorded[step])
         load_weights(directory, self.progress.setup.learner)
 
-    def _record(self, step: int, digest: str) -> None:
-        """That there is a checkpoint, if that is not known; one that is made again must be the same."""
-        if step not in self.recorded:
-            self.ledger.append("checkpoint.saved", {"step": step, "manifest_sha256": digest})
-            self.recorded[step] = digest
-        elif self.recorded[step] != digest:
-            raise RepeatError(
-                f"the run does not repeat itself: its checkpoint after step {step} is another",
-                expected=f"manifest {self.recorded[step]}",
-                got=digest,
-                do="go on where it was begun, with the same machine, threads and versions",
-            )
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
@@ -230,6 +254,8 @@ class RunDirectory:
             # The ledger closed itself when the disk failed: there is nothing more to be written.
             if kind is not ResourceError:
                 self._end(error)
+        except OSError as failure:
+            raise disk_failed(self.run, failure) from failure
         finally:
             for field in fields(_Files):
                 getattr(self.files, field.name).close()
@@ -241,6 +267,10 @@ class RunDirectory:
         status, reason = _ending(error)
         # Whoever interrupts wants an end, and what failed may fail again.
         measured = error is None or isinstance(error, LimitError)
+        if measured and self.progress is not None:  # what is there from here on, stays
+            keep_only(self.run, self.kept)
+            for name in REPEATING:
+                getattr(self.files, name).cut()
         conclusion = self.conclude(Ending(status, self.last, measured))
         drift, failure = conclusion.drift, self._save(conclusion)
         if failure is not None:
@@ -268,7 +298,9 @@ class RunDirectory:
     def _save(self, conclusion: Conclusion) -> ResourceError | None:
         """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
         try:
+            make_directory(self.run / "final")
             save_language_model(conclusion.policy, self.run / "final", conclusion.card)
+            sync_tree(self.run / "final")
         except (OSError, SafetensorError) as error:
             failure = disk_failed(self.run / "final", error)
             failure.__cause__ = error
@@ -297,14 +329,21 @@ def begin(
         ResourceError: the disk failed.
     """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
+        make_directory(run)
     except OSError as error:
         raise disk_failed(run, error) from error
-    ledger = ledger or Ledger.create(run / "ledger", signers)
-    ledger.append("run.started", {**started, "kleash": __version__})
-    if plan is not None:
-        ledger.append("plan.committed", plan)
+    ledger = ledger or Ledger.create(run / "ledger", signers)  # first: it keeps others out
+    try:
+        replace_file(run / "config.json", (json.dumps(started, indent=2) + "\n").encode())
+        ledger.append("run.started", {**started, "kleash": __version__})
+        if plan is not None:
+            ledger.append("plan.committed", plan)
+    except OSError as error:
+        ledger.close()
+        raise disk_failed(run, error) from error
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 
@@ -320,46 +359,6 @@ def _ending(error: BaseException | None) -> tuple[str, str | None]:
 
 def _seconds(record: StepRecord) -> dict[str, float]:
     return {f"seconds/{name}": value for name, value in record.seconds.items()}
-
-
-def check_trackers(names: tuple[str, ...]) -> None:
-    """That accelerate knows each and its package is there: an absent one would be left out without a word.
-
-    Raises:
-        ConfigError: one is not here.
-    """
-    ready = {str(tracker) for tracker in get_available_trackers()}
-    for name in names:
-        if name not in ready:
-            known = name in LOGGER_TYPE_TO_CLASS
-            raise ConfigError(
-                f"there is no tracker {name!r} here",
-                expected=", ".join(sorted(ready)) or "none: no tracker's package is installed",
-                got=f"{name}, which is not installed" if known else name,
-                do="install its package, or set train.trackers = []",
-            )
-
-
-def _tracker(run: Path, trackers: Trackers) -> Accelerator | None:
-    """accelerate's trackers, writing under the run directory; None when none is asked for."""
-    names = trackers.names
-    if not names:
-        return None
-    try:
-        accelerator = Accelerator(
-            log_with=list(names),
-            project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run)),
-            cpu=trackers.device == "cpu",
-        )
-        accelerator.init_trackers("tensorboard" if names == ("tensorboard",) else run.name)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            "a tracker can't be started",
-            expected="names of trackers that are installed, such as tensorboard",
-            got=f"{', '.join(names)}: {error}",
-            do="install it, or set train.trackers = []",
-        ) from error
-    return accelerator
 
 
 def disk_failed(run: Path, error: Exception) -> ResourceError:

@@ -162,6 +162,8 @@ class Samples:
         config: how long and at which temperature they answer.
         scorers: the reward, where there is one, and the monitors.
         random: the same stream of random numbers at every call.
+        reference: what the reference answered and got for it, where it was asked before; a run that goes on does not
+            ask the reward twice, which may draw at random.
     """
 
     def __init__(
@@ -171,11 +173,15 @@ class Samples:
         config: RolloutConfig,
         scorers: tuple[Scorer | None, Sequence[Scorer]],
         random: Callable[[], torch.Generator],
+        reference: Mapping[str, Any] | None = None,
     ) -> None:
         self.learner, self.prompts, self.scorers, self.random = learner, prompts, scorers, random
         self.config = RolloutConfig.model_validate(
             {**config.model_dump(), "num_prompts": len(prompts), "group_size": 1}
         )
+        if reference is not None:
+            self.reference = reference
+            return
         shown = learner.origin  # `reference` may have been refreshed
         speaker = shown.heaviest if isinstance(shown, Blend) else shown
         rollout = sample(speaker, prompts, self.config, random())

@@ -41,8 +41,7 @@ def run_loop(
 
     The policy about to be updated is the one whose drift chooses the β of its update (ADR 0007).
 
-    Each record is durable in the ledger before the update it describes is kept, and yielded after. Whatever happens on
-    the way, an update that was not accepted is undone.
+    Each record is durable in the ledger before its update is kept, and yielded after; what was not accepted is undone.
 
     Args:
         setup: of the run.
@@ -54,7 +53,7 @@ def run_loop(
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
     config, learner, progress = setup.config, setup.learner, progress or Progress(setup)
-    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(setup)
+    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(progress)
     for step in range(progress.mark.step + 1, config.train.steps + 1):
         started, before = time.perf_counter(), progress.mark
         experience = _read(setup, progress.next_rollout())
@@ -331,15 +330,18 @@ def _set_learning_rate(setup: Setup, step: int) -> float:
     return rate
 
 
-def _samples(setup: Setup) -> Samples:
-    config = setup.config
-    return Samples(
+def _samples(progress: Progress) -> Samples:
+    setup, config = progress.setup, progress.setup.config
+    samples = Samples(
         setup.learner,
         setup.prompts[: config.train.num_samples],
         config.rollout,
         (setup.reward, setup.monitors),
         lambda: seeded(config.train.seed, "samples"),
+        progress.answers,
     )
+    progress.answers = samples.reference
+    return samples
 
 
 def _is_due(train: TrainConfig, step: int) -> bool:

@@ -4,7 +4,9 @@ A `Mark` is that as values, which a checkpoint stores and a run resumes from; a 
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -62,6 +64,10 @@ class Progress:
         self.waiting: deque[Rollout] = deque()
         self.under: list[Tensor] | None = None
         """The last weights that were metered under `guard.max_kl` and then changed."""
+        self.answers: Mapping[str, Any] | None = None
+        """What the reference answered to the prompts of the samples, and the scores of that."""
+        self.process: dict[str, Tensor] = {}
+        """The states of the process's own streams, which a reward may draw from, as the last step left them."""
         self.mark = mark or self._take(
             Mark(
                 step=0,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kleash.errors import ConfigError, InputError
-from kleash.ledger import REPEATED, Entry, Ledger, Signer, encode, has_ledger, kind_of
+from kleash.ledger import REPEATED, Entry, Ledger, Signer, UpdateEntry, encode, has_ledger, kind_of
+from kleash.records import StepRecord
 from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
 from kleash.train.config import RunConfig
 from kleash.train.directory import REPEATING
@@ -47,7 +48,7 @@ class Restored:
     checkpoint: Saved | None
     """None: it goes on from its beginning."""
     kept: list[int]
-    """Steps of this checkpoint and of those before it that are there."""
+    """Steps of this checkpoint and of those before it that are as they were recorded."""
     notes: tuple[str, ...]
 
 
@@ -115,7 +116,7 @@ def restore(earlier: Earlier, setup: Setup) -> Restored:
     Raises:
         TamperError: the checkpoint is as it was recorded, and none of such a run.
     """
-    usable, wrong = find_usable(earlier.run, earlier.saved)
+    usable, steps, wrong = find_usable(earlier.run, earlier.saved)
     if usable is None:
         progress, lengths = Progress(setup), dict.fromkeys(REPEATING, 0)
     else:
@@ -124,15 +125,7 @@ def restore(earlier: Earlier, setup: Setup) -> Restored:
         progress=progress,
         lengths=lengths,
         checkpoint=usable,
-        kept=sorted(
-            {
-                saved.step
-                for saved in earlier.saved
-                if usable
-                and saved.step <= usable.step
-                and path_of(earlier.run, saved.step).is_dir()
-            }
-        ),
+        kept=steps,
         notes=(*earlier.notes, *wrong),
     )
 
@@ -142,6 +135,15 @@ def to_repeat(earlier: Earlier, step: int) -> list[Entry]:
     return [e for e in earlier.entries if e.type in REPEATED and e.body["step"] > step]
 
 
+def last_record(earlier: Earlier, step: int) -> StepRecord | None:
+    """What the ledger has of a step that a run goes on after; None before the first."""
+    bodies = [e.body for e in earlier.entries if e.type == "update" and e.body["step"] == step]
+    if not bodies:
+        return None
+    update = UpdateEntry.from_json(bodies[0])
+    return StepRecord(step=step, kl=update.kl, kl_coef=update.kl_coef, verdict=update.verdict)
+
+
 def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:
     if not entries:
         return
@@ -149,10 +151,11 @@ def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:
         _refuse(
             f"{run} can't be gone on with", "a run whose updates TRL made, which has no checkpoints"
         )
-    if entries[-1].type == "run.finished":
+    last = entries[-1].type
+    if last == "run.finished":
         _refuse(f"{run} has finished", f"{len(entries)} entries, the last of which says so")
     halted = [e for e in entries if e.type == "update" and e.body["verdict"]["action"] == "halt"]
-    if halted:
+    if halted and last == "run.failed":  # killed before that, it has its ending to write
         why = halted[-1].body["verdict"]["reasons"][0]
         _refuse(f"the guard halted {run}", f"step {halted[-1].body['step']}: {why}")
 

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kleash import __version__
-from kleash.errors import InputError
+from kleash.errors import InputError, ResourceError
 from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
@@ -32,9 +32,8 @@ from kleash.train.directory import (
     Conclusion,
     Ending,
     RunDirectory,
-    Trackers,
     begin,
-    check_trackers,
+    disk_failed,
 )
 from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import final_drift, run_loop
@@ -46,11 +45,13 @@ from kleash.train.resume import (
     check_digests,
     check_same,
     find_earlier,
+    last_record,
     restore,
     to_repeat,
 )
 from kleash.train.self_test import self_test
 from kleash.train.setup import Setup, seed_process, seeded
+from kleash.train.trackers import Trackers, check_trackers
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
@@ -83,7 +84,7 @@ def train(
         TamperError: the run that is to be gone on with is not as it was written.
         RepeatError: it does not repeat itself.
     """
-    with ExitStack() as stack:
+    with _outside(run), ExitStack() as stack:
         signers = [open_signing_key()] if signers is None else signers
         earlier = find_earlier(run, signers) if resume else None
         if earlier is not None:
@@ -124,8 +125,12 @@ def _begin(
         "self_test": "skipped" if tested is None else tested.to_json(),
     }
     ledger = begin(run, started, signers, plan=plan_of(setup), ledger=ledger)
-    seed_process(config.train.seed)
-    return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
+    try:
+        seed_process(config.train.seed)
+        return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
@@ -157,7 +162,7 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
         restored.lengths,
         earlier.saved,
     )
-    directory.kept = restored.kept
+    directory.kept, directory.last = restored.kept, last_record(earlier, step)
     return directory
 
 
@@ -170,6 +175,22 @@ def plan_of(setup: Setup) -> dict[str, Any]:
         "rl": rl,
         "canary": None if canary is None else canary.rollout.sha256(),
     }
+
+
+@contextmanager
+def _outside(run: Path) -> Generator[None]:
+    """Says of what failed outside of kleash where it did."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_failed(run, error) from error
+    except MemoryError as error:
+        raise ResourceError(
+            f"there is no memory left for {run}",
+            expected="room for the models, the optimiser and a copy of both",
+            got=str(error),
+            do="lower train.micro_batch_size, then go on with the run",
+        ) from error
 
 
 def _trackers(config: RunConfig) -> Trackers:
