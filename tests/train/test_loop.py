@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kleash.records import KLReading
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
+from kleash.train import update
 from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.evaluate import collect
@@ -95,7 +97,7 @@ def test_beta_of_a_step_is_what_the_controller_says_of_its_own_reading(tmp_path:
         algorithm=AlgorithmConfig(num_epochs=1, num_minibatches=4),
         # The first update is refused, the later ones are smaller.
         optimizer=OptimizerConfig(learning_rate=1e-4, schedule="linear"),
-        guard=GuardConfig(max_kl_new_old=0.12),
+        guard=GuardConfig(max_kl_new_old=0.12, on_breach="reject"),
     )
     records = list(train(config, tmp_path / "run"))
     assert [record.verdict.action for record in records] == ["reject", "accept", "accept"]
@@ -259,10 +261,25 @@ def saved_digest(run: Path) -> str:
     return weights_digest(AutoModelForCausalLM.from_pretrained(run / "final", dtype=torch.float32))
 
 
-def test_a_hard_limit_halts_and_saves_the_last_policy_under_it(tmp_path: Path) -> None:
+def over_the_limit(monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run whose updates are measured as if they left the reference where it is: only its own rollouts tell."""
+    real = update.measure_update
+
+    def measure(*args: object, **options: object) -> object:
+        found = real(*args, **options)  # pyright: ignore[reportArgumentType]
+        assert found.from_reference is not None
+        return found._replace(from_reference=replace(found.from_reference, value=0.0))
+
+    monkeypatch.setattr(update, "measure_update", measure)
+    return _config(guard=GuardConfig(max_kl=1e-3))
+
+
+def test_a_hard_limit_halts_and_saves_the_last_policy_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = weights_digest(prepare(_config()).learner.policy.model)
     with pytest.raises(LimitError, match="step 2") as caught:
-        list(train(_config(guard=GuardConfig(max_kl=1e-3)), tmp_path / "run"))
+        list(train(over_the_limit(monkeypatch), tmp_path / "run"))
     assert "the policy before it is saved" in caught.value.got
     found = verify_run(tmp_path / "run")
     assert found.ok, found.problems
@@ -272,12 +289,13 @@ def test_a_hard_limit_halts_and_saves_the_last_policy_under_it(tmp_path: Path) -
     assert "weights: 0.00 [0.00, 0.00]" in (tmp_path / "run" / "final" / "README.md").read_text()
 
 
-def test_the_last_update_is_metered_too(tmp_path: Path) -> None:
+def test_the_last_update_is_metered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step: its rollout is the reference's own, at 0 nats, and only what the update made can be over the limit."""
-    one = _config().train.model_copy(update={"steps": 1})
+    config = over_the_limit(monkeypatch)
+    one = config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})})
     start = weights_digest(prepare(_config()).learner.policy.model)
     with pytest.raises(LimitError, match="the end"):
-        list(train(_config(guard=GuardConfig(max_kl=1e-3), train=one), tmp_path / "run"))
+        list(train(one, tmp_path / "run"))
     assert saved_digest(tmp_path / "run") == start
     found = verify_run(tmp_path / "run")
     assert found.ok, found.problems
@@ -296,7 +314,7 @@ def test_the_card_and_the_ledger_state_the_drift_of_what_is_saved(tmp_path: Path
     assert kl.value > 1e-3
 
 
-@pytest.mark.parametrize("where", ["kleash.train.loop.judge", "kleash.ledger.Ledger.append"])
+@pytest.mark.parametrize("where", ["kleash.train.loop._decide", "kleash.ledger.Ledger.append"])
 def test_an_update_that_nobody_judged_is_undone(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

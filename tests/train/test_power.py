@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kleash.errors import InputError, KleashError
-from kleash.ledger import Entry, read
+from kleash.ledger import Entry, open_signing_key, read
 from kleash.replay import verify_run
 from kleash.train.checkpoint import find_usable
 from kleash.train.config import RunConfig
@@ -54,7 +54,7 @@ def trace(request: pytest.FixtureRequest, place: Path, config: RunConfig) -> Tra
 
 def found_at(run: Path) -> Earlier | None:
     """What there is of a run, its ledger closed again; None where nothing is."""
-    earlier = find_earlier(run)
+    earlier = find_earlier(run, [open_signing_key()])
     if earlier is not None:
         earlier.ledger.close()
     return earlier

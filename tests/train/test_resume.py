@@ -415,7 +415,7 @@ def test_a_reward_that_does_not_repeat_itself_ends_the_run_and_the_record_says_s
 ) -> None:
     directory = killed(settings, tmp_path, 5)
     _broken["off"] = 0.25
-    with pytest.raises(RepeatError, match="entry 5 of its ledger was not made again") as caught:
+    with pytest.raises(RepeatError, match="entry 9 of its ledger was not made again") as caught:
         run(settings, directory, resume=True)
     assert caught.value.exit_code == 5
     ending = read(directory / "ledger")[-1]

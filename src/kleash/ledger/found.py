@@ -54,6 +54,11 @@ class Chain:
     """Entries under the newest signature; 0 in version 1."""
 
     @property
+    def traces(self) -> tuple[str, ...]:
+        """What a crash left: the notes, but for the first of a signed ledger, which says who signed it."""
+        return self.notes[1:] if self.keys else self.notes
+
+    @property
     def head(self) -> Head:
         """The head of the entries read."""
         return Head(

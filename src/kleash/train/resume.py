@@ -69,7 +69,7 @@ def find_earlier(run: Path, signers: Sequence[Signer]) -> Earlier | None:
     except BaseException:
         ledger.close()
         raise
-    return Earlier(run=run, ledger=ledger, entries=chain.entries, notes=chain.notes)
+    return Earlier(run=run, ledger=ledger, entries=chain.entries, notes=chain.traces)
 
 
 def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
