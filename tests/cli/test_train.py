@@ -201,7 +201,10 @@ def test_a_run_is_judged_by_the_targets_that_it_had(rl: dict, kl: float, said: s
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_ctrl_c_ends_the_run_cleanly(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_cleanly_and_it_can_be_gone_on_with(
+    config: Path, capsys: pytest.CaptureFixture[str], sent: signal.Signals, code: int
+) -> None:
     command = [sys.executable, "-c", "from kleash.cli.main import main; main()", "train"]
     process = subprocess.Popen(
         [*command, str(config), "--set", "train.steps=10000", "--run", "run"],
@@ -216,13 +219,51 @@ def test_ctrl_c_ends_the_run_cleanly(config: Path, capsys: pytest.CaptureFixture
         assert time.monotonic() < until, "no second step within two minutes"
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert "Traceback" not in err
     assert "interrupted after" in out
+    assert "--run run --resume" in err
     assert cli.run(["verify", "run", "--json"]) == 0
     said = document(capsys)
     assert said["status"] == "interrupted"
-    assert said["steps"] == metrics.read_text().count("\n")
+    made = metrics.read_text().count("\n")
+    assert said["steps"] == made
     assert Path("run/final/model.safetensors").is_file()
+    words = ["train", str(config), "--run", "run", "--resume"]
+    # Not as it was begun: refused, and nothing is touched.
+    assert cli.run([*words, "--set", f"train.steps={made + 1}"]) == 2
+    assert "train.steps" in capsys.readouterr().err
+    assert metrics.read_text().count("\n") == made
+
+
+@pytest.mark.e2e
+def test_a_run_goes_on_from_the_command_line(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--resume` begins where nothing is, goes on where something is, and has nothing to add to a finished run."""
+    words = ["train", str(config), "--set", "train.steps=3", "--resume"]
+    assert cli.run([*words, "--run", "whole", "--json"]) == 0
+    whole = document(capsys)
+    with pytest.MonkeyPatch.context() as patch:
+        import scoring
+
+        calls = iter(range(100))
+        real = scoring.score
+
+        def breaks(prompts: list[str], responses: list[str]) -> list[float]:
+            if next(calls) == 3:
+                raise OSError("the reward's server is away")
+            return real(prompts, responses)
+
+        patch.setattr(scoring, "score", breaks)
+        assert cli.run([*words, "--run", "run"]) == 5
+    capsys.readouterr()
+    assert cli.run([*words, "--run", "run", "--json"]) == 0
+    said = json.loads((captured := capsys.readouterr()).out)
+    assert "the run goes on" in captured.err
+    assert (said["status"], said["steps"], said["verified"]) == ("finished", 3, True)
+    assert said["metrics"] == whole["metrics"]
+    assert cli.run([*words, "--run", "run"]) == 2
+    assert "has finished" in capsys.readouterr().err

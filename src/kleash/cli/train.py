@@ -1,8 +1,9 @@
 """`kleash train`: one run, from a configuration to a verified directory."""
 
 import re
-from collections.abc import Iterator
-from contextlib import closing, suppress
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from kleash.cli.options import (
     vacant_directory,
 )
 from kleash.config import load
-from kleash.errors import KleashError, TamperError
+from kleash.errors import InputError, KleashError, TamperError
 from kleash.ledger import read
 from kleash.records import KLReading, StepRecord
 from kleash.replay import ENDINGS, Verification, verify_run
@@ -30,8 +31,24 @@ from kleash.report.text import number
 if TYPE_CHECKING:
     from kleash.train.config import RunConfig
 
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of what a signal ended: 128 and its number."""
 SETTLING = 10
 """Steps of a run below which nobody expects its KL to be at the target."""
+
+
+SkipSelfTest = Annotated[
+    bool,
+    typer.Option(
+        "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in its directory; begin where there is none."
+    ),
+]
 
 
 def train(
@@ -41,12 +58,8 @@ def train(
         Path | None,
         typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
     ] = None,
-    skip_self_test: Annotated[
-        bool,
-        typer.Option(
-            "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
-        ),
-    ] = False,
+    skip_self_test: SkipSelfTest = False,
+    resume: Resume = False,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
@@ -54,7 +67,7 @@ def train(
 
     Leaves a run directory: metrics, samples, the ledger, final/ and report.html.
 
-    Ctrl-C ends the run cleanly: what was done is saved and still verifies.
+    Ctrl-C and SIGTERM end the run cleanly: what was done is saved and still verifies, and --resume goes on with it.
     """
     screen = Screen(as_json=as_json)
     with train_extra():
@@ -62,31 +75,38 @@ def train(
         from kleash.train.run import train as run_training
 
     config = load(RunConfig, config_file, overrides or ())
-    directory = vacant_directory(run, config_file.stem)
+    usual = Path("runs", config_file.stem)
+    directory = run or usual if resume else vacant_directory(run, config_file.stem)
     signers = [signing_key(screen, passphrase_fd)]
-    interrupted = False
+    interrupted = 0
     try:
         # Closing it ends the run as Ctrl-C inside it does.
-        training = run_training(config, directory, skip_self_test=skip_self_test, signers=signers)
-        with closing(training) as records, screen.progress() as steps:
-            watch(noting(_noting_self_test(records, directory, screen), screen), config, steps)
+        training = run_training(
+            config, directory, skip_self_test=skip_self_test, resume=resume, signers=signers
+        )
+        with terminable(), closing(training) as records, screen.progress() as steps:
+            watch(noting(_noting_start(records, directory, screen), screen), config, steps)
+    except Terminated:
+        interrupted = TERMINATED
     except KeyboardInterrupt:
-        interrupted = True
-    except KleashError:
-        if (directory / "ledger").is_dir():
+        interrupted = INTERRUPTED
+    except KleashError as error:
+        # What can't be gone on with is left as it is.
+        if (directory / "ledger").is_dir() and not isinstance(error, InputError):
             # What ended the run is the news, whatever becomes of its report.
             with suppress(KleashError, OSError):
                 write_run_report(directory)
             screen.note(f"what was done up to here is in {directory}")
         raise
     if not (directory / "ledger").is_dir():  # stopped while models were loading
-        raise typer.Exit(130)
+        raise typer.Exit(interrupted)
     view, verification = write_run_report(directory)
     _show_end(screen, directory, view, verification)
     if not verification.ok:
         raise typer.Exit(TamperError.exit_code)
     if interrupted:
-        raise typer.Exit(130)
+        screen.note(f"to go on: kleash train {config_file} --run {directory} --resume")
+        raise typer.Exit(interrupted)
 
 
 def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> None:
@@ -96,13 +116,36 @@ def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> N
         steps.show("training", record.step, config.train.steps, step_figures(record, config))
 
 
-def _noting_self_test(
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the run ends as by Ctrl-C, and the exit code says which it was."""
+
+
+@contextmanager
+def terminable() -> Generator[None]:
+    """Has SIGTERM end what runs as Ctrl-C does; where handlers can't be set, as in a thread, it stays what it was."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _noting_start(
     records: Iterator[StepRecord], directory: Path, screen: Screen
 ) -> Iterator[StepRecord]:
-    """The records, with a line about the self-test before the first: it is in the ledger by then."""
-    for record in records:
-        if record.step == 1:
-            screen.note(_self_test_line(directory))
+    """The records, with a line before the first about how the run began or goes on: it is in the ledger by then."""
+    for index, record in enumerate(records):
+        if index == 0:
+            for text in _start_lines(directory):
+                screen.note(text)
         yield record
 
 
@@ -117,13 +160,20 @@ def noting(records: Iterator[StepRecord], screen: Screen) -> Iterator[StepRecord
         yield record
 
 
-def _self_test_line(directory: Path) -> str:
-    tested = next(iter(read(directory / "ledger"))).body["self_test"]
+def _start_lines(directory: Path) -> list[str]:
+    entries = read(directory / "ledger")
+    resumed = [entry.body for entry in entries if entry.type == "run.resumed"]
+    if resumed:
+        step, notes = resumed[-1]["step"], resumed[-1]["notes"]
+        where = f"after step {step}" if step else "from its beginning: no checkpoint is there"
+        return [f"the run goes on {where}", *(line(note) for note in notes)]
+    tested = entries[0].body["self_test"]
     if tested == "skipped":
-        return "self-test skipped, as asked; the ledger says so"
+        return ["self-test skipped, as asked; the ledger says so"]
     value = {check["name"]: check["value"] for check in tested["checks"]}
     noise, start = (number(value[name]) for name in ("noise floor", "KL at step 0"))
-    return f"self-test passed, {len(value)} checks: noise floor {noise} and KL at step 0 {start} nats/token"
+    figures = f"noise floor {noise} and KL at step 0 {start} nats/token"
+    return [f"self-test passed, {len(value)} checks: {figures}"]
 
 
 def step_figures(record: StepRecord, config: "RunConfig") -> Text:
