@@ -160,7 +160,10 @@ def test_what_a_run_that_was_killed_or_stopped_leaves_is_in_order(
         ((PLAN, intent(1), resumed(0), intent(1)), "an intent, where the one before has no update"),
         ((PLAN, intent(1), update(1), resumed(1), update(2)), "an update without its intent"),
         ((PLAN, intent(1), update(1, "halt"), intent(2)), "a step after the guard's halt"),
-        ((PLAN, intent(1), update(1, "halt"), resumed(1)), "the run goes on, where it could not"),
+        (
+            (PLAN, intent(1), update(1, "halt"), ended("run.failed", 1), resumed(1)),
+            "the run goes on, where",
+        ),
         ((PLAN, ended("run.finished", 0), resumed(0)), "the run goes on, where it could not"),
         ((PLAN, ended("run.finished", 0), intent(1)), "an entry after the run's ending"),
         ((PLAN, resumed(1)), "run.resumed is of a step that was not made"),

@@ -72,7 +72,7 @@ def test_a_run_is_trained_verified_and_reported(
     assert steps == [0, 3, 4]
     assert (run / "report.html").is_file()
     assert cli.run(["verify", str(run), "--head", said["head"]]) == 0
-    assert capsys.readouterr().out.count("✓") == 8
+    assert capsys.readouterr().out.count("✓") == 10
     assert cli.run(["report", str(run), "--out", "page.html"]) == 0
     assert not [path for path in directory.iterdir() if path.name == "trainer_output"]
 

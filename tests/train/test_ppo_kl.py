@@ -28,6 +28,7 @@ def _drifts(directory: Path, step_penalty: float) -> tuple[list[float], list[flo
     return drifts[20:], [line["step_penalty"] for line in lines]
 
 
+@pytest.mark.slow
 def test_updates_are_as_long_as_they_may_be(tmp_path: Path) -> None:
     """From a weight wrong by far; and with next to none they would be several times as long."""
     held, weights = _drifts(tmp_path / "held", 1e-3)

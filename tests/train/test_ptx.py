@@ -74,6 +74,7 @@ def _losses(run: Path, coef: float | None) -> list[float | None]:
     return [record.metrics["ptx_loss"] for record in records]
 
 
+@pytest.mark.slow
 def test_what_weighs_more_is_kept_better(tmp_path: Path) -> None:
     assert _losses(tmp_path / "none", None) == [None] * 3
     little, much = (_losses(tmp_path / f"{coef:g}", coef) for coef in (1e-6, 10.0))
