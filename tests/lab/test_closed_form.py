@@ -48,7 +48,17 @@ def short(name: str) -> Budget:
     return Budget(128, 80, 0.15, {"num_epochs": 1, "num_minibatches": 1})
 
 
-@pytest.mark.parametrize("name", algorithm_names())
+LIKE_ANOTHER = {"dr_grpo", "dapo", "ppo_kl", "reinforce++"}
+"""Of another's lines but for a choice or two: these take their turn with what is slow."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name
+        for name in algorithm_names()
+    ],
+)
 def test_every_algorithm_comes_near_the_optimum_of_a_small_problem(name: str) -> None:
     mdp = drawn(1, 4, 2)
     found = solve(mdp, name, BETA, 0, budget=short(name)).standing
@@ -58,6 +68,7 @@ def test_every_algorithm_comes_near_the_optimum_of_a_small_problem(name: str) ->
     assert found.gap == pytest.approx(BETA * found.kl_to_optimum, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: "-".join(p.values()))
 @pytest.mark.parametrize("name", ["rloo", "grpo"])
 def test_whichever_way_the_penalty_is_placed(name: str, penalty: dict[str, str]) -> None:

@@ -72,6 +72,7 @@ def test_the_meter_reads_the_weighted_sum_at_every_token(temperature: float) -> 
     assert setup.learner.reference.name == "0.7 × table + 0.3 × table"
 
 
+@pytest.mark.slow
 def test_what_is_reached_is_their_product_tilted(tmp_path: Path) -> None:
     """π* ∝ Π π_k^{w_k} exp(R/β) over whole responses, which no step-by-step blend of the references is."""
     setup = _setup(300, 512)

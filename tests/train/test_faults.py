@@ -198,6 +198,7 @@ def with_limit(config: RunConfig, run: Path, size: int) -> str:
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 700, 1500, 2500, 4000, 6000, 9000])
 def test_where_there_is_no_room_for_a_file_a_run_says_so_and_goes_on_once_there_is(
     config: RunConfig, place: Path, whole: dict[str, bytes], size: int
@@ -231,6 +232,7 @@ ALLOCATIONS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ALLOCATIONS)
 def test_where_there_is_no_memory_a_run_says_so_and_goes_on_once_there_is(
     config: RunConfig,

@@ -217,6 +217,7 @@ def test_at_a_hundredth_a_steps_kl_is_half_its_square_in_fishers_metric() -> Non
     assert half > 0.006
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0.01, 0.0025, 0.0004])
 def test_on_any_problem_a_smaller_step_is_nearer_to_its_quadratic_form(
     mdp: MDP, radius: float

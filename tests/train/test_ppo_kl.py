@@ -4,6 +4,8 @@ import itertools
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 from kleash.lab.closed_form import Budget, configure, set_up
 from kleash.lab.mdp import golden
 from kleash.ledger import Ledger, SigningKey

@@ -151,7 +151,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "step"), [*((name, 6) for name in VARIANTS), ("ppo", 3)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("ppo", 3),
+        ("ppo", 6),
+        ("stale", 6),
+        ("limited", 6),
+        *(
+            pytest.param(name, 6, marks=pytest.mark.slow)
+            for name in list(VARIANTS)[2:]
+            if name != "limited"
+        ),
+    ],
+)
 def test_a_run_that_is_gone_on_with_is_the_one_that_never_stopped(
     settings: dict[str, Any], tmp_path: Path, place: Path, whole: Whole, name: str, step: int
 ) -> None:

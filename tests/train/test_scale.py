@@ -186,7 +186,11 @@ def unscaled(targets: Targets, beta: float) -> Targets:
 )
 @pytest.mark.parametrize(
     ("problem", "beta"),
-    [(BANDIT, 0.5), (COIN, 1.0), (MILD, 0.5)],
+    [
+        pytest.param(BANDIT, 0.5, marks=pytest.mark.slow),
+        (COIN, 1.0),
+        pytest.param(MILD, 0.5, marks=pytest.mark.slow),
+    ],
     ids=["arms, 0.5", "coin, 1", "3^2, 0.5"],
 )
 def test_divided_with_its_beta_a_group_rests_at_the_tilt_at_beta(

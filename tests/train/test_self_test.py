@@ -218,6 +218,7 @@ def test_a_reference_that_is_the_policy_is_found(learner: Learner) -> None:
     assert "asks for gradients" in run(replace(learner, reference=awake)).checks[-1].wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.1, 3.0, 12.0])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_another_reference_may_be_any_distance_away(
