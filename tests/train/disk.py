@@ -106,13 +106,11 @@ def _counting(disk: Disk, name: str, real: Callable[..., Any]) -> Callable[..., 
         dir_fd = options.get("dir_fd", options.get("src_dir_fd"))
         if not arguments or not disk.holds(arguments[0], dir_fd):
             return real(*arguments, **options)
-        short = None
-        if name == "write":
 
-            def short() -> Any:
-                return real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        def short() -> Any:
+            return real(arguments[0], arguments[1][: len(arguments[1]) // 2])
 
-        done = disk.happens(f"os.{name}", short)
+        done = disk.happens(f"os.{name}", short if name == "write" else None)
         return real(*arguments, **options) if done is None else done
 
     return call

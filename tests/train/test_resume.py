@@ -73,10 +73,10 @@ def settings(common: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(common)
 
 
-def run(settings: dict[str, Any], directory: Path, **options: bool) -> int:
+def run(settings: dict[str, Any], directory: Path, *, resume: bool = False) -> int:
     """Trains; the number of steps that were made."""
     config = RunConfig.model_validate(settings)
-    return len(list(train(config, directory, skip_self_test=True, **options)))
+    return len(list(train(config, directory, skip_self_test=True, resume=resume)))
 
 
 def broken_off(
