@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
@@ -29,7 +30,13 @@ from kleash.ledger import (
     read,
     steps_made,
 )
-from kleash.ledger.durable import make_directory, replace_file, sync_directory, sync_tree
+from kleash.ledger.durable import (
+    make_directory,
+    publish_directory,
+    replace_file,
+    sync_directory,
+    sync_tree,
+)
 from kleash.ledger.manifest import check_sealed
 from kleash.models.hub import save_language_model
 from kleash.models.policy import LanguageModel
@@ -296,11 +303,13 @@ class RunDirectory:
         return steps_made(read(self.run / "ledger"))
 
     def _save(self, conclusion: Conclusion) -> ResourceError | None:
-        """Writes `final/`; what went wrong, where it can't be written: the record needs an ending all the same."""
+        """Writes `final/` whole; or what went wrong, where it can't: the record needs an ending all the same."""
+        temporary = self.run / ".final.tmp"
         try:
-            make_directory(self.run / "final")
-            save_language_model(conclusion.policy, self.run / "final", conclusion.card)
-            sync_tree(self.run / "final")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed at its end
+            save_language_model(conclusion.policy, temporary, conclusion.card)
+            sync_tree(temporary)
+            publish_directory(temporary, self.run / "final")
         except (OSError, SafetensorError) as error:
             failure = disk_failed(self.run / "final", error)
             failure.__cause__ = error
