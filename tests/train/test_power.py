@@ -116,7 +116,7 @@ def test_no_loss_of_power_loses_anything_that_was_acknowledged(
     trace: Trace, config: RunConfig, place: Path
 ) -> None:
     """At every moment, in states of every kind."""
-    assert check(trace, config, per_point=60, go_on_every=200, place=place) > 5000
+    assert check(trace, config, per_point=12, go_on_every=200, place=place) > 400
 
 
 def test_the_model_loses_what_was_not_synced_and_no_more(tmp_path: Path) -> None:
