@@ -182,8 +182,7 @@ def test_each_call_to_the_disk_that_fails_is_told_and_loses_nothing(
 ) -> None:
     """Every ninth in one way; all five come in turn. `benchmarks/syscalls.py` goes through all of them."""
     size = len(calls_of(config, new()))
-    points = [(nth, KINDS[nth % 5]) for nth in range(0, size, 9)]
-    assert broken(config, new, whole, points) == []
+    assert broken(config, new, whole, [(nth, KINDS[nth % 5]) for nth in range(0, size, 9)]) == []
 
 
 def with_limit(config: RunConfig, run: Path, size: int) -> str:
