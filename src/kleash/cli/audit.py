@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from kleash.cli.console import Screen
+from kleash.cli.guarded import show_guard
 from kleash.cli.options import AsJson
 from kleash.errors import InputError
 from kleash.ledger import read_public_key
@@ -69,6 +70,7 @@ def verify(
             else "compare it with the key you trust, or give --key"
         )
         screen.say(f"signed by {each.vkey}: {trust}")
+    show_guard(screen, found.governed)
     if found.ok and not found.keys:
         screen.say("not signed: a ledger of version 1; compare its head with one you noted")
     state = "verified" if found.ok else "NOT what was written"

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from kleash.cli.console import LEASH, Screen, Steps, fixed, kl_text, line
+from kleash.cli.guarded import show_guard
 from kleash.cli.options import (
     AsJson,
     ConfigFile,
@@ -217,8 +218,7 @@ def _show_end(screen: Screen, directory: Path, view: RunView, verification: Veri
         text = f"  interval at {unsure} of {len(view.steps)} steps one response held over a tenth of the KL"
         screen.say(Text(f"{text}: don't rest on it; sample more responses", style="yellow"))
     refused = view.series("accepted").count(0)
-    if refused:
-        screen.say(f"  refused  {refused} of {len(view.steps)} updates")
+    show_guard(screen, verification.governed)
     drift = final_drift(directory)
     if drift is not None:
         screen.say(f"  final/   KL {drift}: the drift of the weights that are saved")

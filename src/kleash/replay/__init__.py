@@ -1,15 +1,18 @@
 """Verification of a run from its own record: every β and verdict recomputed, without torch."""
 
 from kleash.replay.decisions import SKIPPED, replay
+from kleash.replay.governed import Governed, governed
 from kleash.replay.sequence import ENDINGS, Status, check_sequence
 from kleash.replay.verify import Verification, verify_run
 
 __all__ = [
     "ENDINGS",
     "SKIPPED",
+    "Governed",
     "Status",
     "Verification",
     "check_sequence",
+    "governed",
     "replay",
     "verify_run",
 ]

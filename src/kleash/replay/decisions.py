@@ -29,7 +29,7 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
         return []
     if kind_of(entries) == "measurement":
         return _replay_measurements(entries)
-    settings = _settings_of(entries[0])
+    settings = settings_of(entries[0])
     if settings is None:
         return [
             problem_at(entries[0], "no usable configuration of controller, guard and optimizer")
@@ -52,7 +52,7 @@ class _Standing(NamedTuple):
     """Whether the last update was."""
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """What a run's configuration says of its decisions."""
 
     rl: ControlConfig
@@ -65,7 +65,8 @@ class _Settings(NamedTuple):
     refresh_share: float
 
 
-def _settings_of(started: Entry) -> _Settings | None:
+def settings_of(started: Entry) -> Settings | None:
+    """The settings in a run's first entry; None where that doesn't hold them."""
     try:
         config = started.body["config"]
         algorithm, rollout, train = config["algorithm"], config["rollout"], config.get("train", {})
@@ -76,7 +77,7 @@ def _settings_of(started: Entry) -> _Settings | None:
             int(algorithm["num_minibatches"]),
             int(rollout["num_prompts"]) * int(rollout["group_size"]),
         )
-        return _Settings(
+        return Settings(
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
             int(train.get("steps", 1)),
@@ -127,7 +128,7 @@ def _check_self_test(started: Entry) -> list[Problem]:
 
 
 def _replay_update(
-    entry: Entry, before: _Standing, settings: _Settings
+    entry: Entry, before: _Standing, settings: Settings
 ) -> tuple[_Standing, list[Problem]]:
     try:
         update = UpdateEntry.from_json(entry.body)
@@ -159,7 +160,7 @@ def _replay_update(
     return standing, [problem_at(entry, what) for what in found]
 
 
-def _decide(update: UpdateEntry, state: GuardState, settings: _Settings) -> guard.Decision:
+def _decide(update: UpdateEntry, state: GuardState, settings: Settings) -> guard.Decision:
     evidence = guard.Evidence(
         kl=update.kl, facts=update.facts, origin=update.kl_origin, sampler=update.kl_sampler
     )
@@ -174,7 +175,7 @@ def _decide(update: UpdateEntry, state: GuardState, settings: _Settings) -> guar
 
 
 def _guard_after(
-    update: UpdateEntry, made: GuardState, settings: _Settings
+    update: UpdateEntry, made: GuardState, settings: Settings
 ) -> tuple[GuardState, list[str]]:
     """The guard's state to go on from, and what is wrong with the one that was recorded."""
     if update.guard is None or encode(update.guard) == encode(made.to_json()):
@@ -242,7 +243,7 @@ def _wrong_origin(update: UpdateEntry, refresh_every: int | None) -> list[str]:
     return []
 
 
-def _wrong_signals(update: UpdateEntry, settings: _Settings, *, applied: bool) -> list[str]:
+def _wrong_signals(update: UpdateEntry, settings: Settings, *, applied: bool) -> list[str]:
     """Signals that the readings, the configuration or the step before contradict."""
     signals, n = update.signals, (update.kl_control or update.kl).n
     # A power's last bit is the platform's own.

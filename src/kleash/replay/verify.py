@@ -28,7 +28,8 @@ from kleash.ledger import (
     steps_made,
     verify_chain,
 )
-from kleash.replay.decisions import SKIPPED, replay
+from kleash.replay.decisions import SKIPPED, replay, settings_of
+from kleash.replay.governed import Governed, governed
 from kleash.replay.sequence import ENDINGS, Status, check_sequence, problem_at
 
 
@@ -51,6 +52,8 @@ class Verification:
     """By which the ledger says it is signed, and is; none in a ledger of version 1."""
     trusted: bool = False
     """Whether one of these was asked for: else they are the ledger's own word for whose it is."""
+    governed: Governed | None = None
+    """What the guard did; None where a problem was found, or another trainer made the updates."""
 
     @property
     def ok(self) -> bool:
@@ -70,6 +73,7 @@ class Verification:
             "checks": list(self.checks),
             "problems": [problem.to_json() for problem in self.problems],
             "notes": list(self.notes),
+            "guard": None if self.governed is None else self.governed.to_json(),
         }
 
 
@@ -126,7 +130,16 @@ def verify_run(
         notes=tuple(notes),
         keys=chain.keys,
         trusted=keys is not None and not problems,
+        governed=None if problems else _governed(chain.entries),
     )
+
+
+def _governed(entries: Sequence[Entry]) -> Governed | None:
+    settings = settings_of(entries[0])
+    if settings is None or kind_of(entries) == "measurement":
+        return None
+    updates = [UpdateEntry.from_json(entry.body) for entry in entries if entry.type == "update"]
+    return governed(updates, settings.guard, settings.steps)
 
 
 def _chain_of(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kleash.report.drift import drift_charts
-from kleash.report.figures import DASHED, Chart, Curve, by_step, cross_out, spans_a_decade
+from kleash.report.figures import DASHED, Chart, Curve, Limit, by_step, cross_out, spans_a_decade
+from kleash.report.guarded import guard_charts
 from kleash.report.overoptimisation import overoptimisation
 from kleash.report.text import short_name, shorten
 from kleash.report.theme import PALETTE
@@ -53,6 +54,7 @@ def run_charts(run: RunView, colour: str) -> list[Chart]:
         kl([run], [colour]),
         reward(run, colour),
         kl_coef([run], [colour]),
+        *guard_charts(run, colour),
         *drift_charts(run, colour),
         *(_plain(metric, [run], [colour], "small") for metric in (*BEHAVIOUR, *OPTIMISER)),
     ]
@@ -83,7 +85,10 @@ def kl(runs: Sequence[RunView], colours: Sequence[str]) -> Chart:
     reading += (
         "." if target is None else "; the dashed line is the target, with ±20 % around it in grey."
     )
-    figure = by_step(curves, target=target, zero=True, height=260)
+    limits = {run.limit("max_kl") for run in runs}
+    max_kl = limits.pop() if unit == "response" and len(limits) == 1 else None
+    limit = None if max_kl is None else Limit(value=max_kl, text=f"limit {max_kl:g} nats")
+    figure = by_step(curves, target=target, limit=limit, zero=True, height=260)
     if figure is not None and any(run.rejected for run in runs):
         figure["data"] += [cross_out(curve) for curve in curves]
         reading += " A cross marks a step whose update the guard refused."

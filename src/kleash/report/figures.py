@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kleash.report.text import chart_text, interval
-from kleash.report.theme import rgba
+from kleash.report.theme import LIMIT, rgba
 from kleash.report.view import Measured, RunView
 
 Figure = dict[str, Any]
@@ -19,6 +19,9 @@ BAND = 0.2
 """Half-width of the band around a KL target, as a share of it."""
 
 DASHED = "6px,3px"
+
+FAR = 4
+"""Times the largest value, beyond which a limit would leave no room to see what was measured."""
 
 _LABEL_HEIGHT = 17
 """Pixels that keep two labels apart."""
@@ -79,10 +82,19 @@ class Label:
     colour: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """A line that no curve should cross."""
+
+    value: float
+    text: str
+
+
 def by_step(
     curves: Sequence[Curve],
     *,
     target: float | None = None,
+    limit: Limit | None = None,
     band: float = BAND,
     zero: bool = False,
     log: bool = False,
@@ -93,6 +105,7 @@ def by_step(
     Args:
         curves: the lines, in drawing order. A single one goes without its name: the title has it.
         target: nats; drawn as a dashed line with a band around it.
+        limit: drawn as a line, where it is near enough to what was measured to be on the same axis.
         band: half-width of that band, as a share of the target.
         zero: whether the y axis starts at 0.
         log: whether the y axis is logarithmic; the values must be positive.
@@ -105,6 +118,8 @@ def by_step(
         value for curve in curves for end in curve.bounds for value in end if value is not None
     ]
     values += [] if target is None else [target * (1 + band)]
+    is_near = limit is not None and (log or limit.value <= FAR * max(values))
+    values += [limit.value] if limit is not None and is_near else []
     low, high = _span([math.log10(value) for value in values]) if log else _span(values, zero=zero)
     layout: Figure = {
         "xaxis": {
@@ -126,6 +141,9 @@ def by_step(
     if target is not None:
         layout["shapes"] = _target_shapes(target, band)
         layout["annotations"].append(_target_name(target, band))
+    if limit is not None and is_near:
+        layout["shapes"] += [_limit_line(limit)]
+        layout["annotations"] += [_limit_name(limit, log=log)]
     return {
         "data": [trace for curve in curves for trace in _shade(curve)] + [_line(c) for c in curves],
         "layout": layout,
@@ -281,6 +299,17 @@ def _target_name(target: float, band: float) -> Figure:
         "yanchor": "bottom",
     }
     return {"text": f"target {target:g} nats", "font": {"size": 11}} | corner
+
+
+def _limit_line(limit: Limit) -> Figure:
+    ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": limit.value, "y1": limit.value}
+    return ends | {"type": "line", "line": {"color": LIMIT, "width": 1.5, "dash": "solid"}}
+
+
+def _limit_name(limit: Limit, *, log: bool) -> Figure:
+    y = math.log10(limit.value) if log else limit.value  # a shape takes the value itself
+    corner = {"x": 1, "xref": "paper", "xanchor": "right", "y": y, "yanchor": "bottom"}
+    return {"text": chart_text(limit.text, 40), "font": {"size": 11, "color": LIMIT}} | corner
 
 
 def _end(curve: Curve, *, log: bool) -> Label | None:

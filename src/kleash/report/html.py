@@ -12,6 +12,7 @@ from kleash.errors import InputError, ResourceError
 from kleash.report.charts import arm_charts, run_charts
 from kleash.report.drift import Table, drift_tables
 from kleash.report.figures import Chart
+from kleash.report.guarded import Guarded, guarded
 from kleash.report.page import render
 from kleash.report.samples import HOTTEST, exchanges
 from kleash.report.text import interval, number
@@ -49,6 +50,8 @@ class Panel:
     verdict: Verdict
     charts: tuple[Chart, ...]
     tables: tuple[Table, ...]
+    guard: Guarded | None
+    """None where the record was not verified: nobody's word for what the guard did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,8 @@ class Row:
     cells: tuple[str, ...]
     run: str
     verdict: Verdict
+    guard: str
+    """What the guard did, in a few words."""
 
 
 def render_run(run: RunView, verification: Mapping[str, Any] | None = None) -> str:
@@ -165,12 +170,13 @@ def _panel(run: RunView, colour: str, verification: Mapping[str, Any] | None) ->
         verdict=_verdict(verification),
         charts=tuple(run_charts(run, colour)),
         tables=tuple(drift_tables(run)),
+        guard=guarded((verification or {}).get("guard")),
     )
 
 
 def _facts(run: RunView) -> tuple[Fact, ...]:
     controller, planned = run.setting("rl", "controller"), run.setting("train", "steps")
-    reference, limit = run.setting("model", "reference"), run.setting("guard", "max_kl")
+    reference, limit = run.setting("model", "reference"), run.limit("max_kl")
     kl = [run.last(f"kl_policy_ref_per_{run.unit}{end}") for end in ("", "_low", "_high")]
     steps = (
         f"{run.steps[-1] if run.steps else 0} of {planned} steps"
@@ -186,7 +192,8 @@ def _facts(run: RunView) -> tuple[Fact, ...]:
         Fact(
             name="Target",
             value=number(run.target),
-            note=f"nats per {run.unit}" + ("" if limit is None else f", hard limit {limit}"),
+            note=f"nats per {run.unit}"
+            + ("" if limit is None else f", hard limit {number(limit)}"),
         ),
         Fact(
             name="Updates",
@@ -233,6 +240,7 @@ def _row(row: Mapping[str, Any], index: int, panels: Sequence[Panel]) -> Row:
     found = next((names.index(key) for key in (Path(run).name, name) if key in names), index)
     kl = interval(row.get("kl_policy_ref_per_response"), row.get("kl_low"), row.get("kl_high"))
     first, last = ("proxy_reward", "gold_reward"), ("distinct_2", "mean_length")
+    panel = panels[found] if found < len(panels) else None
     return Row(
         name=name,
         colour=run_colour(found),
@@ -242,7 +250,8 @@ def _row(row: Mapping[str, Any], index: int, panels: Sequence[Panel]) -> Row:
             *(number(row.get(key)) for key in last),
         ),
         run=run,
-        verdict=panels[found].verdict if found < len(panels) else Verdict(state="unchecked"),
+        verdict=Verdict(state="unchecked") if panel is None else panel.verdict,
+        guard=number(None) if panel is None or panel.guard is None else panel.guard.brief,
     )
 
 

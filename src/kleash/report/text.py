@@ -1,6 +1,7 @@
 """Words and numbers as the page shows them. Model text is hostile: what cannot be seen is made visible."""
 
 import math
+from collections.abc import Mapping
 from html import escape
 
 DASH = "–"
@@ -117,3 +118,24 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+VERDICTS = {
+    "accept": "accepted",
+    "shrink": "shortened",
+    "reject": "refused",
+    "rollback": "rolled back",
+    "halt": "halted",
+}
+"""The guard's verdicts as a person would say them."""
+
+
+def verdict_counts(counts: Mapping[str, int]) -> str:
+    """How many updates were accepted, and what became of the others.
+
+    Examples:
+        >>> verdict_counts({"shrink": 2, "accept": 1200})
+        '1,200 accepted, 2 shortened'
+    """
+    known = [f"{number(counts[key])} {word}" for key, word in VERDICTS.items() if counts.get(key)]
+    return ", ".join(known) or "none"

@@ -13,6 +13,9 @@ PALETTE = ("#d9591c", "#c07a9c", "#2878cf", "#3b7d4f", "#7a45f0", "#77787c")
 ALONE = PALETTE[2]
 """The colour of a run that has the page to itself."""
 
+LIMIT = "#d0342c"
+"""The colour of a line that no curve should cross."""
+
 CARDS = {"light": "#ffffff", "dark": "#191c21"}
 """Background of a chart in each scheme."""
 

@@ -100,6 +100,10 @@ class RunView:
         values = self.config.get(section)
         return cast(Mapping[str, Any], values).get(key) if isinstance(values, Mapping) else None
 
+    def limit(self, name: str) -> Measured:
+        """A limit of `[guard]`; None where it is not set."""
+        return _loose_number(self.setting("guard", name))
+
     @property
     def monitors(self) -> tuple[str, ...]:
         """Names of the scorers that were logged and never trained on."""

@@ -1,0 +1,51 @@
+"""What the guard did, as a table in the terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import JustifyMethod
+
+from kleash.cli.console import Screen
+from kleash.replay import Governed
+from kleash.report.text import number, verdict_counts
+
+COLUMNS: dict[str, JustifyMethod] = {
+    "guard": "left",
+    "came to": "right",
+    "limit": "right",
+    "": "left",
+}
+SHOWN = 6
+"""Steps at which an alarm rang that are named."""
+
+
+def show_guard(screen: Screen, found: Governed | None) -> None:
+    """Limits, budgets and alarms with how near the run came; nothing where none was set and nothing was undone."""
+    if found is None:
+        return
+    rows = [*_limits(found), *_budgets(found), *_alarms(found)]
+    if rows:
+        screen.table(COLUMNS, rows)
+    if rows or found.events:
+        screen.say(f"updates  {verdict_counts(found.verdicts)}")
+
+
+def _limits(found: Governed) -> Iterator[list[str]]:
+    for held in found.limits:
+        sign = "≥" if held.is_floor else "≤"
+        where = "" if held.step is None else f"step {held.step}"
+        limit = f"{sign} {number(held.bound)} {held.unit}".strip()
+        yield [held.limit, number(held.worst), limit, where]
+
+
+def _budgets(found: Governed) -> Iterator[list[str]]:
+    for budget in found.budgets:
+        measured = f"spent, by law; {number(budget.measured)} measured"
+        yield [budget.limit, number(budget.spent), f"≤ {number(budget.total)}", measured]
+
+
+def _alarms(found: Governed) -> Iterator[list[str]]:
+    for alarm in found.alarms:
+        more = len(alarm.rang) - SHOWN
+        steps = ", ".join(map(str, alarm.rang[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+        rang = f"rang at step {steps}: {alarm.action}" if alarm.rang else "did not ring"
+        yield [f"alarm {alarm.alarm}", number(alarm.evidence), f"< {number(alarm.mean_time)}", rang]
