@@ -138,7 +138,8 @@ def test_one_pass_keeps_three_digits_of_a_small_kl(device: str, nats: float) -> 
     # Rounded logits are all that is left: below 1e-7 they are the larger part of d.
     assert float(((found - truth) / truth).abs().max()) < (1e-3 if nats >= 1e-6 else 2e-2)
     x["ref_weight"] = x["weight"]
-    assert bool((meter(x).kl == 0).all())
+    # A compiler may round the two log-normalisers differently: one ulp of d is 1e-7, and d²/2 is what is left of it.
+    assert float(meter(x).kl.max()) <= (1e-13 if device == "cuda" else 0.0)
 
 
 def test_suppressed_tokens_and_ratios_beyond_float32(device: str) -> None:
