@@ -161,7 +161,7 @@ def test_the_summary_shows_its_rows_in_the_colours_of_their_runs(run: RunView) -
     }
     html = render_runs(arms, title="arms", summary=[row], verifications=[None, VERIFIED])
     table = html[html.index("<table") : html.index("</table")]
-    assert Page(table).words.endswith("held 1.50 – 4.10 [3.90, 4.30] 0.75 21.50 verified")
+    assert Page(table).words.endswith("held 1.50 – 4.10 [3.90, 4.30] 0.75 21.50 – verified")
     assert "#c07a9c" in table  # the second run's colour
 
 

@@ -8,6 +8,7 @@ from rich.console import JustifyMethod
 from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, fixed, kl_text, line
+from kleash.cli.guarded import guard_line
 from kleash.cli.options import (
     AsJson,
     Overrides,
@@ -72,6 +73,10 @@ def demo(
     for arm, verification in zip(result.arms, verifications, strict=True):
         text = f"kleash verify {arm.run}: {verification.steps} steps, head {verification.head}"
         screen.check(passed=verification.ok, text=text)
+        if verification.governed is not None:
+            screen.say(f"  guard  {guard_line(verification.governed)}")
+    for key in sorted({key.vkey for verification in verifications for key in verification.keys}):
+        screen.say(f"signed by {key}")
     screen.say(f"report   {report}")
     screen.document(
         {
@@ -79,6 +84,9 @@ def demo(
             "reference": result.reference.to_json(),
             "kl_target": result.kl_target,
             "proxy_accuracy": result.proxy_accuracy,
+            "guard": [
+                None if each.governed is None else each.governed.to_json() for each in verifications
+            ],
             "verified": all(verification.ok for verification in verifications),
             "report": str(report),
         }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import JustifyMethod
 
 from kleash.cli.console import Screen
-from kleash.replay import Governed
+from kleash.replay import Governed, Watched
 from kleash.report.text import number, verdict_counts
 
 COLUMNS: dict[str, JustifyMethod] = {
@@ -29,6 +29,18 @@ def show_guard(screen: Screen, found: Governed | None) -> None:
         screen.say(f"updates  {verdict_counts(found.verdicts)}")
 
 
+def guard_line(found: Governed) -> str:
+    """The same in a line.
+
+    Examples:
+        >>> guard_line(Governed(verdicts={"accept": 49, "shrink": 1}))
+        '49 accepted, 1 shortened'
+    """
+    rung = [f"alarm {alarm.alarm} {_rang(alarm)}" for alarm in found.alarms if alarm.rang]
+    quiet = ["no alarm rang"] if found.alarms and not rung else []
+    return "; ".join([verdict_counts(found.verdicts), *rung, *quiet])
+
+
 def _limits(found: Governed) -> Iterator[list[str]]:
     for held in found.limits:
         sign = "≥" if held.is_floor else "≤"
@@ -45,7 +57,11 @@ def _budgets(found: Governed) -> Iterator[list[str]]:
 
 def _alarms(found: Governed) -> Iterator[list[str]]:
     for alarm in found.alarms:
-        more = len(alarm.rang) - SHOWN
-        steps = ", ".join(map(str, alarm.rang[:SHOWN])) + (f" and {more} more" if more > 0 else "")
-        rang = f"rang at step {steps}: {alarm.action}" if alarm.rang else "did not ring"
+        rang = f"{_rang(alarm)}: {alarm.action}" if alarm.rang else "did not ring"
         yield [f"alarm {alarm.alarm}", number(alarm.evidence), f"< {number(alarm.mean_time)}", rang]
+
+
+def _rang(alarm: Watched) -> str:
+    more = len(alarm.rang) - SHOWN
+    steps = ", ".join(map(str, alarm.rang[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+    return f"rang at step {steps}"

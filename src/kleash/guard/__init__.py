@@ -15,7 +15,7 @@ from kleash.guard.budget import (
     spend,
     unaccounted,
 )
-from kleash.guard.config import GuardConfig
+from kleash.guard.config import AlarmConfig, AlarmsConfig, GuardConfig
 from kleash.guard.detectors import (
     Detector,
     DetectorPlan,
@@ -39,6 +39,8 @@ from kleash.guard.state import (
 )
 
 __all__ = [
+    "AlarmConfig",
+    "AlarmsConfig",
     "Breach",
     "Budget",
     "Decision",

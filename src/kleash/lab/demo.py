@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kleash.control import ControlConfig
 from kleash.errors import InputError
+from kleash.guard import AlarmConfig, AlarmsConfig, GuardConfig
 from kleash.lab.processes import side_by_side
 from kleash.ledger import open_signing_key
 from kleash.models.config import ModelConfig
@@ -133,7 +134,28 @@ def arm_configs(config: DemoConfig, proxy: Path) -> dict[str, RunConfig]:
             kl_target=config.kl_target,
         ),
     }
-    return {name: _arm_config(config, proxy, control) for name, control in controls.items()}
+    return {
+        name: _arm_config(config, proxy, control, guard_of(config, leashed=name == "leashed"))
+        for name, control in controls.items()
+    }
+
+
+def guard_of(config: DemoConfig, *, leashed: bool) -> GuardConfig:
+    """The same watch over every arm; only the leashed one has a limit on its drift, as the others show life without.
+
+    An untrained Adam's first update is several times as large as the next: `max_kl_new_old` shortens it. Of the budget
+    an arm spends some three fifths, as its updates take three nats each.
+    """
+    return GuardConfig(
+        max_kl=2.0 * max(config.kl_target, LEAST_TARGET) if leashed else None,
+        max_kl_new_old=0.2,
+        max_path_log_ratio=5.0 * config.steps,
+        alarms=AlarmsConfig(
+            kl=AlarmConfig(mean=1.25 * config.kl_target),
+            entropy=AlarmConfig(mean=0.5),
+            concordance=AlarmConfig(mean=0.0),
+        ),
+    )
 
 
 def run_demo(
@@ -171,6 +193,8 @@ def run_demo(
 
 
 ARM_DIRECTORIES = {"no penalty": "no-penalty", "fixed β": "fixed-beta", "leashed": "leashed"}
+LEAST_TARGET = 5.0
+"""Nats: of a smaller target the first updates overshoot twice as much."""
 ANSWERS = 6
 """Prompts whose answers are shown side by side."""
 
@@ -228,12 +252,15 @@ def _rollout(config: DemoConfig, num_prompts: int, group_size: int) -> RolloutCo
     )
 
 
-def _arm_config(config: DemoConfig, proxy: Path, control: ControlConfig) -> RunConfig:
+def _arm_config(
+    config: DemoConfig, proxy: Path, control: ControlConfig, guard: GuardConfig
+) -> RunConfig:
     return RunConfig(
         model=ModelConfig(policy=BASE),
         rollout=_rollout(config, config.num_prompts, config.group_size),
         reward=RewardConfig(model=str(proxy), monitor=(GOLD,)),
         rl=control,
+        guard=guard,
         optimizer=OptimizerConfig(learning_rate=config.learning_rate),
         # One thread an arm: the arms share the cores, and the numbers don't depend on how many there are.
         train=TrainConfig(steps=config.steps, seed=config.seed, device="cpu", threads=1),

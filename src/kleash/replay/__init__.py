@@ -1,7 +1,7 @@
 """Verification of a run from its own record: every β and verdict recomputed, without torch."""
 
 from kleash.replay.decisions import SKIPPED, replay
-from kleash.replay.governed import Governed, governed
+from kleash.replay.governed import Governed, Watched, governed
 from kleash.replay.sequence import ENDINGS, Status, check_sequence
 from kleash.replay.verify import Verification, verify_run
 
@@ -11,6 +11,7 @@ __all__ = [
     "Governed",
     "Status",
     "Verification",
+    "Watched",
     "check_sequence",
     "governed",
     "replay",

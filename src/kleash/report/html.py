@@ -37,6 +37,8 @@ class Verdict:
     """`verified`, `failed` or `unchecked`."""
     head: str = ""
     """Hash of the ledger's last entry, when verified."""
+    keys: tuple[str, ...] = ()
+    """That signed it."""
     problems: tuple[str, ...] = ()
 
 
@@ -163,14 +165,17 @@ def _page(
 
 
 def _panel(run: RunView, colour: str, verification: Mapping[str, Any] | None) -> Panel:
+    verdict = _verdict(verification)
     return Panel(
         run=run,
         colour=colour,
         facts=_facts(run),
-        verdict=_verdict(verification),
+        verdict=verdict,
         charts=tuple(run_charts(run, colour)),
         tables=tuple(drift_tables(run)),
-        guard=guarded((verification or {}).get("guard")),
+        guard=guarded(verification.get("guard"))
+        if verification is not None and verdict.state == "verified"
+        else None,
     )
 
 
@@ -222,7 +227,8 @@ def _verdict(verification: Mapping[str, Any] | None) -> Verdict:
     if verification is None:
         return Verdict(state="unchecked")
     if verification.get("ok") is True:
-        return Verdict(state="verified", head=str(verification.get("head", "")))
+        keys = tuple(str(key) for key in verification.get("keys", ()))
+        return Verdict(state="verified", head=str(verification.get("head", "")), keys=keys)
     problems = verification.get("problems") or ("the verification did not pass",)
     return Verdict(state="failed", problems=tuple(_sentence(problem) for problem in problems))
 
