@@ -3,7 +3,7 @@
 The bytes are fixed in docs/ledger-format.md.
 """
 
-from kleash.ledger.chain import has_ledger, kept_notes, read, verify_chain
+from kleash.ledger.chain import first_entry, has_ledger, kept_notes, read, verify_chain
 from kleash.ledger.entry import VERSION, Entry, encode, hash_line
 from kleash.ledger.evidence import (
     CHECKPOINT_DIRECTORY,
@@ -53,6 +53,13 @@ from kleash.ledger.note import (
     sign_checkpoint,
     sign_note,
 )
+from kleash.ledger.override import (
+    OVERRIDE,
+    Change,
+    OverrideEntry,
+    sign_override,
+    wrong_override,
+)
 from kleash.ledger.paths import refusal
 from kleash.ledger.proof import PROOF_SUFFIX, Proven, check_proof, prove
 from kleash.ledger.steps import Kind, kind_of, steps_due, steps_made
@@ -68,10 +75,12 @@ __all__ = [
     "HEAD_NOTE",
     "LEDGER_FILE",
     "ML_DSA_44",
+    "OVERRIDE",
     "PROOF_SUFFIX",
     "REPEATED",
     "VERSION",
     "Chain",
+    "Change",
     "Checkpoint",
     "Entry",
     "Frontier",
@@ -80,6 +89,7 @@ __all__ = [
     "Kind",
     "Ledger",
     "MeasurementEntry",
+    "OverrideEntry",
     "Problem",
     "Proven",
     "PublicKey",
@@ -98,6 +108,7 @@ __all__ = [
     "digest_run",
     "encode",
     "encrypt_signing_key",
+    "first_entry",
     "has_ledger",
     "hash_line",
     "inclusion_proof",
@@ -122,9 +133,11 @@ __all__ = [
     "sha256_file",
     "sign_checkpoint",
     "sign_note",
+    "sign_override",
     "steps_due",
     "steps_made",
     "verify_chain",
     "verify_consistency",
     "verify_inclusion",
+    "wrong_override",
 ]

@@ -79,6 +79,14 @@ def read(directory: Path) -> list[Entry]:
     return list(chain.entries)
 
 
+def first_entry(directory: Path) -> Entry | None:
+    """The first entry of a ledger, of which nothing is checked; None where none can be read."""
+    try:
+        return parse_entry(read_bounded(directory, segment_name(0), 2 * MAX_LINE).split(b"\n")[0])
+    except TamperError:
+        return None
+
+
 def has_ledger(directory: Path) -> bool:
     """Whether there is a ledger, of whatever version, as far as its names tell."""
     return os.path.lexists(directory / GENESIS_FILE) or (directory / LEDGER_FILE).is_file()

@@ -1,15 +1,19 @@
 """Verification of a run from its own record: every β and verdict recomputed, without torch."""
 
 from kleash.replay.decisions import SKIPPED, replay
+from kleash.replay.overrides import Plan, check_overrides, wrong_change
 from kleash.replay.sequence import ENDINGS, Status, check_sequence
 from kleash.replay.verify import Verification, verify_run
 
 __all__ = [
     "ENDINGS",
     "SKIPPED",
+    "Plan",
     "Status",
     "Verification",
+    "check_overrides",
     "check_sequence",
     "replay",
     "verify_run",
+    "wrong_change",
 ]

@@ -46,6 +46,7 @@ from kleash.train.resume import (
     check_same,
     find_earlier,
     last_record,
+    refuse_another,
     restore,
     to_repeat,
 )
@@ -86,6 +87,8 @@ def train(
     """
     with _outside(run), ExitStack() as stack:
         signers = [open_signing_key()] if signers is None else signers
+        if resume:
+            refuse_another(config, run)
         earlier = find_earlier(run, signers) if resume else None
         if earlier is not None:
             stack.enter_context(earlier.ledger)
