@@ -19,11 +19,11 @@ from kleash.ledger.found import Chain, Head, Problem
 from kleash.ledger.keyfile import (
     create_signing_key,
     default_key_path,
-    encrypt_signing_key,
     needs_passphrase,
     open_signing_key,
     read_public_key,
     read_signing_key,
+    rewrite_signing_key,
 )
 from kleash.ledger.keys import ED25519, ML_DSA_44, PublicKey, SigningKey, parse_vkey
 from kleash.ledger.layout import (
@@ -107,7 +107,6 @@ __all__ = [
     "default_key_path",
     "digest_run",
     "encode",
-    "encrypt_signing_key",
     "first_entry",
     "has_ledger",
     "hash_line",
@@ -128,6 +127,7 @@ __all__ = [
     "read_public_key",
     "read_signing_key",
     "refusal",
+    "rewrite_signing_key",
     "root_of",
     "segment_name",
     "sha256_file",

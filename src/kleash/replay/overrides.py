@@ -2,18 +2,24 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from kleash.errors import KleashError
+from kleash.errors import ConfigError, InputError, KleashError, TamperError
 from kleash.guard import GuardConfig, amend, limits_of
 from kleash.ledger import (
     OVERRIDE,
     Chain,
+    Change,
     Entry,
+    Ledger,
     OverrideEntry,
     Problem,
     PublicKey,
+    Signer,
     encode,
     parse_vkey,
+    sign_override,
+    steps_made,
     wrong_override,
 )
 from kleash.replay.sequence import problem_at
@@ -24,7 +30,6 @@ class Plan:
     """Limits, step by step.
 
     Examples:
-        >>> from kleash.ledger import Change
         >>> change = {"guard.max_kl": Change(old=20.0, new=30.0)}
         >>> override = OverrideEntry(
         ...     origin="", seq=9, prev="", step=3, until=5, changes=change, reason="", key=""
@@ -66,13 +71,17 @@ def overrides_of(
     """
     overrides: list[OverrideEntry] = []
     problems: list[Problem] = []
+    steps = 0
     for entry in entries:
+        steps += entry.type == "update"
         if entry.type != OVERRIDE:
             continue
         try:
             if not (what := wrong(entry)):
                 override = OverrideEntry.from_json(entry.body)
                 what = wrong_change(planned, overrides, override)
+                if override.step != steps:
+                    what = f"the override does not count the {steps} updates before it"
                 overrides += [] if what else [override]
         except KleashError as error:
             what = str(error)
@@ -125,3 +134,61 @@ def check_overrides(
         )
 
     return overrides_of(chain.entries, planned, wrong)
+
+
+def override(
+    directory: Path,
+    signers: Iterable[Signer],
+    second: Signer,
+    amended: Callable[[GuardConfig], GuardConfig],
+    *,
+    reason: str,
+    until: int | None = None,
+) -> OverrideEntry:
+    """Enters other limits for a run that stands still; it goes on with them.
+
+    Args:
+        directory: its ledger.
+        signers: those that it was begun with.
+        second: the key that vouches for it, none of those.
+        amended: of the limits in force, those that are wanted.
+        reason: why.
+        until: the last step under them; None: all that follow.
+
+    Raises:
+        InputError: there is nothing to override, or not so.
+        TamperError: the ledger is not as it was written; ResourceError: another process writes it.
+    """
+    ledger, chain = Ledger.open(directory, signers)
+    with ledger:
+        kinds = [entry.type for entry in chain.entries]
+        if "plan.committed" not in kinds or "run.finished" in kinds:
+            raise InputError(
+                "there is no plan here that a run goes on with",
+                expected="a run of kleash train that began, and has not finished",
+                got=f"{kinds[-1]} is its last entry" if kinds else "no entry",
+            )
+        earlier, wrong = check_overrides(chain)
+        if wrong:
+            raise TamperError("the plan was overridden as it may not be", got=str(wrong[0]))
+        planned = GuardConfig.model_validate(chain.entries[0].body["config"]["guard"])
+        step = steps_made(chain.entries)
+        limits = Plan(planned, tuple(earlier)).at(step + 1)
+        before, after = limits_of(limits), limits_of(amended(limits))
+        entry = OverrideEntry(
+            origin=chain.origin,
+            seq=ledger.head.size,
+            prev=ledger.head.leaf,
+            step=step,
+            until=until,
+            changes={
+                n: Change(old=before[n], new=after[n]) for n in after if after[n] != before[n]
+            },
+            reason=reason,
+            key="",
+        )
+        signed = sign_override(entry, second, chain.keys)
+        if what := wrong_change(planned, earlier, signed):
+            raise ConfigError(f"the plan can't be overridden so: {what}")
+        ledger.append(OVERRIDE, signed.to_json())
+    return signed
