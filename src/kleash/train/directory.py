@@ -134,7 +134,7 @@ class _Files:
         return {name: getattr(self, name).extent for name in REPEATING}
 
 
-def _last_timed(path: Path) -> int:
+def last_timed(path: Path) -> int:
     """The last step whose times are there; 0 where none can be read."""
     lines = path.read_bytes()[: _whole_lines(path)].splitlines()
     try:
@@ -201,7 +201,7 @@ class RunDirectory:
         """Steps of the checkpoints that this process knows to be there."""
         try:
             self.files = _Files.open(run, lengths)
-            self.timed = _last_timed(run / "timings.jsonl")
+            self.timed = last_timed(run / "timings.jsonl")
         except OSError as error:
             raise disk_failed(run, error) from error
         self.tracker = open_trackers(run, trackers)
