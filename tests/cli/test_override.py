@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from kleash.cli import main as cli
-from kleash.ledger import Ledger, open_signing_key, read, read_signing_key
+from kleash.errors import ResourceError
+from kleash.ledger import (
+    Ledger,
+    SigningKey,
+    open_signing_key,
+    read,
+    read_signing_key,
+    rewrite_signing_key,
+)
 from tests.cli.test_ledger import document, home, reading
 
 __all__ = ["home"]
@@ -115,3 +123,10 @@ def test_a_passphrase_is_changed_and_taken_off(
     assert read_signing_key(path).public == public
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [each.name for each in home.iterdir()] == ["signing.key"]
+
+
+def test_a_key_that_can_not_be_replaced_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "signing.key" / "in the way").mkdir(parents=True)
+    with pytest.raises(ResourceError, match="cannot be replaced"):
+        rewrite_signing_key(SigningKey.generate(), tmp_path / "signing.key", b"one two")
+    assert [each.name for each in tmp_path.iterdir()] == ["signing.key"]

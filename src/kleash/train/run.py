@@ -170,7 +170,7 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
 
 
 def plan_of(setup: Setup) -> dict[str, Any]:
-    """What limits and steers a run, entered before its first step: none of it may change after."""
+    """What limits and steers a run, entered before its first step: it changes after by an override alone."""
     config, canary = setup.config, setup.canary
     guard, rl = (section.model_dump(mode="json") for section in (config.guard, config.rl))
     return {
