@@ -7,7 +7,7 @@ from kleash import guard
 from kleash.guard import GuardConfig
 from kleash.ledger import UpdateEntry
 from kleash.records import CanaryFacts, Distance, StepTails, UpdateFacts, Verdict
-from kleash.replay import governed
+from kleash.replay import Plan, governed
 from tests.test_replay_decisions import MOVED, PER_RESPONSE, SIGNALS
 
 CONFIG = GuardConfig.model_validate(
@@ -75,7 +75,7 @@ def record(
 def test_a_limit_came_to_the_worst_of_what_was_kept() -> None:
     """What was refused is not among it, though it was further; what the policy itself drifted to is."""
     changes = [facts(0.02), facts(0.5, entropy=0.25), facts(0.04, entropy=1.5), facts(0.03)]
-    found = governed(record([0.0, 7.0, 3.0, 2.0], changes, [None] * 4), CONFIG, STEPS)
+    found = governed(record([0.0, 7.0, 3.0, 2.0], changes, [None] * 4), Plan(CONFIG), STEPS)
     assert found.verdicts == {"accept": 3, "reject": 1}
     held = {row.limit: (row.worst, row.step) for row in found.limits}
     assert held == {
@@ -91,7 +91,7 @@ def test_a_limit_came_to_the_worst_of_what_was_kept() -> None:
 
 
 def test_a_budget_is_what_its_last_state_says() -> None:
-    found = governed(record([0.0] * 4, [facts(0.01)] * 4, [None] * 4), CONFIG, STEPS)
+    found = governed(record([0.0] * 4, [facts(0.01)] * 4, [None] * 4), Plan(CONFIG), STEPS)
     [spent] = found.budgets
     assert (spent.limit, spent.total, spent.measured) == ("max_path_log_ratio", 4.0, 0.125)
     assert spent.spent is not None
@@ -101,7 +101,7 @@ def test_a_budget_is_what_its_last_state_says() -> None:
 def test_an_alarm_is_told_at_the_steps_at_which_it_rang() -> None:
     """Not again at a step that had nothing to observe."""
     agreements = [-1.0, -1.0, None, None, 1.0, -1.0, -1.0, 1.0]
-    found = governed(record([0.5] * 8, [facts(0.01)] * 8, agreements), CONFIG, STEPS)
+    found = governed(record([0.5] * 8, [facts(0.01)] * 8, agreements), Plan(CONFIG), STEPS)
     kl, concordance = found.alarms
     assert (kl.alarm, kl.rang) == ("kl", ())
     assert kl.evidence is not None
@@ -115,26 +115,28 @@ def test_an_alarm_is_told_at_the_steps_at_which_it_rang() -> None:
 def test_a_reading_that_is_no_number_is_the_worst_there_was() -> None:
     changes = [facts(0.02), facts(0.02)]
     updates = record([float("nan"), 3.0], changes, [None, None])
-    worst = {row.limit: row.worst for row in governed(updates, CONFIG, STEPS).limits}["max_kl"]
+    worst = {row.limit: row.worst for row in governed(updates, Plan(CONFIG), STEPS).limits}[
+        "max_kl"
+    ]
     assert worst is not None
     assert worst != worst
 
 
 def test_nothing_measured_is_none() -> None:
     """Of no step, and of records of before the guard had a state."""
-    none = governed([], CONFIG, STEPS)
+    none = governed([], Plan(CONFIG), STEPS)
     assert none.verdicts == {}
     assert {row.worst for row in none.limits} == {None}
     assert {row.evidence for row in none.alarms} == {None}
     assert none.budgets == ()
     old = [replace(u, guard=None) for u in record([1.0], [facts(0.01)], [None])]
-    assert governed(old, CONFIG, STEPS).budgets == ()
-    assert governed(old, CONFIG, STEPS).limits[0].worst == 1.0
+    assert governed(old, Plan(CONFIG), STEPS).budgets == ()
+    assert governed(old, Plan(CONFIG), STEPS).limits[0].worst == 1.0
 
 
 def test_it_is_plain_data() -> None:
     updates = record([0.0], [facts(0.5)], [None])
-    data = governed(updates, CONFIG, STEPS).to_json()
+    data = governed(updates, Plan(CONFIG), STEPS).to_json()
     assert data["verdicts"] == {"reject": 1}
     assert data["limits"][1]["worst"] is None
     assert data["events"][0]["step"] == 1

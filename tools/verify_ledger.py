@@ -3,10 +3,11 @@
     python verify_ledger.py LEDGER [VKEY]
 
 LEDGER is the directory with genesis.json, VKEY the public key in text, got from whoever it belongs to and not from the
-run; without it the ledger's own word is taken for whose it is. Exit 0: each entry follows the one before, and every
-checkpoint, the head among them, is signed by the ledger's key and has the root over as many entries. Exit 1: something
-else, said on stderr. A second writing of the rules, so that no one need trust the first: RFC 8032 (Ed25519), RFC 6962
-(the tree), C2SP signed-note and tlog-checkpoint. What the entries say is left to `kleash verify`.
+run; without it the ledger's own word is taken for whose it is. Exit 0: each entry follows the one before, every
+checkpoint, the head among them, is signed by the ledger's key and has the root over as many entries, and each override
+of the plan is signed by another key, for its place, with a reason. Exit 1: something else, said on stderr. A second
+writing of the rules, so that no one need trust the first: RFC 8032 (Ed25519), RFC 6962 (the tree), C2SP signed-note and
+tlog-checkpoint. What else the entries say is left to `kleash verify`.
 """
 
 import base64
@@ -14,6 +15,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
@@ -79,24 +81,46 @@ BASE = decode_point((4 * pow(5, -1, P) % P).to_bytes(32, "little")) or (0, 1, 1,
 
 def open_checkpoint(note: bytes, vkey: str) -> tuple[str, int, bytes]:
     """Origin, size and root of a checkpoint that the key signed."""
-    name, id, encoded = vkey.strip().split("+", 2)
-    key = decode_base64(encoded)
-    digest = hashlib.sha256(name.encode() + b"\n" + key).digest()
-    if key[:1] != b"\x01" or digest[:4].hex() != id:
-        raise ValueError("not an Ed25519 public key")
+    name, id, key = read_key(vkey)
     text, blank, below = note.decode("utf-8").rpartition("\n\n")
     if not blank or not below.endswith("\n"):
         raise ValueError("not a note")
     text += "\n"
     found = [line.split(" ") for line in below[:-1].split("\n")]
     blobs = [decode_base64(line[2]) for line in found if line[:2] == ["—", name] and line[2:]]
-    mine = [blob[4:] for blob in blobs if blob[:4] == digest[:4]]
-    if len(mine) != 1 or not verify_signature(key[1:], text.encode(), mine[0]):
+    mine = [blob[4:] for blob in blobs if blob[:4] == id]
+    if len(mine) != 1 or not verify_signature(key, text.encode(), mine[0]):
         raise ValueError("the checkpoint is not signed by this key")
     origin, size, root = text.split("\n")[:3]
     if not size.isascii() or not size.isdigit() or str(int(size)) != size:
         raise ValueError("the size of the checkpoint is not a number in plain digits")
     return origin, int(size), decode_base64(root)
+
+
+def read_key(vkey: str) -> tuple[str, bytes, bytes]:
+    """Name, id and bytes of an Ed25519 public key."""
+    name, id, encoded = vkey.strip().split("+", 2)
+    key = decode_base64(encoded)
+    digest = hashlib.sha256(name.encode() + b"\n" + key).digest()
+    if key[:1] != b"\x01" or digest[:4].hex() != id:
+        raise ValueError("not an Ed25519 public key")
+    return name, digest[:4], key[1:]
+
+
+def check_override(entry: dict[str, Any], origin: str, keys: list[str]) -> str:
+    """That an override is signed by a key other than the ledger's, for this place, with a reason; by whose key."""
+    body = dict(entry["body"])
+    signature = decode_base64(body.pop("signature"))
+    written = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    key = read_key(body["key"])[2]
+    place = (body["origin"], body["seq"], body["prev"])
+    if place != (origin, entry["seq"], entry["prev"]):
+        raise ValueError(f"the override in entry {entry['seq']} is for another place")
+    if key in [read_key(each)[2] for each in keys] or not body["reason"].strip():
+        raise ValueError(f"the override in entry {entry['seq']} has no second key, or no reason")
+    if not verify_signature(key, b"kleash/plan.override/v1\n" + written.encode(), signature):
+        raise ValueError(f"the override in entry {entry['seq']} is not signed by its key")
+    return f"entry {entry['seq']} overrides the plan, by {body['key']}: {body['reason']!a}"
 
 
 def decode_base64(text: str) -> bytes:
@@ -143,9 +167,10 @@ def read_checkpoints(ledger: Path, origin: str, keys: list[str]) -> tuple[int, d
     return head, roots
 
 
-def read_leaves(ledger: Path) -> list[bytes]:
-    """The hashes of the entries, each checked to follow the one before."""
+def read_leaves(ledger: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """The hashes of the entries, each checked to follow the one before; and those that override the plan."""
     leaves: list[bytes] = []
+    overrides: list[dict[str, Any]] = []
     for path in sorted((ledger / "segments").iterdir()):
         index, full = divmod(len(leaves), SEGMENT)
         if full or path.name != f"{index:06d}.jsonl":
@@ -159,7 +184,8 @@ def read_leaves(ledger: Path) -> list[bytes]:
             if (entry["v"], entry["seq"], entry["prev"]) != (2, len(leaves), prev):
                 raise ValueError(f"entry {len(leaves)} does not follow the one before")
             leaves.append(hashlib.sha256(b"\x00" + line).digest())
-    return leaves
+            overrides += [entry] if entry["type"] == "plan.override" else []
+    return leaves, overrides
 
 
 def main(ledger: str, vkey: str = "") -> None:
@@ -168,7 +194,7 @@ def main(ledger: str, vkey: str = "") -> None:
     if vkey and vkey.strip() not in keys:
         raise ValueError("the ledger is signed by another key")
     size, roots = read_checkpoints(Path(ledger), origin, keys)
-    leaves = read_leaves(Path(ledger))
+    leaves, overrides = read_leaves(Path(ledger))
     if not max(roots) <= len(leaves) <= size + 1:
         raise ValueError(
             f"{len(leaves)} entries, {size} in the head, {max(roots)} signed: it was cut"
@@ -176,7 +202,10 @@ def main(ledger: str, vkey: str = "") -> None:
     for each, root in sorted(roots.items()):
         if root_of(leaves[:each]) != root:
             raise ValueError(f"the first {each} entries are not those that were signed")
+    said = [check_override(entry, origin, keys) for entry in overrides]
     print(f"{size} entries of {origin!a}, root {roots[size].hex()}, signed by {', '.join(keys)}")
+    for each in said:
+        print(each)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 Direction = Literal[
     "policy_ref", "ref_policy", "new_old", "old_new", "policy_origin", "sampler_policy"
 ]
@@ -269,11 +267,6 @@ class UpdateFacts:
         }
         return first | {name: value for name, value in later.items() if value is not None}
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "UpdateFacts":
-        """The facts that `to_json` wrote."""
-        return _FACTS.validate_python(data)
-
 
 def _canary_json(canary: CanaryFacts) -> dict[str, Any]:
     return {
@@ -342,6 +335,3 @@ def _encoded(values: Mapping[str, Any]) -> dict[str, Any]:
 def _decode(value: Any) -> float | None:
     """The float behind what `_encode` wrote."""
     return None if value is None else float(value)
-
-
-_FACTS = TypeAdapter(UpdateFacts)

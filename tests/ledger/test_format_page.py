@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from kleash.ledger import MeasurementEntry, UpdateEntry, layout, verify_chain
+from kleash.ledger import (
+    OVERRIDE,
+    Change,
+    MeasurementEntry,
+    OverrideEntry,
+    UpdateEntry,
+    layout,
+    verify_chain,
+)
+from kleash.ledger.override import MAX_REASON, TAG
 from kleash.records import KLReading, Signals, UpdateFacts
 from kleash.replay.sequence import ENDINGS, INTENT
 from tests.ledger.version1 import Version1
@@ -67,14 +76,28 @@ def test_the_second_verifier_finds_a_cut(verifier: Path, ledger: Path) -> None:
     assert "shorter than its head" in run_verifier(verifier, ledger).stderr
 
 
-@pytest.mark.parametrize("record", [UpdateEntry, MeasurementEntry, KLReading, Signals, UpdateFacts])
+RECORDS = [
+    UpdateEntry,
+    MeasurementEntry,
+    OverrideEntry,
+    Change,
+    KLReading,
+    Signals,
+    UpdateFacts,
+]
+
+
+@pytest.mark.parametrize("record", RECORDS)
 def test_the_page_names_every_field(record: type) -> None:
     missing = [field.name for field in fields(record) if not re.search(rf"\b{field.name}\b", PAGE)]
     assert missing == []
 
 
 def test_the_page_names_every_type_of_entry() -> None:
-    others = ("run.started", "plan.committed", "update.intent", "checkpoint.saved", "run.resumed")
+    others = ("run.started", "plan.committed", "update.intent", "checkpoint.saved")
+    others = (*others, "run.resumed", OVERRIDE)
+    assert f"`{TAG.decode().strip()}`, a line feed" in PAGE
+    assert f"1 to {MAX_REASON} characters" in PAGE
     assert all(
         f"`{name}`" in PAGE for name in (*ENDINGS, *others, *INTENT, "guard", "rl", "canary")
     )

@@ -5,7 +5,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kleash.ledger import Frontier, Ledger, SigningKey, encode, hash_line, sign_checkpoint
+from kleash.ledger import (
+    Frontier,
+    Ledger,
+    SigningKey,
+    encode,
+    hash_line,
+    note_name,
+    sign_checkpoint,
+)
+from kleash.ledger.layout import is_kept
 
 KEY = SigningKey.generate()
 OTHER = SigningKey.generate()
@@ -55,6 +64,9 @@ def forge(
     write_lines(ledger, lines)
     for note in (ledger / "checkpoints").iterdir():
         note.unlink()
+    for size, each in enumerate(entries, start=1):
+        if is_kept(size, each["type"], each["body"]):
+            (ledger / note_name(size)).write_bytes(sign(ledger, lines[:size], key))
     (ledger / "head").write_bytes(sign(ledger, lines, key))
 
 

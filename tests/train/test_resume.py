@@ -21,10 +21,12 @@ from kleash.errors import (
     RepeatError,
     ResourceError,
     RewardError,
+    TamperError,
 )
 from kleash.ledger import read
 from kleash.replay import verify_run
 from kleash.train.config import RunConfig
+from kleash.train.directory import last_timed
 from kleash.train.run import train
 from tests.train.small import count_a, remains, save_prompts, save_small_model, small_settings
 
@@ -421,6 +423,40 @@ def test_times_go_on_after_the_last_whole_line(
     run(settings, directory, resume=True)
     lines = (directory / "timings.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("last", [b"", b"[]\n", b"{}\n", b"x\n", b'{"step":null}\n'])
+def test_times_that_can_not_be_read_are_not_gone_by(tmp_path: Path, last: bytes) -> None:
+    (tmp_path / "timings.jsonl").write_bytes(last)
+    assert last_timed(tmp_path / "timings.jsonl") == 0
+
+
+def test_a_step_that_is_made_again_is_timed_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    directory = killed(settings, tmp_path, 5)
+    before = (directory / "timings.jsonl").read_bytes()
+    assert run(settings, directory, resume=True) == 4
+    after = (directory / "timings.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert [json.loads(line)["step"] for line in after.splitlines()] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_another_configuration_is_refused_though_the_run_is_still_written(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Before its ledger is opened: what is asked for is wrong, whoever holds the lock."""
+    steps = train(RunConfig.model_validate(settings), tmp_path / "run", skip_self_test=True)
+    next(steps)
+    other = {**settings, "rl": {**settings["rl"], "kl_target": 1.0}}
+    with pytest.raises(ConfigError, match=r"another rl\.kl_target"):
+        run(other, tmp_path / "run", resume=True)
+    with pytest.raises(ResourceError, match="another process is writing"):
+        run(settings, tmp_path / "run", resume=True)
+    steps.close()
+    # What was forged is said to be that, and not another configuration.
+    segment = tmp_path / "run" / "ledger" / "segments" / "000000.jsonl"
+    segment.write_bytes(segment.read_bytes().replace(b'"kl_target":0.3', b'"kl_target":0.4', 1))
+    with pytest.raises(TamperError):
+        run(settings, tmp_path / "run", resume=True)
 
 
 def test_a_reward_that_does_not_repeat_itself_ends_the_run_and_the_record_says_so(

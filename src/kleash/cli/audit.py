@@ -24,6 +24,7 @@ MEANING = {
     "expected head": "the head you noted is in the chain",
     "sequence": "one start, every step once and in order, one ending",
     "replay": "every β and every verdict is what the recorded readings lead to",
+    "overrides": "every override is signed by a second key, gives a reason, and changes what may be changed",
     "config": "the configuration is the one the ledger holds",
     "metrics": "the metrics are the ones the ledger holds",
     "checkpoints": "the checkpoints are as they were saved",
@@ -46,6 +47,14 @@ def verify(
         Path | None,
         typer.Option(metavar="NOTE", help="A signed checkpoint you kept: nothing changed since."),
     ] = None,
+    override_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PUB",
+            help="A second key you trust: overrides by others are a problem.",
+            show_default="anybody's, which are shown",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run against its ledger: bytes, signatures, and that every decision follows from what was measured.
@@ -54,7 +63,9 @@ def verify(
     """
     screen = Screen(as_json=as_json)
     keys = [read_public_key(each) for each in key] if key else None
-    found = verify_run(path, head, keys=keys, since=None if since is None else _note(since))
+    second = [read_public_key(each) for each in override_key] if override_key else None
+    held = None if since is None else _note(since)
+    found = verify_run(path, head, keys=keys, since=held, override_keys=second)
     for name in found.checks if found.ok else ():
         screen.check(passed=True, text=MEANING.get(name, name))
     for problem in found.problems[:PROBLEMS_SHOWN]:

@@ -239,11 +239,11 @@ class Steps:
 
 
 def _line_of(fd: int) -> bytes:
-    """The first line that a file descriptor gives, without its end."""
+    """The next line that a file descriptor gives, without its end; what follows is left to who asks next."""
     given = b""
-    while b"\n" not in given and len(given) < _PASSPHRASE and (more := os.read(fd, _PASSPHRASE)):
+    while not given.endswith(b"\n") and len(given) < _PASSPHRASE and (more := os.read(fd, 1)):
         given += more
-    return given.partition(b"\n")[0].removesuffix(b"\r")
+    return given.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _screenful(text: str, lines: int = 10, width: int = 160) -> str:

@@ -16,15 +16,16 @@ from kleash.ledger import (
     PROOF_SUFFIX,
     Chain,
     Entry,
+    SigningKey,
     check_proof,
     default_key_path,
     encode,
-    encrypt_signing_key,
     has_ledger,
     kept_notes,
     needs_passphrase,
     prove,
     read_public_key,
+    rewrite_signing_key,
     verify_chain,
 )
 from kleash.report.text import number
@@ -49,21 +50,33 @@ def key(
     encrypt: Annotated[
         bool, typer.Option("--encrypt", help="Ask for a passphrase, and keep the key under it.")
     ] = False,
+    change: Annotated[
+        bool, typer.Option("--change-passphrase", help="Ask for the old one, then a new one.")
+    ] = False,
+    decrypt: Annotated[
+        bool, typer.Option("--decrypt", help="Keep the key in the clear from now on.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="A key elsewhere, as the second of an override.", show_default="yours"),
+    ] = None,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the key that signs your ledgers, which is made if there is none yet.
 
-    What others need to check them is the vkey: publish it where they trust you.
+    What others need to check them is the vkey: publish it where they trust you. Where a passphrase is changed,
+    --passphrase-fd gives the old one and then the new one, a line each.
     """
-    screen, path = Screen(as_json=as_json), default_key_path()
-    if encrypt:
-        if path.exists() and needs_passphrase(path):
-            raise InputError(f"the signing key {str(path)!a} is encrypted already")
-        held = signing_key(screen)
-        encrypt_signing_key(held, path, _new_passphrase(screen, passphrase_fd))
+    screen, path = Screen(as_json=as_json), file or default_key_path()
+    if encrypt + change + decrypt > 1:
+        raise InputError("a key is encrypted, decrypted, or given another passphrase: one of them")
+    if encrypt + change + decrypt:
+        held = _rewritten(
+            screen, path, passphrase_fd, is_encrypted=not encrypt, ends_so=not decrypt
+        )
     else:
-        held = signing_key(screen, passphrase_fd)
+        held = signing_key(screen, passphrase_fd, path)
     is_encrypted = needs_passphrase(path)
     screen.say(f"file   {path}{', encrypted' if is_encrypted else ''}")
     screen.say(f"name   {held.public.name}")
@@ -76,6 +89,27 @@ def key(
             "encrypted": is_encrypted,
         }
     )
+
+
+def _rewritten(
+    screen: Screen, path: Path, passphrase_fd: int | None, *, is_encrypted: bool, ends_so: bool
+) -> SigningKey:
+    """The key at a path, once it is kept there under a new passphrase, or none.
+
+    Args:
+        screen: to ask at.
+        path: of the key.
+        passphrase_fd: where passphrases come from, instead.
+        is_encrypted: whether it has to be so now.
+        ends_so: whether it is to be so.
+    """
+    if path.exists() and needs_passphrase(path) != is_encrypted:
+        state = "not encrypted" if is_encrypted else "encrypted already"
+        raise InputError(f"the signing key {str(path)!a} is {state}")
+    held = signing_key(screen, passphrase_fd if is_encrypted else None, path)
+    new = _new_passphrase(screen, passphrase_fd) if ends_so else None
+    rewrite_signing_key(held, path, new)
+    return held
 
 
 @ledger.command("prove", epilog="Example: kleash ledger prove runs/tiny_ppo 3 > entry.json")

@@ -23,6 +23,7 @@ from kleash.cli.demo import demo
 from kleash.cli.lab import lab
 from kleash.cli.ledger import ledger
 from kleash.cli.models import models
+from kleash.cli.override import override
 from kleash.cli.reward import reward, score
 from kleash.cli.train import train
 from kleash.errors import InputError, KleashError, ResourceError
@@ -47,6 +48,9 @@ app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)
 app.command(epilog="Example: kleash report runs/tiny_ppo runs/tiny_ppo-2 --out both.html")(report)
 app.add_typer(models, name="models")
 app.add_typer(lab, name="lab")
+ledger.command(
+    epilog="Example: kleash ledger override RUN --set guard.max_kl=30 --reason WHY --key second.key"
+)(override)
 app.add_typer(ledger, name="ledger")
 
 

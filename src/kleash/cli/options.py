@@ -92,25 +92,29 @@ def _extra(name: str, packages: set[str], what: str) -> Generator[None]:
         ) from error
 
 
-def passphrase(screen: Screen, passphrase_fd: int | None = None) -> bytes | None:
-    """The passphrase of the signing key, where it has one or is to have one as it is made.
+def passphrase(
+    screen: Screen, passphrase_fd: int | None = None, path: Path | None = None
+) -> bytes | None:
+    """The passphrase of a signing key, where it has one or is to have one as it is made.
 
     Raises:
         InputError: it is needed and there is no way to ask.
     """
-    path = default_key_path()
+    path = path or default_key_path()
     if passphrase_fd is None and not (path.exists() and needs_passphrase(path)):
         return None
     return screen.ask_passphrase(f"passphrase of {path}", passphrase_fd)
 
 
-def signing_key(screen: Screen, passphrase_fd: int | None = None) -> SigningKey:
-    """The key that signs what is made here, itself made where there is none.
+def signing_key(
+    screen: Screen, passphrase_fd: int | None = None, path: Path | None = None
+) -> SigningKey:
+    """The key that signs what is made here, or the one at a path, itself made where there is none.
 
     Raises:
         InputError: it can't be had, or not with this passphrase.
     """
-    return open_signing_key(passphrase=passphrase(screen, passphrase_fd))
+    return open_signing_key(path, passphrase=passphrase(screen, passphrase_fd, path))
 
 
 def vacant_directory(given: Path | None, name: str) -> Path:

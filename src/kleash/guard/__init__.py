@@ -4,6 +4,7 @@ Three tiers, and none is taken for another: limits and the budget *refuse*, dete
 applied; detectors *alarm*, with a bound on how often falsely; charts *hint*, and bound nothing.
 """
 
+from kleash.guard.amend import amend, carry, limits_of
 from kleash.guard.budget import (
     Budget,
     Drift,
@@ -52,6 +53,8 @@ __all__ = [
     "GuardState",
     "Hint",
     "allowance",
+    "amend",
+    "carry",
     "check",
     "concordance",
     "cost_of_update",
@@ -60,6 +63,7 @@ __all__ = [
     "hint",
     "judge",
     "judge_policy",
+    "limits_of",
     "observe",
     "observed",
     "plan_budget",

@@ -3,7 +3,7 @@
 The bytes are fixed in docs/ledger-format.md.
 """
 
-from kleash.ledger.chain import has_ledger, kept_notes, read, verify_chain
+from kleash.ledger.chain import first_entry, has_ledger, kept_notes, read, verify_chain
 from kleash.ledger.entry import VERSION, Entry, encode, hash_line
 from kleash.ledger.evidence import (
     CHECKPOINT_DIRECTORY,
@@ -19,11 +19,11 @@ from kleash.ledger.found import Chain, Head, Problem
 from kleash.ledger.keyfile import (
     create_signing_key,
     default_key_path,
-    encrypt_signing_key,
     needs_passphrase,
     open_signing_key,
     read_public_key,
     read_signing_key,
+    rewrite_signing_key,
 )
 from kleash.ledger.keys import ED25519, ML_DSA_44, PublicKey, SigningKey, parse_vkey
 from kleash.ledger.layout import (
@@ -53,6 +53,13 @@ from kleash.ledger.note import (
     sign_checkpoint,
     sign_note,
 )
+from kleash.ledger.override import (
+    OVERRIDE,
+    Change,
+    OverrideEntry,
+    sign_override,
+    wrong_override,
+)
 from kleash.ledger.paths import refusal
 from kleash.ledger.proof import PROOF_SUFFIX, Proven, check_proof, prove
 from kleash.ledger.steps import Kind, kind_of, steps_due, steps_made
@@ -68,10 +75,12 @@ __all__ = [
     "HEAD_NOTE",
     "LEDGER_FILE",
     "ML_DSA_44",
+    "OVERRIDE",
     "PROOF_SUFFIX",
     "REPEATED",
     "VERSION",
     "Chain",
+    "Change",
     "Checkpoint",
     "Entry",
     "Frontier",
@@ -80,6 +89,7 @@ __all__ = [
     "Kind",
     "Ledger",
     "MeasurementEntry",
+    "OverrideEntry",
     "Problem",
     "Proven",
     "PublicKey",
@@ -97,7 +107,7 @@ __all__ = [
     "default_key_path",
     "digest_run",
     "encode",
-    "encrypt_signing_key",
+    "first_entry",
     "has_ledger",
     "hash_line",
     "inclusion_proof",
@@ -117,14 +127,17 @@ __all__ = [
     "read_public_key",
     "read_signing_key",
     "refusal",
+    "rewrite_signing_key",
     "root_of",
     "segment_name",
     "sha256_file",
     "sign_checkpoint",
     "sign_note",
+    "sign_override",
     "steps_due",
     "steps_made",
     "verify_chain",
     "verify_consistency",
     "verify_inclusion",
+    "wrong_override",
 ]

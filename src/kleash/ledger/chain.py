@@ -17,6 +17,7 @@ from kleash.ledger.layout import (
     NOTE_DIRECTORY,
     SEGMENT_DIRECTORY,
     Genesis,
+    is_kept,
     note_name,
     parse_genesis,
     place_of,
@@ -79,6 +80,14 @@ def read(directory: Path) -> list[Entry]:
     return list(chain.entries)
 
 
+def first_entry(directory: Path) -> Entry | None:
+    """The first entry of a ledger, of which nothing is checked; None where none can be read."""
+    try:
+        return parse_entry(read_bounded(directory, segment_name(0), 2 * MAX_LINE).split(b"\n")[0])
+    except TamperError:
+        return None
+
+
 def has_ledger(directory: Path) -> bool:
     """Whether there is a ledger, of whatever version, as far as its names tell."""
     return os.path.lexists(directory / GENESIS_FILE) or (directory / LEDGER_FILE).is_file()
@@ -126,6 +135,7 @@ def _verify_signed(directory: Path, keys: Iterable[PublicKey] | None, since: byt
     signed = _Signed()
     try:
         # What is read before the entries is of them: a writer at work only adds to them.
+        first = _read_head(directory, genesis)
         _read_notes(directory, genesis, signed)
         before = signed.take(HEAD_NOTE, _read_head(directory, genesis))
         extra = _extra_segment(directory)
@@ -141,6 +151,7 @@ def _verify_signed(directory: Path, keys: Iterable[PublicKey] | None, since: byt
         problems += _held_against_heads(before, later, lines)
         problems += _held_against_roots(lines.entries, signed)
         problems += signed.problems
+        problems += _missing_notes(lines.entries[: max(0, first.size - 1)], signed)
         last = len(lines.entries) // layout.SEGMENT_ENTRIES
         if extra is not None and extra > last:
             what = "a segment that the entries do not reach"
@@ -188,6 +199,19 @@ def _read_notes(directory: Path, genesis: Genesis, signed: _Signed) -> None:
             signed.take(where, checkpoint)
         except TamperError as error:
             signed.problems.append(Problem(where=where, what=str(error)))
+
+
+def _missing_notes(entries: Sequence[Entry], signed: _Signed) -> list[Problem]:
+    """Checkpoints that were kept after one of these entries and are gone; which were, the entries say.
+
+    Of the head's own size none is missed: whoever is killed writes the head and not yet that one.
+    """
+    there = {c.size for where, c in signed.checkpoints if where.startswith(NOTE_DIRECTORY)}
+    told = {problem.where for problem in signed.problems}
+    due = [e.seq + 1 for e in entries if is_kept(e.seq + 1, e.type, e.body)]
+    names = [note_name(size) for size in due if size not in there]
+    what = "a checkpoint that was kept there is gone"
+    return [Problem(where=name, what=what) for name in names if not told & {name, NOTE_DIRECTORY}]
 
 
 def _note_names(directory: Path) -> list[str]:

@@ -100,11 +100,16 @@ def create_signing_key(key: SigningKey, path: Path, *, passphrase: bytes | None 
     return True
 
 
-def encrypt_signing_key(key: SigningKey, path: Path, passphrase: bytes) -> None:
-    """Keep `key` at `path` encrypted, in place of the same key as it lay there in the clear.
+def rewrite_signing_key(key: SigningKey, path: Path, passphrase: bytes | None) -> None:
+    """Keep `key` at `path` under another passphrase, in place of the same key as it lay there.
 
     The new file is whole and synced before it takes the old one's name. The old one's bytes may stay on the disk, and
     in copies of it, until they are written over: a key that was exposed is to be replaced, not encrypted.
+
+    Args:
+        key: what lies there.
+        path: where.
+        passphrase: the new one; None: in the clear.
 
     Raises:
         InputError: the passphrase is empty.

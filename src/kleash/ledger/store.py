@@ -3,8 +3,8 @@
 import os
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,16 +89,10 @@ class Ledger:
             InputError: there is a ledger already, or nobody signs.
         """
         ledger = cls(directory, signers)
-        try:
+        with ledger._closing_on_failure():
             directory.mkdir(parents=True, exist_ok=True)
             ledger._lock()
             ledger._start()
-        except OSError as error:
-            ledger.close()
-            raise _disk_error(directory, error) from error
-        except BaseException:
-            ledger.close()
-            raise
         return ledger
 
     @classmethod
@@ -127,15 +121,9 @@ class Ledger:
             what = "a ledger of version 1: it can be verified, but not gone on with"
             is_old = (directory / LEDGER_FILE).is_file()
             raise InputError(what if is_old else "no ledger here", got=ascii(str(directory)))
-        try:
+        with ledger._closing_on_failure():
             ledger._lock()
             return ledger, ledger._recover()
-        except OSError as error:
-            ledger.close()
-            raise _disk_error(directory, error) from error
-        except BaseException:
-            ledger.close()
-            raise
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Have updates made again, in their order, before others follow: what `append` is given must be theirs.
@@ -242,6 +230,18 @@ class Ledger:
         assert self._state is not None, "neither create nor open made it"
         return self._state
 
+    @contextmanager
+    def _closing_on_failure(self) -> Generator[None]:
+        """What fails inside leaves nothing open and nothing locked."""
+        try:
+            yield
+        except OSError as error:
+            self.close()
+            raise _disk_error(self._directory, error) from error
+        except BaseException:
+            self.close()
+            raise
+
     def _lock(self) -> None:
         import fcntl  # POSIX only; reading and verifying a ledger must not need it
 
@@ -302,6 +302,10 @@ class Ledger:
         if whole < (length := os.fstat(file).st_size):
             self._set_aside(whole, length)
         replace_file(self._directory / HEAD_NOTE, self._state.note)
+        kept = self._directory / note_name(tree.size)
+        for entry in chain.entries[-1:]:  # whose checkpoint a crash may have come before
+            if is_kept(tree.size, entry.type, entry.body) and not kept.exists():
+                replace_file(kept, self._state.note)
         return chain
 
     def _set_aside(self, whole: int, length: int) -> None:

@@ -2,6 +2,7 @@
 
 from kleash.replay.decisions import SKIPPED, replay
 from kleash.replay.governed import Governed, Watched, governed
+from kleash.replay.overrides import Plan, check_overrides, override
 from kleash.replay.sequence import ENDINGS, Status, check_sequence
 from kleash.replay.verify import Verification, verify_run
 
@@ -9,11 +10,14 @@ __all__ = [
     "ENDINGS",
     "SKIPPED",
     "Governed",
+    "Plan",
     "Status",
     "Verification",
     "Watched",
+    "check_overrides",
     "check_sequence",
     "governed",
+    "override",
     "replay",
     "verify_run",
 ]

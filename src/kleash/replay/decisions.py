@@ -10,6 +10,7 @@ from kleash.errors import InputError, KleashError
 from kleash.guard import GuardConfig, GuardState, judge_policy
 from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, encode, kind_of
 from kleash.records import KEEPING, KLReading, Unit, carried_momentum, refreshed_share
+from kleash.replay.overrides import Plan, overrides_of
 from kleash.replay.sequence import action_of, problem_at
 
 SKIPPED = "skipped"
@@ -35,11 +36,13 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
             problem_at(entries[0], "no usable configuration of controller, guard and optimizer")
         ]
     problems = _check_self_test(entries[0])
+    plan = Plan(settings.guard, tuple(overrides_of(entries, settings.guard)[0]))
     before = _Standing(control.init(settings.rl), guard.start(settings.guard, settings.steps))
-    for entry in entries:
-        if entry.type == "update":
-            before, found = _replay_update(entry, before, settings)
-            problems += found
+    updates = [entry for entry in entries if entry.type == "update"]
+    for step, entry in enumerate(updates, start=1):
+        before, settings = _under(plan.at(step), before, settings)
+        before, found = _replay_update(entry, before, settings)
+        problems += found
     return problems
 
 
@@ -63,6 +66,16 @@ class Settings(NamedTuple):
     momentum: float
     refresh_every: int | None
     refresh_share: float
+
+
+def _under(
+    limits: GuardConfig, before: _Standing, settings: Settings
+) -> tuple[_Standing, Settings]:
+    """Standing and settings under the limits of the next step."""
+    if limits == settings.guard:
+        return before, settings
+    carried = guard.carry(before.guard, settings.guard, limits, settings.steps)
+    return before._replace(guard=carried), settings._replace(guard=limits)
 
 
 def settings_of(started: Entry) -> Settings | None:

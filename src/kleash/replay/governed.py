@@ -10,6 +10,7 @@ from kleash.guard.budget import Currency
 from kleash.guard.limits import HALTING, REFUSING, SHRINKING, Limit
 from kleash.ledger import UpdateEntry
 from kleash.records import KLReading
+from kleash.replay.overrides import Plan
 
 BUDGETS: dict[Currency, str] = {
     "sup_log_ratio": "max_path_log_ratio",
@@ -25,6 +26,7 @@ class Held:
     limit: str
     """The setting of `[guard]`."""
     bound: float
+    """As it was when the run came nearest to it."""
     unit: str
     """Empty where it has none."""
     is_floor: bool
@@ -89,24 +91,24 @@ class Governed:
         return {**asdict(self), "verdicts": dict(self.verdicts)}
 
 
-def governed(updates: Sequence[UpdateEntry], config: GuardConfig, steps: int) -> Governed:
+def governed(updates: Sequence[UpdateEntry], plan: Plan, steps: int) -> Governed:
     """The guard's work, from a record that was found to be what was written.
 
     Args:
         updates: in their order.
-        config: the limits that they were held to.
+        plan: the limits that each was held to.
         steps: that a budget was planned for.
     """
     states = {
-        update.step: from_json(update.guard, config, steps)
+        update.step: from_json(update.guard, plan.at(update.step), steps)
         for update in updates
         if update.guard is not None
     }
     return Governed(
         verdicts=Counter(update.verdict.action for update in updates),
-        limits=tuple(_limits(updates, config)),
-        budgets=tuple(_budgets(states, config)),
-        alarms=tuple(_alarms(states, config)),
+        limits=tuple(_limits(updates, plan)),
+        budgets=tuple(_budgets(states)),
+        alarms=tuple(_alarms(states, plan.at(len(updates)))),
         events=tuple(
             Event(step=update.step, **asdict(update.verdict))
             for update in updates
@@ -115,24 +117,25 @@ def governed(updates: Sequence[UpdateEntry], config: GuardConfig, steps: int) ->
     )
 
 
-def _limits(updates: Sequence[UpdateEntry], config: GuardConfig) -> Iterator[Held]:
+def _limits(updates: Sequence[UpdateEntry], plan: Plan) -> Iterator[Held]:
     by_setting: dict[str, list[Limit]] = {}
     for limit in (*HALTING, *SHRINKING, *REFUSING):
         by_setting.setdefault(limit.name, []).append(limit)
     for name, limits in by_setting.items():
-        bound: float | None = getattr(config, name)
-        if bound is None:
-            continue
-        floor = limits[0].is_floor
-        found = [pair for update in updates for pair in _readings(update, limits)]
-        worst = max(found, key=lambda pair: _badness(pair[0], floor=floor), default=(None, None))
-        unit = limits[0].unit.strip()
-        yield Held(
-            limit=name, bound=bound, unit=unit, is_floor=floor, worst=worst[0], step=worst[1]
-        )
+        floor, unit = limits[0].is_floor, limits[0].unit.strip()
+        readings = [pair for update in updates for pair in _readings(update, limits)]
+        bounds: dict[int, float | None] = {
+            step: getattr(plan.at(step), name) for step in (len(updates), *(s for s, _ in readings))
+        }
+        held = [(step, value) for step, value in readings if bounds[step] is not None]
+        last = (len(updates), None)
+        step, worst = max(held, key=lambda pair: _badness(pair[1], floor=floor), default=last)
+        if (bound := bounds[step]) is not None:
+            where = None if worst is None else step
+            yield Held(limit=name, bound=bound, unit=unit, is_floor=floor, worst=worst, step=where)
 
 
-def _readings(update: UpdateEntry, limits: Sequence[Limit]) -> Iterator[tuple[float, int]]:
+def _readings(update: UpdateEntry, limits: Sequence[Limit]) -> Iterator[tuple[int, float]]:
     """What a limit was held against, of a policy that was there and of an update that was kept."""
     evidence = Evidence(
         kl=update.kl, facts=update.facts, origin=update.kl_origin, sampler=update.kl_sampler
@@ -140,7 +143,7 @@ def _readings(update: UpdateEntry, limits: Sequence[Limit]) -> Iterator[tuple[fl
     for limit in limits:
         found = limit.find(evidence)
         if found is not None and (limit in HALTING or update.verdict.keeps):
-            yield found.value if isinstance(found, KLReading) else found, update.step
+            yield update.step, found.value if isinstance(found, KLReading) else found
 
 
 def _badness(value: float, *, floor: bool) -> float:
@@ -150,7 +153,7 @@ def _badness(value: float, *, floor: bool) -> float:
     return -value if floor else value
 
 
-def _budgets(states: Mapping[int, GuardState], config: GuardConfig) -> Iterator[Spent]:
+def _budgets(states: Mapping[int, GuardState]) -> Iterator[Spent]:
     budget = states[max(states)].budget if states else None
     if budget is None:
         return
@@ -163,7 +166,7 @@ def _budgets(states: Mapping[int, GuardState], config: GuardConfig) -> Iterator[
 
 def _alarms(states: Mapping[int, GuardState], config: GuardConfig) -> Iterator[Watched]:
     for name, (alarm, _) in config.alarms.plans().items():
-        detectors = {step: state.detectors[name] for step, state in states.items()}
+        detectors = {s: x.detectors[name] for s, x in states.items() if name in x.detectors}
         # A detector that had nothing to observe stays as it was, its last alarm too.
         before = [None, *(each.last_alarm for each in detectors.values())]
         yield Watched(

@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeGuard
 
 from kleash.ledger import (
     LEDGER_FILE,
+    OVERRIDE,
     VERSION,
     Entry,
     Kind,
@@ -31,7 +32,8 @@ def check_sequence(entries: Sequence[Entry], version: int = VERSION) -> list[Pro
     """One start, the steps that are due in order, none after a halt, and an ending that is last or gone on from.
 
     Updates are 1, 2, 3, ...; of measurements, those that the configuration asks for, and all of them at a finish. From
-    version 2 on a run of updates has its plan before them, and before each update the intent of it.
+    version 2 on a run of updates has its plan before them, and before each update the intent of it. An override of the
+    plan may stand anywhere after it, but behind a finish.
 
     Args:
         entries: all of a ledger.
@@ -69,11 +71,12 @@ class _Order:
             self.checks |= {
                 "plan.committed": self._wrong_plan,
                 "update.intent": self._wrong_intent,
+                OVERRIDE: self._wrong_override,
             }
 
     def wrong(self, entry: Entry) -> str:
         """What is wrong with the next entry; empty where nothing is."""
-        if self.ended and entry.type != "run.resumed":
+        if self.ended and entry.type not in ("run.resumed", OVERRIDE):
             return "an entry after the run's ending"
         check = self.checks.get(entry.type)
         if check is None:
@@ -94,6 +97,12 @@ class _Order:
             if encode(entry.body.get(name)) != encode(config.get(name))
         ]
         return f"{' and '.join(differing)}: not as the run was started" if differing else ""
+
+    def _wrong_override(self, entry: Entry) -> str:
+        if self.ended == "run.finished":
+            return "an entry after the run's ending"
+        self.halted = False  # what it halted at may be what is overridden
+        return ""
 
     def _wrong_intent(self, entry: Entry) -> str:
         open_before, self.intent = self.intent, entry.body

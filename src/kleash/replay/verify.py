@@ -12,9 +12,11 @@ from kleash.ledger import (
     GENESIS_FILE,
     HEAD_FILE,
     LEDGER_FILE,
+    OVERRIDE,
     Chain,
     Entry,
     MeasurementEntry,
+    OverrideEntry,
     Problem,
     PublicKey,
     UpdateEntry,
@@ -30,6 +32,7 @@ from kleash.ledger import (
 )
 from kleash.replay.decisions import SKIPPED, replay, settings_of
 from kleash.replay.governed import Governed, governed
+from kleash.replay.overrides import Plan, check_overrides
 from kleash.replay.sequence import ENDINGS, Status, check_sequence, problem_at
 
 
@@ -83,6 +86,7 @@ def verify_run(
     *,
     keys: Iterable[PublicKey] | None = None,
     since: bytes | None = None,
+    override_keys: Iterable[PublicKey] | None = None,
 ) -> Verification:
     """Check a run directory, or a ledger alone (its directory or a file of it).
 
@@ -92,6 +96,7 @@ def verify_run(
             was changed since.
         keys: those whose word is taken: one of them must sign the ledger.
         since: a signed checkpoint kept earlier. The ledger must begin with what it was of.
+        override_keys: those whose overrides are taken; None: anybody's, and the notes say whose.
 
     Raises:
         InputError: there is no ledger at `path`, or `expected_head` is no hash.
@@ -108,10 +113,14 @@ def verify_run(
     if expected_head is not None:
         checks.append("expected head")
         problems += _check_pin(chain, expected_head)
-    status = ENDINGS.get(chain.entries[-1].type, "unfinished") if chain.entries else "unfinished"
+    overridden: list[OverrideEntry] = []
+    status = ENDINGS.get(_last(chain.entries).type, "unfinished") if chain.entries else "unfinished"
     if not problems:  # what a broken chain says is nobody's word
         checks += ["sequence", "replay"]
         problems += check_sequence(chain.entries, chain.version) + replay(chain.entries)
+        overridden, wrong = check_overrides(chain, override_keys)
+        checks += ["overrides"] if overridden or wrong else []
+        problems, notes = problems + wrong, notes + [str(each) for each in overridden]
     if not problems and run is not None:
         checks += ["config", "metrics", "checkpoints"]
         checks += ["files"] if status != "unfinished" else []
@@ -130,16 +139,21 @@ def verify_run(
         notes=tuple(notes),
         keys=chain.keys,
         trusted=keys is not None and not problems,
-        governed=None if problems else _governed(chain.entries),
+        governed=None if problems else _governed(chain.entries, overridden),
     )
 
 
-def _governed(entries: Sequence[Entry]) -> Governed | None:
+def _governed(entries: Sequence[Entry], overrides: Sequence[OverrideEntry]) -> Governed | None:
     settings = settings_of(entries[0])
     if settings is None or kind_of(entries) == "measurement":
         return None
     updates = [UpdateEntry.from_json(entry.body) for entry in entries if entry.type == "update"]
-    return governed(updates, settings.guard, settings.steps)
+    return governed(updates, Plan(settings.guard, tuple(overrides)), settings.steps)
+
+
+def _last(entries: Sequence[Entry]) -> Entry:
+    """The last entry, overrides apart: a run that ended is as it was left, until it is gone on with under them."""
+    return next((each for each in reversed(entries) if each.type != OVERRIDE), entries[-1])
 
 
 def _chain_of(
@@ -186,7 +200,8 @@ def _check_files_of(run: Path, entries: Sequence[Entry], status: Status) -> list
     problems += check_checkpoints(run, entries, may_have_more=status != "finished")
     if status == "unfinished":
         return problems
-    files = entries[-1].body.get("files")
+    ending = _last(entries)
+    files = ending.body.get("files")
     if not isinstance(files, Mapping):
-        return [*problems, problem_at(entries[-1], "the ending does not say which files it leaves")]
+        return [*problems, problem_at(ending, "the ending does not say which files it leaves")]
     return problems + check_files(run, files)

@@ -134,6 +134,15 @@ class _Files:
         return {name: getattr(self, name).extent for name in REPEATING}
 
 
+def last_timed(path: Path) -> int:
+    """The last step whose times are there; 0 where none can be read."""
+    lines = path.read_bytes()[: _whole_lines(path)].splitlines()
+    try:
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except (ValueError, LookupError, TypeError):
+        return 0
+
+
 def _whole_lines(path: Path) -> int:
     """The bytes of a file up to the end of its last whole line."""
     return path.read_bytes().rfind(b"\n") + 1
@@ -192,6 +201,7 @@ class RunDirectory:
         """Steps of the checkpoints that this process knows to be there."""
         try:
             self.files = _Files.open(run, lengths)
+            self.timed = last_timed(run / "timings.jsonl")
         except OSError as error:
             raise disk_failed(run, error) from error
         self.tracker = open_trackers(run, trackers)
@@ -207,7 +217,8 @@ class RunDirectory:
             files.metrics.write(metrics_line(record.metrics))
             files.samples.write(b"".join(samples))
             files.drift.write(drift)
-            files.timings.write(encode({"step": record.step, **record.seconds}) + b"\n")
+            if record.step > self.timed:  # a step made again was timed as it was made
+                files.timings.write(encode({"step": record.step, **record.seconds}) + b"\n")
         except OSError as error:
             raise disk_failed(self.run, error) from error
         if self.progress is not None:

@@ -52,9 +52,10 @@ def run_loop(
     Raises:
         LimitError: the guard halted the run, or refused every update; all records have been yielded.
     """
-    config, learner, progress = setup.config, setup.learner, progress or Progress(setup)
-    algorithm, samples = ALGORITHMS[config.algorithm.name], _samples(progress)
-    for step in range(progress.mark.step + 1, config.train.steps + 1):
+    learner, progress = setup.learner, progress or Progress(setup)
+    algorithm, samples = ALGORITHMS[setup.config.algorithm.name], _samples(progress)
+    for step in range(progress.mark.step + 1, setup.config.train.steps + 1):
+        config = (setup := progress.govern(step)).config
         started, before = time.perf_counter(), progress.mark
         experience = _read(setup, progress.next_rollout())
         measured = _measure(setup, experience, before)
@@ -66,8 +67,7 @@ def run_loop(
         kept, held = False, progress.hold()
         ledger.append("update.intent", _intent(step, experience, state))
         given = learner, algorithm, experience, targets, config, progress.generator
-        check = _checker(config, before.guard, measured)
-        beside = Beside(setup.pretraining, setup.canary, check)
+        beside = Beside(setup.pretraining, setup.canary, _checker(config, before.guard, measured))
         proposal = propose_update(*given, beside)
         try:
             decision = _decide(progress, measured, targets, proposal, state, rate, go_back)
@@ -120,8 +120,8 @@ def _shown(setup: Setup, samples: Samples, experience: Experience, step: int) ->
 
 
 def _halt_if_told(progress: Progress, entry: UpdateEntry) -> None:
-    """Raises LimitError where the guard's verdict is to halt."""
-    if entry.verdict.action == "halt":
+    """Raises LimitError where the guard's verdict is to halt, and its limits were not overridden then."""
+    if entry.verdict.action == "halt" and not progress.plan.changes_after(entry.step):
         raise _breached(progress, f"step {entry.step}: {entry.verdict.reasons[0]}", entry.kl)
 
 
@@ -284,7 +284,9 @@ def _check_end(progress: Progress) -> None:
     Raises:
         LimitError: it would.
     """
-    tally, max_kl = progress.mark.tally, progress.setup.config.guard.max_kl
+    tally, steps = progress.mark.tally, progress.mark.step
+    setup = progress.govern(steps + progress.plan.changes_after(steps))
+    max_kl = setup.config.guard.max_kl
     if not tally.accepted:
         raise LimitError(
             "the guard refused every update: nothing was learnt",
@@ -295,7 +297,7 @@ def _check_end(progress: Progress) -> None:
     if max_kl is None:
         return
     # What the last update made, as no step after it will.
-    kl = final_drift(progress.setup)
+    kl = final_drift(setup)
     if not kl.value <= max_kl:
         reason = f"{kl.name} is {kl.value:.6g} nats, over the limit max_kl = {max_kl:.6g}"
         raise _breached(progress, f"the end: {reason}", kl)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from kleash import control, guard
-from kleash.guard import GuardState
+from kleash.guard import GuardConfig, GuardState
+from kleash.replay import Plan
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.data import Shuffled
@@ -48,6 +49,11 @@ class Mark:
     """Rollouts that were sampled ahead of their step."""
 
 
+def governed(setup: Setup, limits: GuardConfig) -> Setup:
+    """The setup under other limits."""
+    return replace(setup, config=setup.config.model_copy(update={"guard": limits}))
+
+
 class Progress:
     """A run on its way.
 
@@ -58,7 +64,7 @@ class Progress:
 
     def __init__(self, setup: Setup, mark: Mark | None = None) -> None:
         config = setup.config
-        self.setup = setup
+        self.setup, self.plan = setup, Plan(config.guard)
         self.generator = seeded(config.train.seed, "training")
         self.prompts = Shuffled(setup.prompts, config.rollout.num_prompts, self.generator)
         self.waiting: deque[Rollout] = deque()
@@ -81,6 +87,15 @@ class Progress:
         if mark is not None:
             self._put(mark)
             self.settle_canary()
+
+    def govern(self, step: int) -> Setup:
+        """The setup with the limits of a step, to which the guard's state is carried over."""
+        config, limits, mark = self.setup.config, self.plan.at(step), self.mark
+        if limits != config.guard:
+            carried = guard.carry(mark.guard, config.guard, limits, config.train.steps)
+            self.mark = replace(mark, guard=carried)
+            self.setup = governed(self.setup, limits)
+        return self.setup
 
     def next_rollout(self) -> Rollout:
         """A rollout of the policy as it was `rollout.staleness` rollouts ago; the newest is of the policy as it is."""

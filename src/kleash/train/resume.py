@@ -5,13 +5,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kleash.errors import ConfigError, InputError
-from kleash.ledger import REPEATED, Entry, Ledger, Signer, UpdateEntry, encode, has_ledger, kind_of
+from kleash.errors import ConfigError, InputError, TamperError
+from kleash.ledger import (
+    OVERRIDE,
+    REPEATED,
+    Entry,
+    Ledger,
+    OverrideEntry,
+    Signer,
+    UpdateEntry,
+    encode,
+    first_entry,
+    has_ledger,
+    kind_of,
+    verify_chain,
+)
 from kleash.records import StepRecord
+from kleash.replay import Plan, check_overrides
 from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
 from kleash.train.config import RunConfig
 from kleash.train.directory import REPEATING
-from kleash.train.progress import Progress
+from kleash.train.progress import Progress, governed
 from kleash.train.setup import Setup
 
 BEGUN = {"config.json", "config.json.tmp", "ledger"}
@@ -27,6 +41,8 @@ class Earlier:
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
     """What a crash left and was mended."""
+    overrides: tuple[OverrideEntry, ...] = ()
+    """Of its plan."""
 
     @property
     def saved(self) -> list[Saved]:
@@ -66,10 +82,35 @@ def find_earlier(run: Path, signers: Sequence[Signer]) -> Earlier | None:
     ledger, chain = Ledger.open(run / "ledger", signers)
     try:
         _check_open_ended(run, chain.entries)
+        overrides, wrong = check_overrides(chain)
+        if wrong:
+            raise TamperError("the plan was overridden as it may not be", got=str(wrong[0]))
     except BaseException:
         ledger.close()
         raise
-    return Earlier(run=run, ledger=ledger, entries=chain.entries, notes=chain.traces)
+    return Earlier(
+        run=run,
+        ledger=ledger,
+        entries=chain.entries,
+        notes=chain.traces,
+        overrides=tuple(overrides),
+    )
+
+
+def refuse_another(config: RunConfig, run: Path) -> None:
+    """Refuses a configuration that is not the one a run was started with, before its ledger is opened to be written.
+
+    Raises:
+        ConfigError: it isn't.
+    """
+    started = first_entry(run / "ledger")
+    if started is None or kind_of([started]) != "update":
+        return  # which opening it says more of
+    try:
+        check_same(config, started.body)
+    except ConfigError:
+        if not verify_chain(run / "ledger").problems:
+            raise
 
 
 def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
@@ -86,7 +127,7 @@ def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
             "the configuration is not the one that the run was started with",
             expected="that of config.json in the run's directory: a run goes on as it was begun",
             got=f"another {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
-            do="leave these as they were, or begin another run",
+            do="leave these as they were, or begin another run; kleash ledger override changes a limit of [guard]",
         )
 
 
@@ -117,10 +158,13 @@ def restore(earlier: Earlier, setup: Setup) -> Restored:
         TamperError: the checkpoint is as it was recorded, and none of such a run.
     """
     usable, steps, wrong = find_usable(earlier.run, earlier.saved)
+    plan = Plan(setup.config.guard, earlier.overrides)
     if usable is None:
         progress, lengths = Progress(setup), dict.fromkeys(REPEATING, 0)
-    else:
-        progress, lengths = load_checkpoint(path_of(earlier.run, usable.step), setup)
+    else:  # its guard is one of the limits of then
+        then = governed(setup, plan.at(usable.step))
+        progress, lengths = load_checkpoint(path_of(earlier.run, usable.step), then)
+    progress.plan = plan
     return Restored(
         progress=progress,
         lengths=lengths,
@@ -151,11 +195,13 @@ def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:
         _refuse(
             f"{run} can't be gone on with", "a run whose updates TRL made, which has no checkpoints"
         )
-    last = entries[-1].type
+    last = next(e.type for e in reversed(entries) if e.type != OVERRIDE)
     if last == "run.finished":
         _refuse(f"{run} has finished", f"{len(entries)} entries, the last of which says so")
     halted = [e for e in entries if e.type == "update" and e.body["verdict"]["action"] == "halt"]
-    if halted and last == "run.failed":  # killed before that, it has its ending to write
+    # Killed before its ending it has that to write; and what it halted at may have been overridden since.
+    overridden = halted and any(e.type == OVERRIDE and e.seq > halted[-1].seq for e in entries)
+    if halted and last == "run.failed" and not overridden:
         why = halted[-1].body["verdict"]["reasons"][0]
         _refuse(f"the guard halted {run}", f"step {halted[-1].body['step']}: {why}")
 

@@ -46,6 +46,7 @@ from kleash.train.resume import (
     check_same,
     find_earlier,
     last_record,
+    refuse_another,
     restore,
     to_repeat,
 )
@@ -86,6 +87,8 @@ def train(
     """
     with _outside(run), ExitStack() as stack:
         signers = [open_signing_key()] if signers is None else signers
+        if resume:
+            refuse_another(config, run)
         earlier = find_earlier(run, signers) if resume else None
         if earlier is not None:
             stack.enter_context(earlier.ledger)
@@ -167,7 +170,7 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
 
 
 def plan_of(setup: Setup) -> dict[str, Any]:
-    """What limits and steers a run, entered before its first step: none of it may change after."""
+    """What limits and steers a run, entered before its first step: it changes after by an override alone."""
     config, canary = setup.config, setup.canary
     guard, rl = (section.model_dump(mode="json") for section in (config.guard, config.rl))
     return {
