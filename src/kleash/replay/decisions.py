@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from kleash import control, guard
 from kleash.control import ControlConfig
-from kleash.errors import InputError, KleashError
+from kleash.errors import ConfigError, InputError, KleashError
 from kleash.guard import GuardConfig, GuardState, judge_policy
 from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, encode, kind_of
 from kleash.records import KEEPING, KLReading, Unit, carried_momentum, refreshed_share
@@ -29,17 +29,17 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
         return []
     if kind_of(entries) == "measurement":
         return _replay_measurements(entries)
-    settings = _settings_of(entries[0])
-    if settings is None:
+    found = _start(entries[0])
+    if found is None:
         return [
             problem_at(entries[0], "no usable configuration of controller, guard and optimizer")
         ]
     problems = _check_self_test(entries[0])
-    before = _Standing(control.init(settings.rl), guard.start(settings.guard, settings.steps))
+    settings, before = found
     for entry in entries:
         if entry.type == "update":
-            before, found = _replay_update(entry, before, settings)
-            problems += found
+            before, wrong = _replay_update(entry, before, settings)
+            problems += wrong
     return problems
 
 
@@ -65,7 +65,8 @@ class _Settings(NamedTuple):
     refresh_share: float
 
 
-def _settings_of(started: Entry) -> _Settings | None:
+def _start(started: Entry) -> tuple[_Settings, _Standing] | None:
+    """What the configuration says, and where a run of it begins; None where it can't."""
     try:
         config = started.body["config"]
         algorithm, rollout, train = config["algorithm"], config["rollout"], config.get("train", {})
@@ -76,7 +77,7 @@ def _settings_of(started: Entry) -> _Settings | None:
             int(algorithm["num_minibatches"]),
             int(rollout["num_prompts"]) * int(rollout["group_size"]),
         )
-        return _Settings(
+        settings = _Settings(
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
             int(train.get("steps", 1)),
@@ -85,7 +86,9 @@ def _settings_of(started: Entry) -> _Settings | None:
             _number(every),
             float(config["model"].get("refresh_share", 1.0)),
         )
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+        watch = guard.start(settings.guard, settings.steps)
+        return settings, _Standing(control.init(settings.rl), watch)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, ConfigError):
         return None
 
 
@@ -181,7 +184,7 @@ def _guard_after(
         return made, []
     try:
         recorded = guard.from_json(update.guard, settings.guard, settings.steps)
-    except (KeyError, TypeError, ValueError, AttributeError, InputError):
+    except InputError:
         return made, ["the guard's state is not a state at all"]
     return recorded, ["the guard's state is not the one its readings lead to"]
 
