@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kleash import control, guard
-from kleash.errors import RepeatError, TamperError
+from kleash.errors import InputError, RepeatError, TamperError
 from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
 from kleash.ledger.durable import (
     discard_directory,
@@ -198,6 +198,7 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         AttributeError,
         RuntimeError,
         SafetensorError,
+        InputError,
     ) as error:
         raise TamperError(
             f"{directory.name} is no checkpoint of this run", got=str(error)
