@@ -251,6 +251,14 @@ def test_what_holds_no_key_of_ours_is_refused(tmp_path: Path) -> None:
             open_signing_key(path)
 
 
+def test_a_key_that_cannot_be_replaced_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "signing.key"
+    path.mkdir()  # in the way of the new one
+    with pytest.raises(ResourceError, match="cannot be replaced; got: Is a directory"):
+        keyfile.encrypt_signing_key(KEY, path, b"several words long")
+    assert os.listdir(tmp_path) == ["signing.key"]
+
+
 def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

@@ -52,10 +52,9 @@ def saved(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """After two steps."""
     run = tmp_path_factory.mktemp("run")
     progress = Progress(prepare(config))
-    steps = run_loop(progress.setup, Unread(), progress)  # pyright: ignore[reportArgumentType]
-    for _ in range(2):
-        next(steps)
-    steps.close()
+    for record in run_loop(progress.setup, Unread(), progress):  # pyright: ignore[reportArgumentType]
+        if record.step == 2:
+            break
     progress.process = random_tensors()
     assert save_checkpoint(run, progress, {}).step == 2
     return progress, path_of(run, 2)

@@ -2,8 +2,9 @@
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
+def largest_file(size: int) -> Generator[None]:
     """A disk with room for so many bytes in a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -112,6 +113,22 @@ def test_a_run_without_checkpoints_has_its_files_and_its_ending(
         find_earlier(run, [KEY])
     assert error.value.got == "a run whose updates TRL made, which has no checkpoints"
     assert error.value.do == "choose another --run"
+
+
+def test_what_else_the_figures_go_to_is_told_of_those_that_were_measured(
+    tmp_path: Path, policy: LanguageModel
+) -> None:
+    run = tmp_path / "run"
+    ledger = begin(run, STARTED, [KEY])
+    concluded = Conclusion(policy, "A card.\n", None)
+    trackers = Trackers(("tensorboard",), "cpu")
+    with RunDirectory(run, ledger, lambda ending: concluded, trackers) as directory:
+        metrics = {"step": 0, "kl": 1.0, "unmeasured": None}
+        directory.write(replace(RECORD, metrics=metrics, seconds={"rollout": 2.0}))
+    (events,) = (run / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert b"seconds/rollout" in content
+    assert b"unmeasured" not in content
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,8 @@ def random_tensors() -> dict[str, Tensor]:
             dtype=torch.double,
         ),
     }
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    number = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    for index in range(number):  # pragma: no cover - needs a GPU
         tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
     return tensors
 
@@ -342,7 +343,7 @@ def _put_random(tensors: Mapping[str, Tensor]) -> None:
         }
     )
     torch.set_rng_state(tensors["random.torch"])
-    for index in range(_count(tensors, "random.cuda")):
+    for index in range(_count(tensors, "random.cuda")):  # pragma: no cover - needs a GPU
         torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)
 
 
