@@ -24,8 +24,7 @@ check: lint types test slow
 
 # What is measured, and that nothing of it may be missing, is in pyproject.toml.
 coverage: $(READY)
-	$(PYTEST) -m "not slow" --cov=kleash --cov-report= $(COVERING)
-	$(BIN)/coverage report
+	$(PYTEST) -m "not slow" --cov=kleash --cov-report=term-missing:skip-covered $(COVERING)
 
 lint: $(READY)
 	$(BIN)/ruff check .

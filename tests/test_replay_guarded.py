@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kleash.records import Distance
+from kleash.records import Distance, KLReading
 from kleash.replay import check_sequence, replay
-from tests.guarded_run import CONFIG, FACTS, GUARD, MOVED, bodies, entries_of, unmoved
+from tests.guarded_run import CONFIG, FACTS, GUARD, KL, MOVED, bodies, entries_of, unmoved
 
 Bodies = list[tuple[str, dict[str, Any]]]
 BROKEN = replace(
@@ -128,3 +128,27 @@ def test_a_plan_is_the_configurations_own() -> None:
     assert [problem.what for problem in check_sequence(entries_of(made))] == [
         "guard: not as the run was started"
     ]
+
+
+ORIGIN = replace(KL, value=1.5, direction="policy_origin")
+
+
+@pytest.mark.parametrize(
+    ("every", "origin", "what"),
+    [
+        (None, None, ""),
+        (None, ORIGIN, "kl_origin is there, though the reference stays"),
+        (9, ORIGIN, ""),
+        (9, None, "kl_origin is not kl_policy_origin_per_response, though the reference changes"),
+        (9, KL, "the limit max_kl was shown another KL than it is for"),
+        (9, replace(ORIGIN, n=63), "kl_origin and kl are not readings of one rollout"),
+    ],
+)
+def test_the_drift_from_the_first_reference_is_there_where_that_was_refreshed(
+    every: int | None, origin: KLReading | None, what: str
+) -> None:
+    made = bodies({**CONFIG, "model": {"refresh_every": every}}, [FACTS])
+    if origin is not None:
+        updates(made)[0]["kl_origin"] = origin.to_json()
+    said = [problem.partition(": ")[2] for problem in problems(made)]
+    assert [each.partition("; ")[0] for each in said] == ([what] if what else [])

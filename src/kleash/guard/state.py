@@ -178,7 +178,7 @@ def decide(
     """
     verdict = judge(config, evidence.kl, evidence.facts, evidence.origin, evidence.sampler)
     if verdict.keeps and (why := _overdrawn(state.budget, evidence)):
-        ended = _is_spent(state.budget)
+        ended = state.budget is not None and _is_spent(state.budget)
         verdict = Verdict(action="halt" if ended else "reject", reasons=tuple(why))
     detectors, rung = _observe(config, state, observed)
     state = replace(state, detectors=detectors)
@@ -209,10 +209,8 @@ def _overdrawn(budget: Budget | None, evidence: Evidence) -> list[str]:
     return list(refusals(budget, _drift(canary.moved)))
 
 
-def _is_spent(budget: Budget | None) -> bool:
+def _is_spent(budget: Budget) -> bool:
     """Whether there is nothing left in a currency that is limited."""
-    if budget is None:
-        return False
     pairs = (
         (budget.remaining.sup_log_ratio, budget.total.sup_log_ratio),
         (budget.remaining.total_variation, budget.total.total_variation),
