@@ -8,7 +8,11 @@ READY  := .venv/.ready
 # Tests never reach for a hub, and one thread makes them repeatable.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check lint types slow assets clean
+# Of all tests those that are about what decides, records and restores.
+COVERING := tests/guard tests/ledger tests/functional/test_distance.py tests/cli/test_ledger.py \
+  $(wildcard tests/test_replay*.py) $(patsubst %,tests/train/test_%.py,checkpoint directory guarded resume)
+
+.PHONY: demo test check coverage lint types slow assets clean
 
 demo: $(READY)
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 $(BIN)/kleash demo
@@ -17,6 +21,10 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 check: lint types test slow
+
+# What is measured, and that nothing of it may be missing, is in pyproject.toml.
+coverage: $(READY)
+	$(PYTEST) -m "not slow" --cov=kleash --cov-report=term-missing:skip-covered $(COVERING)
 
 lint: $(READY)
 	$(BIN)/ruff check .

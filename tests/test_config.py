@@ -232,6 +232,30 @@ def test_an_override_leaves_its_input_alone() -> None:
     assert data == {"train": {"steps": 1}}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"[train]\nsteps = 0x{'f' * 5000}\n",  # TOML has no largest number; JSON is written in decimal
+        f"{'a.' * 3000}a = 1\n",
+        f"a = {'[' * 300}{']' * 300}\n",
+    ],
+)
+def test_what_no_setting_can_be_is_refused_in_words(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load(RunConfig, path)
+    assert error.value.expected
+    assert len(str(error.value)) < 10_000
+
+
+def test_an_override_as_deep_as_one_likes_is_refused_in_words() -> None:
+    data = override({}, [f"{'a.' * 3000}a=1"])
+    with pytest.raises(ConfigError, match="holds what no setting can be") as error:
+        build(RunConfig, data, "--set")
+    assert error.value.do == "remove it"
+
+
 NAMES = st.text("abcdefghijklmnop_", min_size=1, max_size=12)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -122,7 +122,16 @@ def build(model: type[C], data: Mapping[str, Any], source: str) -> C:
     """
     try:
         # Through JSON, because pydantic's strict mode then still takes an array for a tuple.
-        return model.model_validate_json(json.dumps(data, default=str), strict=True)
+        text = json.dumps(data, default=str)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{source} holds what no setting can be",
+            expected="tables a few levels deep, and numbers of a few digits",
+            got=str(error),
+            do="remove it",
+        ) from error
+    try:
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise _error(source, list(_problems(model, error))) from error
 

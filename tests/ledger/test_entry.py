@@ -118,6 +118,7 @@ def test_the_deepest_and_longest_object_allowed_is_read() -> None:
         {"type": None},
         {"time": "2030-01-02"},
         {"time": "2030-01-02T03:04:05.678901Z\n"},
+        {"time": "203\u0660-01-02T03:04:05.678901Z"},  # a digit too, and not one of these
         {"prev": "A" * 64},
         {"prev": ""},
         {"body": []},

@@ -241,12 +241,22 @@ def test_what_holds_no_key_of_ours_is_refused(tmp_path: Path) -> None:
         (b"hello", "no key"),
         (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "damaged"),
         (curve.private_bytes(*coding), "another kind.*Ed25519"),
+        # said to be of X448, whose keys are longer: OpenSSL calls that an error of its own
+        (KEY.private.private_bytes(*coding).replace(b"K2Vw", b"K2Vv"), "damaged"),
         (KEY.public.vkey.encode(), "no key"),
     ):
         path.write_bytes(data)
         path.chmod(0o600)
         with pytest.raises(InputError, match=why):
             open_signing_key(path)
+
+
+def test_a_key_that_cannot_be_replaced_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "signing.key"
+    path.mkdir()  # in the way of the new one
+    with pytest.raises(ResourceError, match="cannot be replaced; got: Is a directory"):
+        keyfile.encrypt_signing_key(KEY, path, b"several words long")
+    assert os.listdir(tmp_path) == ["signing.key"]
 
 
 def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

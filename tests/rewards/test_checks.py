@@ -1,6 +1,9 @@
 """What may pass for a score, and how the first that may not is named."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count, repeat
 from typing import Any
 
 import numpy as np
@@ -43,10 +46,52 @@ def test_the_first_response_without_a_finite_number_is_named(bad: Any, name: str
     assert error.value.exit_code == 5
 
 
-@pytest.mark.parametrize("scores", [[1.0], [], [1.0] * 4, None, 3.0, "abc", {"a": 1.0}])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        *([1.0], [], [1.0] * 4, None, 3.0, "abc", {"a": 1.0}),
+        *(Counter("abc"), {0.1, 0.2, 0.3}, frozenset([0.1, 0.2, 0.3])),  # in whose order?
+    ],
+)
 def test_a_wrong_count_is_refused(scores: Any) -> None:
     with pytest.raises(RewardError, match="one score per response"):
         checked("f", scores, RESPONSES)
+
+
+class Endless:
+    """As long as one likes."""
+
+    def __iter__(self) -> Iterator[float]:
+        return repeat(0.5)
+
+
+@pytest.mark.parametrize("scores", [count(), repeat(0.5), Endless()])
+def test_what_has_no_end_is_not_read_to_it(scores: Any) -> None:
+    with pytest.raises(RewardError) as error:
+        checked("f", scores, RESPONSES)
+    assert error.value.got == "more than 3"
+
+
+class Broken:
+    """Fails as it is read."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield 0.5
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([torch.zeros(2)] * 3, "a list that cannot be read, RuntimeError"),
+        ([np.zeros(2)] * 3, "a list that cannot be read, ValueError"),
+        (Broken(), "a Broken that cannot be read, OSError"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_as_the_rewards_fault(scores: Any, said: str) -> None:
+    with pytest.raises(RewardError, match="one score per response") as error:
+        checked("f", scores, RESPONSES)
+    assert (error.value.got, error.value.exit_code) == (said, 5)
 
 
 def test_huge_integers_are_refused_not_crashed_on() -> None:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from math import nan
 from typing import Any, NamedTuple
 
+from kleash.errors import InputError
 from kleash.guard.budget import Budget, Drift, plan_budget, reconcile, refusals, spend
 from kleash.guard.config import AlarmAction, GuardConfig
 from kleash.guard.detectors import Detector, observe, start_detector
 from kleash.guard.judge import judge, unfit
 from kleash.guard.limits import SHRINKING, Evidence, broken
+from kleash.guard.stored import stored_fault
 from kleash.records import Action, Distance, Signals, Verdict
 
 SPENT = 1e-6
@@ -95,16 +97,22 @@ def from_json(data: Mapping[str, Any], config: GuardConfig, steps: int) -> Guard
     """The state that `to_json` wrote, under the configuration that it was made with.
 
     Raises:
-        KeyError, TypeError, ValueError, InputError: it is not such a state.
+        InputError: it is not such a state: a field is missing, unknown or of another type.
     """
     fresh, plans = start(config, steps), config.alarms.plans()
+    if why := stored_fault(data, plans, budget=fresh.budget is not None):
+        raise InputError(
+            "the stored guard state cannot be used",
+            expected="a state of this configuration's guard",
+            got=why,
+        )
     budget, stored = fresh.budget, data["budget"]
     if budget is not None:
         budget = replace(
             budget,
-            spent=Drift(**stored["spent"]),
+            spent=_stored_drift(stored["spent"]),
             updates=stored["updates"],
-            measured=Drift(**stored["measured"]),
+            measured=_stored_drift(stored["measured"]),
         )
     return GuardState(
         refused=tuple(data["refused"]),
@@ -116,6 +124,11 @@ def from_json(data: Mapping[str, Any], config: GuardConfig, steps: int) -> Guard
             for name, (_, plan) in plans.items()
         },
     )
+
+
+def _stored_drift(amounts: Mapping[str, Any]) -> Drift:
+    # A measurement that is not finite is stored as the string for it.
+    return Drift(**{name: None if x is None else float(x) for name, x in amounts.items()})
 
 
 def observed(
@@ -165,7 +178,7 @@ def decide(
     """
     verdict = judge(config, evidence.kl, evidence.facts, evidence.origin, evidence.sampler)
     if verdict.keeps and (why := _overdrawn(state.budget, evidence)):
-        ended = _is_spent(state.budget)
+        ended = state.budget is not None and _is_spent(state.budget)
         verdict = Verdict(action="halt" if ended else "reject", reasons=tuple(why))
     detectors, rung = _observe(config, state, observed)
     state = replace(state, detectors=detectors)
@@ -196,10 +209,8 @@ def _overdrawn(budget: Budget | None, evidence: Evidence) -> list[str]:
     return list(refusals(budget, _drift(canary.moved)))
 
 
-def _is_spent(budget: Budget | None) -> bool:
+def _is_spent(budget: Budget) -> bool:
     """Whether there is nothing left in a currency that is limited."""
-    if budget is None:
-        return False
     pairs = (
         (budget.remaining.sup_log_ratio, budget.total.sup_log_ratio),
         (budget.remaining.total_variation, budget.total.total_variation),

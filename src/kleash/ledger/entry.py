@@ -21,7 +21,7 @@ ZERO_LEAF = "0" * 64
 
 _FIELDS = {"body", "prev", "seq", "time", "type", "v"}
 _TYPE = re.compile(r"[a-z][a-z_.]{0,39}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _LEAF = re.compile(r"[0-9a-f]{64}")
 
 

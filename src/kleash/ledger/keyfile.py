@@ -6,7 +6,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -148,7 +148,7 @@ def read_signing_key(path: Path, *, passphrase: bytes | None = None) -> SigningK
         )
     try:
         private = load_pem_private_key(data, passphrase)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         what = "does not open with this passphrase" if is_encrypted else "is damaged"
         raise InputError(f"{where} {what}") from error
     return SigningKey.of(private)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from kleash import control, guard
 from kleash.control import ControlConfig
-from kleash.errors import InputError, KleashError
+from kleash.errors import ConfigError, InputError, KleashError
 from kleash.guard import GuardConfig, GuardState, judge_policy
 from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, encode, kind_of
 from kleash.records import KEEPING, KLReading, Unit, carried_momentum, refreshed_share
@@ -90,7 +90,7 @@ def settings_of(started: Entry) -> Settings | None:
             int(algorithm["num_minibatches"]),
             int(rollout["num_prompts"]) * int(rollout["group_size"]),
         )
-        return Settings(
+        settings = Settings(
             ControlConfig.model_validate(config["rl"]),
             GuardConfig.model_validate(config["guard"]),
             int(train.get("steps", 1)),
@@ -99,7 +99,9 @@ def settings_of(started: Entry) -> Settings | None:
             _number(every),
             float(config["model"].get("refresh_share", 1.0)),
         )
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+        guard.start(settings.guard, settings.steps)  # refuses a budget over no steps
+        return settings
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, ConfigError):
         return None
 
 
@@ -195,7 +197,7 @@ def _guard_after(
         return made, []
     try:
         recorded = guard.from_json(update.guard, settings.guard, settings.steps)
-    except (KeyError, TypeError, ValueError, AttributeError, InputError):
+    except InputError:
         return made, ["the guard's state is not a state at all"]
     return recorded, ["the guard's state is not the one its readings lead to"]
 

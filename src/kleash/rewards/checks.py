@@ -3,7 +3,8 @@
 import math
 import reprlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from numbers import Real
 from typing import Any
 
@@ -32,9 +33,8 @@ def checked(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
         Traceback (most recent call last):
         kleash.errors.RewardError: ...; got: nan for response 1, 'd'; ...
     """
-    values = _as_list(scores)
-    if values is None or len(values) != len(responses):
-        got = type(scores).__name__ if values is None else f"{len(values)} of them"
+    values, got = _read(scores, len(responses))
+    if values is None:
         raise RewardError(
             f"the reward {name!r} did not return one score per response",
             expected=f"a list of {len(responses)} numbers",
@@ -78,11 +78,30 @@ def _is_finite(value: Any) -> bool:
     return True
 
 
-def _as_list(scores: Any) -> list[Any] | None:
-    """Plain Python values of an array, a tensor or a sequence; None for what is neither."""
+def _read(scores: Any, count: int) -> tuple[list[Any] | None, str]:
+    """The values, if they are so many; else what there is instead."""
+    try:
+        values = _as_list(scores, count)
+    except (
+        Exception
+    ) as error:  # what the user's own object, or an array of another shape, says to being read
+        return None, f"a {type(scores).__name__} that cannot be read, {type(error).__name__}"
+    if values is None:
+        return None, type(scores).__name__
+    if len(values) != count:
+        return None, f"{len(values)} of them" if len(values) < count else f"more than {count}"
+    return values, ""
+
+
+def _as_list(scores: Any, count: int) -> list[Any] | None:
+    """Plain Python values of an array, a tensor or a sequence, one more than `count` at most; None for what is neither.
+
+    A set and a mapping have no order that could be the responses'. What has no end is not read to it.
+    """
     if hasattr(scores, "tolist"):
         scores = scores.tolist()
-    if isinstance(scores, Iterable) and not isinstance(scores, str | bytes | dict):
+    if isinstance(scores, Iterable) and not isinstance(scores, str | bytes | Mapping | Set):
         # A sequence may hold zero-dimensional tensors.
-        return [value.item() if hasattr(value, "item") else value for value in scores]
+        first = islice(scores, count + 1)
+        return [value.item() if hasattr(value, "item") else value for value in first]
     return None

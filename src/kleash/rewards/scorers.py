@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,7 +99,7 @@ def function_scorer(name: str, function: ScoreFunction) -> Scorer:
             with redirect_stdout(sys.stderr):
                 scores = function(list(prompts), list(responses))
                 if isinstance(scores, Iterator):  # a generator runs the function only now
-                    scores = list(scores)
+                    scores = list(islice(scores, len(responses) + 1))
         except (Exception, SystemExit) as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}, in {frame.name}"

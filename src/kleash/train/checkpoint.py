@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kleash import control, guard
-from kleash.errors import RepeatError, TamperError
+from kleash.errors import InputError, RepeatError, TamperError
 from kleash.ledger import CHECKPOINT_DIRECTORY, checkpoint_name, encode
 from kleash.ledger.durable import (
     discard_directory,
@@ -198,6 +198,7 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         AttributeError,
         RuntimeError,
         SafetensorError,
+        InputError,
     ) as error:
         raise TamperError(
             f"{directory.name} is no checkpoint of this run", got=str(error)
@@ -322,7 +323,8 @@ def random_tensors() -> dict[str, Tensor]:
             dtype=torch.double,
         ),
     }
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    number = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+    for index in range(number):  # pragma: no cover - needs a GPU
         tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
     return tensors
 
@@ -341,7 +343,7 @@ def _put_random(tensors: Mapping[str, Tensor]) -> None:
         }
     )
     torch.set_rng_state(tensors["random.torch"])
-    for index in range(_count(tensors, "random.cuda")):
+    for index in range(_count(tensors, "random.cuda")):  # pragma: no cover - needs a GPU
         torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)
 
 
