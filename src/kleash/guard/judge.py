@@ -1,8 +1,10 @@
 """The judgement of one proposed update: pure, and closed when in doubt."""
 
+from math import isfinite
+
 from kleash.guard.config import GuardConfig
 from kleash.guard.limits import HALTING, REFUSING, SHRINKING, Evidence, broken
-from kleash.records import KLReading, UpdateFacts, Verdict
+from kleash.records import ROUNDING, KLReading, UpdateFacts, Verdict
 
 
 def judge(
@@ -61,8 +63,12 @@ def unfit(config: GuardConfig, evidence: Evidence) -> list[str]:
     facts = evidence.facts
     readings = [evidence.kl, evidence.origin, facts.kl_new_old, facts.kl_proposed]
     readings += [] if facts.canary is None else [facts.canary.kl]
+    if evidence.sampler is not None and evidence.sampler.value < 0.0:  # else its limit says so
+        readings.append(evidence.sampler)
     reasons = [] if facts.finite else ["the loss, the gradient or a weight is not finite"]
     reasons += [why for reading in readings if reading is not None for why in _impossible(reading)]
+    # Of what is not finite nothing else is measured: it needs no second sentence.
+    reasons += _impossible_numbers(facts) if facts.finite else []
     return reasons + broken(REFUSING, config, evidence)
 
 
@@ -81,6 +87,27 @@ def judge_policy(config: GuardConfig, reading: KLReading) -> Verdict:
     nothing = UpdateFacts(finite=True, kl_new_old=None, grad_norm=None)
     halts = broken(HALTING, config, Evidence(kl=reading, facts=nothing)) + _impossible(reading)
     return Verdict(action="halt" if halts else "accept", reasons=tuple(halts))
+
+
+def _impossible_numbers(facts: UpdateFacts) -> list[str]:
+    """What was measured beside KLs and can't be: none of it is ever below zero.
+
+    A limit doesn't see it: −∞ is under every ceiling, ∞ over every floor.
+    """
+    tails, canary = facts.tails, facts.canary
+    found = {"the gradient's norm": facts.grad_norm, "the entropy per token": facts.entropy}
+    if tails is not None:
+        found["kl_new_old of a token in a hundred"] = tails.kl_p99
+        found["kl_new_old of a token"] = tails.kl_max
+        found["|log new/old| of a token"] = tails.log_ratio_max
+    if canary is not None:
+        of_slices = canary.by_slice.items()
+        found |= {f"kl_policy_ref per response of slice {name}": x for name, x in of_slices}
+    return [
+        f"{what} is {value:.6g}: not a number to act on"
+        for what, value in found.items()
+        if value is not None and not (isfinite(value) and value >= -ROUNDING)
+    ]
 
 
 def _impossible(reading: KLReading) -> list[str]:
