@@ -100,12 +100,12 @@ def test_without_a_budget_nothing_is_charged() -> None:
     [({"a": 1.0, "b": 31.0}, 31.0), ({"a": math.nan, "b": 1.0}, math.nan), ({}, None)],
 )
 def test_the_worst_slice_is_what_its_limit_holds(by_slice: Any, worst: float | None) -> None:
-    """NaN is worse than any number; no slice at all is a KL that was not measured."""
+    """NaN is worse than any number, and is refused by itself; no slice at all is a KL that was not measured."""
     config = GuardConfig(max_kl_slice=30.0)
     said = decide(config, start(config), 1, unmoved(FACTS, by_slice=by_slice)).verdict
     assert said.action == "reject"
     shown = "was not measured" if worst is None else f"is {worst:.6g} nats, over"
-    assert said.reasons[0].startswith(f"kl_policy_ref per response of a slice {shown}")
+    assert said.reasons[-1].startswith(f"kl_policy_ref per response of a slice {shown}")
 
 
 def test_where_there_is_no_canary_a_limit_on_it_was_not_measured() -> None:

@@ -255,7 +255,7 @@ def test_a_key_that_cannot_be_replaced_leaves_what_was_there(tmp_path: Path) -> 
     path = tmp_path / "signing.key"
     path.mkdir()  # in the way of the new one
     with pytest.raises(ResourceError, match="cannot be replaced; got: Is a directory"):
-        keyfile.encrypt_signing_key(KEY, path, b"several words long")
+        keyfile.rewrite_signing_key(KEY, path, b"several words long")
     assert os.listdir(tmp_path) == ["signing.key"]
 
 

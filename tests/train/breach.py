@@ -148,6 +148,7 @@ class Observer:
     def begin(self, setup: Setup, progress: Progress, ledger: Ledger) -> Setup:
         """As the loop starts; what it is to run on."""
         setup = setup if self.tamper is None else self.tamper(self, setup, progress)
+        progress.setup = setup
         self.setup, self.progress, self.ledger = setup, progress, ledger
         self.twin, self.start = Twin(setup), self.weights()
         self.reference = [p.detach().clone() for p in setup.learner.reference.model.parameters()]

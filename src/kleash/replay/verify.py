@@ -125,10 +125,7 @@ def verify_run(
         checks += ["config", "metrics", "checkpoints"]
         checks += ["files"] if status != "unfinished" else []
         problems += _check_files_of(run, chain.entries, status)
-    if not problems and chain.entries[0].body.get("self_test") == SKIPPED:
-        notes.append("the self-test was skipped: nothing was checked before the first step")
-    if not problems and status == "unfinished":
-        notes.append("the run has no ending: it is still running, or it was killed")
+    notes += [] if problems else _remarks(chain.entries, status)
     return Verification(
         entries=len(chain.entries),
         head=chain.head.leaf,
@@ -141,6 +138,17 @@ def verify_run(
         trusted=keys is not None and not problems,
         governed=None if problems else _governed(chain.entries, overridden),
     )
+
+
+def _remarks(entries: Sequence[Entry], status: Status) -> list[str]:
+    """What is no problem of a sound record, and is to be known."""
+    remarks = {
+        "the self-test was skipped: nothing was checked before the first step": (
+            entries[0].body.get("self_test") == SKIPPED
+        ),
+        "the run has no ending: it is still running, or it was killed": status == "unfinished",
+    }
+    return [text for text, is_so in remarks.items() if is_so]
 
 
 def _governed(entries: Sequence[Entry], overrides: Sequence[OverrideEntry]) -> Governed | None:

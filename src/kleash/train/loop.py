@@ -55,7 +55,8 @@ def run_loop(
     learner, progress = setup.learner, progress or Progress(setup)
     algorithm, samples = ALGORITHMS[setup.config.algorithm.name], _samples(progress)
     for step in range(progress.mark.step + 1, setup.config.train.steps + 1):
-        config = (setup := progress.govern(step)).config
+        setup = progress.govern(step)
+        config = setup.config
         started, before = time.perf_counter(), progress.mark
         experience = _read(setup, progress.next_rollout())
         measured = _measure(setup, experience, before)
@@ -78,7 +79,6 @@ def run_loop(
                 learner.restore(proposal.snapshot)
                 progress.rewind(held)
         _apply(progress, decision, proposal, state, go_back)
-        updated = time.perf_counter()
         yield StepRecord(
             step=step,
             kl=decision.entry.kl,
@@ -86,7 +86,7 @@ def run_loop(
             note=_note(config, step, measured, state),
             verdict=decision.entry.verdict,
             metrics=decision.metrics,
-            seconds={"collect": collected - started, "update": updated - collected},
+            seconds={"collect": collected - started, "update": time.perf_counter() - collected},
             **_shown(setup, samples, experience, step),
         )
         _halt_if_told(progress, decision.entry)
