@@ -287,3 +287,15 @@ def test_a_budget_where_none_is_planned_is_refused(stored: dict[str, Any]) -> No
     with pytest.raises(InputError, match="stored guard state") as error:
         guard.from_json(stored, GuardConfig(), 8)
     assert error.value.got == "budget"
+
+
+def test_an_alarm_begins_at_its_step() -> None:
+    """What it did not watch is no evidence, for it or against it."""
+    late = GuardConfig.model_validate(
+        {"alarms": {"kl": {"mean": 1.0, "mean_time": 2.0, "from_step": 3}}}
+    )
+    state = start(late)
+    for step, (count, rings) in enumerate([(0, False), (0, False), (1, True)], start=1):
+        decision = decide(late, state, step, kl=20.0)
+        state = decision.state
+        assert (state.detectors["kl"].count, bool(decision.verdict.alarms)) == (count, rings)

@@ -40,6 +40,8 @@ class AlarmConfig(BaseModel):
     """What a reading counts for at most; None: 20 times the mean, or 4 times where too little is what rings."""
     mean_time: FiniteFloat = Field(default=1e4, ge=1)
     """Updates to a false alarm, on average, at least."""
+    from_step: int = Field(default=1, ge=1)
+    """The first step that is watched: of a warm-up, another mean may be planned than of what follows."""
     action: AlarmAction = "warn"
 
     def plan(self, name: str) -> DetectorPlan:

@@ -180,7 +180,7 @@ def decide(
     if verdict.keeps and (why := _overdrawn(state.budget, evidence)):
         ended = state.budget is not None and _is_spent(state.budget)
         verdict = Verdict(action="halt" if ended else "reject", reasons=tuple(why))
-    detectors, rung = _observe(config, state, observed)
+    detectors, rung = _observe(config, state, step, observed)
     state = replace(state, detectors=detectors)
     if (
         verdict.action != "halt"
@@ -221,18 +221,19 @@ def _is_spent(budget: Budget) -> bool:
 
 
 def _observe(
-    config: GuardConfig, state: GuardState, observed: Mapping[str, float | None]
+    config: GuardConfig, state: GuardState, step: int, observed: Mapping[str, float | None]
 ) -> tuple[dict[str, Detector], list[tuple[str, AlarmAction]]]:
     """The detectors after a step, and what rang: a sentence and what is to be done."""
     detectors: dict[str, Detector] = {}
     rung: list[tuple[str, AlarmAction]] = []
     for name, (alarm, plan) in config.alarms.plans().items():
         value, detector = observed.get(name), state.detectors[name]
-        if name == "concordance":
-            if value is None:  # the reward preferred nothing: there was nothing to observe
-                detectors[name] = detector
-                continue
-            value = 1.0 + value
+        # Where the reward preferred nothing, there was nothing to observe.
+        if step < alarm.from_step or (name == "concordance" and value is None):
+            detectors[name] = detector
+            continue
+        if name == "concordance" and value is not None:
+            value += 1.0
         detectors[name] = observe(detector, plan, nan if value is None else value)
         if detectors[name].rings:
             side = "over" if plan.side == "upper" else "under"
