@@ -23,6 +23,7 @@ def example(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_both_give_the_same_numbers(tmp_path: Path) -> None:
     """To float32's rounding: one holds whole distributions, the other a chunk of them at a time.
 

@@ -241,6 +241,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(
     assert compiler.compile(source, target=target, options=options).asm["cubin"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="starts the interpreter")
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton can't be installed here")
 def test_in_the_interpreter() -> None:

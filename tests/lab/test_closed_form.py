@@ -115,6 +115,7 @@ def test_a_seed_is_a_run() -> None:
     assert first.policy != other.policy
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_runs_alone() -> None:
     mdp, budget = drawn(3, 3, 2), Budget(64, 5, 0.1)
     jobs = [Job(mdp, "rloo", BETA, seed, budget) for seed in range(2)]

@@ -43,6 +43,7 @@ def test_no_policy_is_above_the_frontier(mdp: MDP, beta: float) -> None:
     assert far.reward < most_reward(mdp, far.kl) - 1e-4
 
 
+@pytest.mark.slow
 def test_training_ends_on_the_frontier_of_a_small_problem() -> None:
     """A5: at what β can buy, and R within 0.01 of what its KL can."""
     mdp = small(1, 4, 2)

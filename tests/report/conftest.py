@@ -69,30 +69,30 @@ DRIFT = [
 MakeRun = Callable[..., Path]
 
 
+def write_run(
+    run: Path,
+    *,
+    config: Mapping[str, Any] | None = CONFIG,
+    metrics: Sequence[Mapping[str, Any]] | None = METRICS,
+    samples: Sequence[Mapping[str, Any]] | None = SAMPLES,
+    drift: Sequence[Mapping[str, Any]] | None = DRIFT,
+) -> Path:
+    """A run directory; what is not given is as above, what is None is not written."""
+    run.mkdir()
+    if config is not None:
+        document = {"config": config, "versions": {"kleash": "0.1.0"}, "digests": {}}
+        (run / "config.json").write_text(json.dumps(document))
+    lines = {"metrics": metrics, "samples": samples, "drift": drift}
+    for file, rows in lines.items():
+        if rows is not None:
+            (run / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Write a run directory; what is not given is as above, what is None is not written."""
-
-    def make(
-        name: str = "leashed",
-        *,
-        config: Mapping[str, Any] | None = CONFIG,
-        metrics: Sequence[Mapping[str, Any]] | None = METRICS,
-        samples: Sequence[Mapping[str, Any]] | None = SAMPLES,
-        drift: Sequence[Mapping[str, Any]] | None = DRIFT,
-    ) -> Path:
-        run = tmp_path / name
-        run.mkdir()
-        if config is not None:
-            document = {"config": config, "versions": {"kleash": "0.1.0"}, "digests": {}}
-            (run / "config.json").write_text(json.dumps(document))
-        lines = {"metrics": metrics, "samples": samples, "drift": drift}
-        for file, rows in lines.items():
-            if rows is not None:
-                (run / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return run
-
-    return make
+    """Writes run directories by name."""
+    return lambda name="leashed", **parts: write_run(tmp_path / name, **parts)
 
 
 def payloads(home: str) -> list[str]:

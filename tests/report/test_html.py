@@ -19,17 +19,20 @@ from kleash.report import RunView, load_run, render_run, render_runs, write_repo
 from kleash.report.drift import TOP
 from kleash.report.page import data
 from kleash.report.view import Share
+from tests.report.conftest import write_run
 
 MakeRun = Callable[..., Path]
 Payloads = Callable[[str], list[str]]
 
 HEAD = "9f" * 32
+HOME = "http://127.0.0.1:9/"
+"""Where nobody listens."""
 VERIFIED = {"ok": True, "head": HEAD, "problems": []}
 
 ATTRIBUTES = {
     *("aria-hidden", "aria-label", "charset", "class", "content", "cx", "cy", "d", "dir", "href"),
     *("http-equiv", "id", "lang", "name", "r", "rel", "role", "scope", "style", "title", "type"),
-    "viewbox",
+    *("value", "viewbox"),
 }
 
 
@@ -267,18 +270,40 @@ def hostile(run: RunView, payloads: list[str]) -> list[RunView]:
     ]
 
 
+def hostile_guard(payload: str) -> dict[str, Any]:
+    """What the guard did, in words of one's own."""
+    limit = {"limit": payload, "bound": 1.0, "unit": payload, "is_floor": False}
+    alarm = {"alarm": payload, "mean": 1.0, "mean_time": 9.0, "action": payload, "evidence": None}
+    return {
+        "verdicts": {payload: 1},
+        "limits": [limit | {"worst": None, "step": None}],
+        "budgets": [{"limit": payload, "total": 1.0, "spent": 0.5, "measured": None}],
+        "alarms": [alarm | {"rang": [1]}],
+        "events": [{"step": 1, "action": payload, "reasons": [payload], "alarms": [payload]}],
+    }
+
+
 def hostile_page(run: RunView, payloads: list[str]) -> str:
     runs = hostile(run, payloads)
     rows = [{"name": payload, "run": payload} for payload in payloads]
-    checks = [{"ok": True, "head": payload} for payload in payloads[:40]]
+    checks: list[dict[str, Any]] = [
+        {"ok": True, "head": payload, "keys": [payload], "guard": hostile_guard(payload)}
+        for payload in payloads[:40]
+    ]
     checks += [{"ok": False, "problems": [payload]} for payload in payloads[40:]]
     return render_runs(runs, title=payloads[0], summary=rows, verifications=checks)
 
 
-def test_no_text_of_a_run_becomes_markup(run: RunView, xss: Payloads) -> None:
-    payloads = xss("http://127.0.0.1:9/")
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, xss: Payloads) -> Page:
+    """A page of runs whose every text is hostile."""
+    run = load_run(write_run(tmp_path_factory.mktemp("hostile") / "leashed"))
+    return Page(hostile_page(run, xss(HOME)))
+
+
+def test_no_text_of_a_run_becomes_markup(run: RunView, page: Page, xss: Payloads) -> None:
+    payloads = xss(HOME)
     assert len(set(payloads)) >= 60
-    page = Page(hostile_page(run, payloads))
     plain = Page(hostile_page(run, [f"plain {index}" for index in range(len(payloads))]))
     assert page.shape == plain.shape
     assert {name for _, attributes in page.tags for name in attributes} <= ATTRIBUTES
@@ -287,16 +312,14 @@ def test_no_text_of_a_run_becomes_markup(run: RunView, xss: Payloads) -> None:
     assert code == [text for attributes, text in plain.scripts if "type" not in attributes]
 
 
-def test_hostile_text_is_there_to_be_read(run: RunView, xss: Payloads) -> None:
-    page = Page(hostile_page(run, xss("http://127.0.0.1:9/")))
-    for payload in xss("http://127.0.0.1:9/"):
+def test_hostile_text_is_there_to_be_read(page: Page, xss: Payloads) -> None:
+    for payload in xss(HOME):
         if payload.isascii() and payload.isprintable():
             assert payload in page.text
 
 
-def test_figures_carry_no_markup_in_their_texts(run: RunView, xss: Payloads) -> None:
-    payloads = xss("http://127.0.0.1:9/")
-    page = Page(hostile_page(run, payloads))
+def test_figures_carry_no_markup_in_their_texts(page: Page, xss: Payloads) -> None:
+    payloads = xss(HOME)
     figures = [text for attributes, text in page.scripts if attributes.get("type")]
     assert len(figures) > 4 * len(payloads)
     for text in figures:

@@ -54,8 +54,8 @@ GUARD: dict[str, Any] = {
     "on_breach": "shrink",
     "canary_prompts": 24,
     "alarms": {
-        # A quarter to spare of the means after update 40, 0.87 and 6.6e-4; a tenth of 1.63 and of 4.3; 0.3 of 0.8. Before
-        # it, while the policy finds its distance, updates are twice as large: 1.2e-3 on average in steps 11 to 20.
+        # A quarter to spare of the means after update 40, 0.87 and 6.6e-4; a tenth of 1.63 and of 4.3; 0.3 of 0.8. Till
+        # then, as the policy finds its distance, updates are twice as large: 1.2e-3 on average in steps 11 to 20.
         "kl": {"mean": 1.1},
         "kl_new_old": {"mean": 8.3e-4, "from_step": 41},
         "entropy": {"mean": 1.47, "bound": 2.4},

@@ -100,6 +100,7 @@ def test_the_section_of_an_older_version_is_named_with_its_new_name() -> None:
     assert caught.value.do == "did you mean algorithm?"
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_ones_own_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of docs/algorithms.md, and what docs/algorithms.md says of it."""
     for name in list(ALGORITHMS):

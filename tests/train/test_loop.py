@@ -130,9 +130,10 @@ def test_a_policy_without_a_weight_to_train_is_refused() -> None:
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
-    first = list(train(_config(), tmp_path / "a"))
-    seed = TrainConfig(steps=1, seed=1, threads=1, device="cpu", num_samples=2, trackers=())
-    second = list(train(_config(train=seed), tmp_path / "b"))
+    one = TrainConfig(steps=1, threads=1, device="cpu", num_samples=2, trackers=())
+    first = list(train(_config(train=one), tmp_path / "a"))
+    other = one.model_copy(update={"seed": 1})
+    second = list(train(_config(train=other), tmp_path / "b"))
     assert first[0].metrics["reward_mean"] != second[0].metrics["reward_mean"]
 
 

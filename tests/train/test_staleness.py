@@ -43,6 +43,7 @@ def test_stale_rollouts_without_a_correction_are_refused() -> None:
     assert "algorithm.correction" in caught.value.expected
 
 
+@pytest.mark.slow
 def test_corrected_they_lead_to_the_optimum() -> None:
     budget = Budget(256, 120, 0.1, {"correction": "sequence", "correction_cap": 10.0})
     stale = solve(
