@@ -250,6 +250,8 @@ class UpdateFacts:
     """None where there is no canary set."""
     fraction: float | None = None
     """Share of the update that all this was measured at, where it was shortened; None: all of it."""
+    over: tuple[str, ...] = ()
+    """What the whole of it was over, a sentence each, where it was shortened."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as the ledger stores it; what was not measured of what came later is left out."""
@@ -264,6 +266,7 @@ class UpdateFacts:
             "kl_proposed": None if self.kl_proposed is None else self.kl_proposed.to_json(),
             "canary": None if self.canary is None else _canary_json(self.canary),
             "fraction": self.fraction,
+            "over": list(self.over) or None,
         }
         return first | {name: value for name, value in later.items() if value is not None}
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kleash.report import load_run, render_run
 from kleash.report.guarded import EVENTS, guard_charts, guarded
 from tests.report.conftest import CONFIG, METRICS, MakeRun
@@ -115,3 +117,16 @@ def test_a_line_is_drawn_only_where_it_is_one_and_near(make_run: MakeRun) -> Non
     assert shapes(budget.figure) == []
     assert shapes(alarms.figure) == []
     assert guard_charts(load_run(make_run("none")), "#000000") == []
+
+
+def test_hints_are_of_the_planned_mean_and_say_that_they_are_hints(make_run: MakeRun) -> None:
+    """At twice the planned mean log 2/0.3 = 2.31 standard deviations, of which CUSUM forgives a half each."""
+    guard = {"alarms": {"kl_new_old": {"mean": 0.01, "mean_time": 1e4}}}
+    moved = [row | {"kl_new_old_per_token": 0.02} for row in METRICS]
+    run = load_run(make_run(config={**CONFIG, "guard": guard}, metrics=moved))
+    [chart] = guard_charts(run, "#000000")
+    assert "no guarantee" in chart.title
+    assert chart.figure is not None
+    cusum, ewma = (trace["y"] for trace in chart.figure["data"])
+    assert cusum == pytest.approx([1.8105 * step for step in (1, 2, 3, 4)], abs=1e-4)
+    assert ewma[0] == pytest.approx(0.2 * 2.3105 / (0.2 / 1.8) ** 0.5, abs=1e-4)

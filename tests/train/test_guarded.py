@@ -132,6 +132,8 @@ def test_nothing_that_is_kept_is_over_its_limit(
         if name == "max_kl_new_old":
             assert all((r.metrics[metric] or 0.0) > 0.75 * limit for r in shrunk)
         assert all(0.0 < (r.metrics["step_fraction"] or 0.0) < 1.0 for r in shrunk)
+        # And which limit it was.
+        assert all(any(f"over the limit {name}" in x for x in r.verdict.reasons) for r in shrunk)
     else:
         assert "reject" in [u.verdict.action for u in updates(tmp_path / "run")]
 

@@ -54,7 +54,7 @@ def judge(
         return Verdict(action=action, reasons=(*halts, *rejects))
     if facts.fraction is not None:
         said = f"{facts.fraction:.3g} of the update is what meets the limits"
-        return Verdict(action="shrink", reasons=(said,))
+        return Verdict(action="shrink", reasons=(said, *facts.over))
     return Verdict(action="accept")
 
 

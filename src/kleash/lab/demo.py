@@ -152,6 +152,7 @@ def guard_of(config: DemoConfig, *, leashed: bool) -> GuardConfig:
         max_path_log_ratio=5.0 * config.steps,
         alarms=AlarmsConfig(
             kl=AlarmConfig(mean=1.25 * config.kl_target),
+            kl_new_old=AlarmConfig(mean=0.12),
             entropy=AlarmConfig(mean=0.5),
             concordance=AlarmConfig(mean=0.0),
         ),

@@ -1,9 +1,11 @@
 """What the guard did in a run: limits, budget, alarms, and the steps at which it did more than accept."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kleash.guard import Hint, hint
 from kleash.report.figures import DASHED, Chart, Curve, Limit, by_step
 from kleash.report.text import number, verdict_counts
 from kleash.report.theme import PALETTE
@@ -38,6 +40,9 @@ ALARMS = {
     "concordance": "agreement of reward and monitor has a mean under",
 }
 """What each alarm says."""
+
+SPREAD = 0.3
+"""Standard deviation of a KL's logarithm that the hints take for usual."""
 
 BUDGETS = {
     "max_path_log_ratio": ("budget_log_ratio_spent", "canary_sup_log_ratio", "nats"),
@@ -121,7 +126,12 @@ def guard_charts(run: RunView, colour: str) -> list[Chart]:
     """Budget and alarms by step; none of what was not set."""
     budgets = [_budget_chart(run, colour, name) for name in BUDGETS if run.limit(name) is not None]
     names = [key for key in run.metrics if key.startswith("alarm/")]
-    return [*budgets, *([_alarm_chart(run, names)] if names else [])]
+    planned = _number(_alarm_of(run, "kl_new_old").get("mean"))
+    return [
+        *budgets,
+        *([_alarm_chart(run, names)] if names else []),
+        *([_hint_chart(run, colour, planned)] if planned else []),
+    ]
 
 
 def _budget_chart(run: RunView, colour: str, name: str) -> Chart:
@@ -156,8 +166,7 @@ def _alarm_chart(run: RunView, names: Sequence[str]) -> Chart:
         )
         for index, metric in enumerate(names)
     ]
-    alarms = run.setting("guard", "alarms")
-    times = {_mean_time(alarms, curve.label) for curve in curves}
+    times = {_number(_alarm_of(run, curve.label).get("mean_time")) for curve in curves}
     time = times.pop() if len(times) == 1 else None
     limit = None if time is None else Limit(value=time, text=f"rings at {time:g}")
     reading = (
@@ -172,11 +181,41 @@ def _alarm_chart(run: RunView, names: Sequence[str]) -> Chart:
     )
 
 
-def _mean_time(alarms: Any, name: str) -> float | None:
-    """At which evidence an alarm rings."""
-    alarm = alarms.get(name) if isinstance(alarms, Mapping) else None
-    time = alarm.get("mean_time") if isinstance(alarm, Mapping) else None
-    return float(time) if isinstance(time, int | float) and time > 0 else None
+def _hint_chart(run: RunView, colour: str, planned: float) -> Chart:
+    """Both classic charts of KL(new‖old), from its planned mean on."""
+    state, states = Hint(), list[Hint]()
+    for value in run.series("kl_new_old_per_token"):
+        seen = math.nan if value is None else value
+        state = hint(state, seen, log_mean=math.log(planned), log_sd=SPREAD)
+        states.append(state)
+    derived = {"cusum": tuple(x.cusum for x in states), "ewma": tuple(x.ewma for x in states)}
+    shown = replace(run, metrics=derived)
+    curves = [
+        Curve(run=shown, metric="cusum", label="CUSUM", colour=colour),
+        Curve(run=shown, metric="ewma", label="EWMA", colour=colour, dash=DASHED),
+    ]
+    reading = (
+        f"Of the logarithm of KL(new‖old), in standard deviations of {SPREAD:g} from the planned mean. A CUSUM of 12 "
+        "or an EWMA of 3 is much. How often they are wrong nobody can say: no verdict rests on them."
+    )
+    return Chart(
+        title="Hints, no guarantee: CUSUM and EWMA",
+        reading=reading,
+        figure=by_step(curves),
+        size="medium",
+    )
+
+
+def _alarm_of(run: RunView, name: str) -> Mapping[str, Any]:
+    """The configuration of an alarm; empty where there is none."""
+    alarms = run.setting("guard", "alarms")
+    alarm: Any = alarms.get(name) if isinstance(alarms, Mapping) else None
+    return alarm if isinstance(alarm, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    """A positive number, or None."""
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def _limit(row: Mapping[str, Any]) -> LimitRow:

@@ -187,12 +187,13 @@ def _shortened(given: _Given, snapshot: Snapshot, facts: UpdateFacts, check: Che
     breach = check(facts)
     if breach.unfit or not breach.too_far:
         return facts
+    over = tuple(breach.too_far)
     learner, whole = given.learner, [p.detach().clone() for p in given.learner.trained]
     too_far, near, best = 1.0, 0.0, None
     fraction = _first_guess(given.config, facts)
     for _ in range(MEASUREMENTS):
         learner.interpolate(snapshot.parameters, whole, fraction)
-        found = replace(_located(given, facts), fraction=fraction)
+        found = replace(_located(given, facts), fraction=fraction, over=over)
         breach = check(found)
         if breach.unfit or breach.too_far:
             too_far = fraction
