@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:  # without torch until a test asks for it
     from kleash.lab.mdp import MDP
 
-settings.register_profile("repeatable", deadline=None, derandomize=True)
+# How long a machine that others use takes to draw an example is no fault of the code.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 SEED = 20190918

@@ -147,14 +147,17 @@ def test_ctrl_c_ends_the_run_cleanly(directory: Path, capsys: pytest.CaptureFixt
         text=True,
         env={**os.environ, "KLEASH_DEBUG": "1"},
     )
-    metrics = Path("run/metrics.jsonl")
-    until = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert time.monotonic() < until, "no second measurement within two minutes"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        metrics = Path("run/metrics.jsonl")
+        until = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert time.monotonic() < until, "no second measurement within two minutes"
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted after" in out
