@@ -127,6 +127,7 @@ class Live:
 
     def loop(self) -> Iterator[StepRecord]:
         """Its steps from here."""
+        self.progress.setup = self.setup
         return run_loop(self.setup, _Record(), self.progress)  # pyright: ignore[reportArgumentType]
 
 
@@ -191,7 +192,8 @@ def _reward(change: Callable[[str, str, float], float], *, once: bool = False) -
 
         def score(prompts: Any, responses: Any) -> list[float]:
             scores = real.score(prompts, responses)
-            if once and next(calls):
+            # A sample to be looked at is no batch.
+            if once and (len(responses) == 1 or next(calls)):
                 return scores
             return [change(*each) for each in zip(prompts, responses, scores, strict=True)]
 

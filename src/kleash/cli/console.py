@@ -130,7 +130,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """A line beside the result, on stderr."""
-        self._err.print(Text(plain(text), style="dim"))
+        self._err.print(Text(plain(text), style="dim"), soft_wrap=True)
 
     def check(self, *, passed: bool, text: str) -> None:
         """One line with a tick or a cross."""

@@ -200,6 +200,8 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         SafetensorError,
         InputError,
     ) as error:
+        if isinstance(cause := error.__cause__, OSError) and cause.errno is not None:
+            raise cause from error  # the disk failed: the files are as they were recorded
         raise TamperError(
             f"{directory.name} is no checkpoint of this run", got=str(error)
         ) from error

@@ -136,6 +136,8 @@ class _Files:
 
 def last_timed(path: Path) -> int:
     """The last step whose times are there; 0 where none can be read."""
+    if not path.exists():
+        return 0
     lines = path.read_bytes()[: _whole_lines(path)].splitlines()
     try:
         return int(json.loads(lines[-1])["step"]) if lines else 0
@@ -200,8 +202,8 @@ class RunDirectory:
         self.kept: list[int] = []
         """Steps of the checkpoints that this process knows to be there."""
         try:
+            self.timed = 0 if lengths is None else last_timed(run / "timings.jsonl")
             self.files = _Files.open(run, lengths)
-            self.timed = last_timed(run / "timings.jsonl")
         except OSError as error:
             raise disk_failed(run, error) from error
         self.tracker = open_trackers(run, trackers)
