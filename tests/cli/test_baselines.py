@@ -140,24 +140,24 @@ def test_without_trl_the_command_says_what_to_install(
 @pytest.mark.e2e
 def test_ctrl_c_ends_the_run_cleanly(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-c", "from kleash.cli.main import main; main()", "dpo"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "dpo.toml", "--set", "train.steps=10000", "--run", "run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "KLEASH_DEBUG": "1"},
-    )
-    try:
-        metrics = Path("run/metrics.jsonl")
-        until = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-            assert time.monotonic() < until, "no second measurement within two minutes"
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            metrics = Path("run/metrics.jsonl")
+            until = time.monotonic() + 120
+            while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+                assert time.monotonic() < until, "no second measurement within two minutes"
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted after" in out

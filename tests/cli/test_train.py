@@ -207,21 +207,24 @@ def test_a_signal_ends_the_run_cleanly_and_it_can_be_gone_on_with(
     config: Path, capsys: pytest.CaptureFixture[str], sent: signal.Signals, code: int
 ) -> None:
     command = [sys.executable, "-c", "from kleash.cli.main import main; main()", "train"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, str(config), "--set", "train.steps=10000", "--run", "run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "KLEASH_DEBUG": "1"},
-    )
-    metrics = Path("run/metrics.jsonl")
-    until = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert time.monotonic() < until, "no second step within two minutes"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            metrics = Path("run/metrics.jsonl")
+            until = time.monotonic() + 120
+            while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+                assert time.monotonic() < until, "no second step within two minutes"
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(sent)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert "interrupted after" in out
