@@ -17,6 +17,7 @@ from kleash.models.hub import load_language_model
 from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
 from kleash.replay import verify_run
+from kleash.train.canary import Canary
 from kleash.train.checkpoint import load_weights
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
@@ -305,3 +306,22 @@ def test_what_is_not_finite_is_refused(
     assert [u.verdict.action for u in updates(tmp_path / "run")].count("reject") == 1
     found = verify_run(tmp_path / "run")
     assert found.ok, found.problems
+
+
+def test_what_was_measured_of_an_update_is_what_the_next_is_measured_from(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slow twin goes through the model again; some updates here are whole, some shortened."""
+    settings["guard"] = {
+        "canary_prompts": 4,
+        "max_kl_canary": 1e6,
+        "max_kl_new_old": 0.1,
+        "max_path_log_ratio": 1e6,
+    }
+    settings["optimizer"] = {"learning_rate": RATE, "schedule": "linear"}
+    fast = run(settings, tmp_path / "fast")
+    assert {"accept", "shrink"} <= {record.verdict.action for record in fast}
+    real = Canary.settle
+    monkeypatch.setattr(Canary, "settle", lambda self, policy, facts=None: real(self, policy))
+    slow = run(settings, tmp_path / "slow")
+    assert [record.metrics for record in fast] == [record.metrics for record in slow]

@@ -58,21 +58,31 @@ class Canary:
         self.start = self._standing(learner.policy)
         self.before = self.start
         """The policy as the last accepted update left it."""
+        self._latest: tuple[CanaryFacts, Standing] | None = None
 
     def measure(self, policy: LanguageModel) -> CanaryFacts:
         """A proposed policy here: from the reference, from before the update, and from the beginning."""
         now = self._standing(policy, is_live=True)
         kl = self._kl(now)
-        return CanaryFacts(
-            kl=self._kl_reading(kl),
-            by_slice=self._by_slice(kl),
-            moved=self._distance(now, self.before),
-            away=self._distance(now, self.start),
+        moved, away = self._distances(now)
+        facts = CanaryFacts(
+            kl=self._kl_reading(kl), by_slice=self._by_slice(kl), moved=moved, away=away
         )
+        self._latest = facts, now
+        return facts
 
-    def settle(self, policy: LanguageModel) -> None:
-        """Takes the policy as it is for what later updates are measured from."""
-        self.before = self._standing(policy)
+    def settle(self, policy: LanguageModel, facts: CanaryFacts | None = None) -> None:
+        """Takes the policy as it is for what later updates are measured from.
+
+        Args:
+            policy: as it is.
+            facts: what was measured of it; None: it wasn't. Where nothing was measured since, its states are at hand.
+        """
+        if self._latest is not None and self._latest[0] is facts:
+            self.before = Standing(self._latest[1].hidden, policy.head.frozen())
+        else:
+            self.before = self._standing(policy)
+        self._latest = None
 
     @torch.no_grad()
     def _standing(self, policy: LanguageModel, *, is_live: bool = False) -> Standing:
@@ -114,15 +124,23 @@ class Canary:
         }
 
     @torch.no_grad()
-    def _distance(self, now: Standing, then: Standing) -> Distance:
-        most, total = 0.0, 0.0
+    def _distances(self, now: Standing) -> tuple[Distance, Distance]:
+        """From the policy before, and from the beginning: each block's distribution is made once for both."""
+        sides = (self.before, self.start)
+        most, total = [0.0, 0.0], [0.0, 0.0]
         for rows in torch.arange(len(now.hidden)).split(ROWS):
-            one, other = (
-                torch.log_softmax(side.head(side.hidden[rows]).double() / self.temperature, -1)
-                for side in (now, then)
-            )
-            found = apart(one, other)
-            largest = float(found.sup_log_ratio.max())
-            most = largest if largest != largest else max(most, largest)
-            total += float(found.total_variation.sum())
-        return Distance(sup_log_ratio=most, total_variation=total / len(now.hidden))
+            own = self._logprobs(now, rows)
+            for i, side in enumerate(sides):
+                found = apart(own, self._logprobs(side, rows))
+                largest = float(found.sup_log_ratio.max())
+                most[i] = largest if largest != largest else max(most[i], largest)
+                total[i] += float(found.total_variation.sum())
+        moved, away = (
+            Distance(sup_log_ratio=most[i], total_variation=total[i] / len(now.hidden))
+            for i in range(2)
+        )
+        return moved, away
+
+    def _logprobs(self, side: Standing, rows: Tensor) -> Tensor:
+        """[rows, V] in double precision, as differences of what is nearly equal are asked for."""
+        return torch.log_softmax(side.head(side.hidden[rows]).double() / self.temperature, -1)

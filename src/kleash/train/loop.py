@@ -146,7 +146,9 @@ def _apply(
         assert go_back is not None, "there are no checkpoints, so the guard knows of none"
         assert after.good is not None, "it goes back to one that it found good"
         go_back(after.good)
-    if verdict.keeps or verdict.action == "rollback":
+    if verdict.keeps:
+        progress.settle_canary(proposal.facts.canary)
+    elif verdict.action == "rollback":
         progress.settle_canary()
     if share := _refreshed(config, decision.entry.step):
         setup.learner.refresh(share, decision.entry.step)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kleash import control, guard
 from kleash.guard import GuardConfig, GuardState
+from kleash.records import CanaryFacts
 from kleash.replay import Plan
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
@@ -129,10 +130,10 @@ class Progress:
         """Puts back what an update that is undone had drawn."""
         self._put(held)
 
-    def settle_canary(self) -> None:
-        """Has later updates measured from the policy as it now is."""
+    def settle_canary(self, facts: CanaryFacts | None = None) -> None:
+        """Has later updates measured from the policy as it now is, of which this was measured."""
         if self.setup.canary is not None:
-            self.setup.canary.settle(self.setup.learner.policy)
+            self.setup.canary.settle(self.setup.learner.policy, facts)
 
     def _take(self, mark: Mark) -> Mark:
         """The mark with the streams and orders as they now are."""
