@@ -137,6 +137,10 @@ def test_a_ledger_cut_back_to_an_older_signed_head_is_found_with_a_checkpoint_th
     older = ledger / "checkpoints" / "3.note"
     assert verify_chain(ledger, since=held).problems == ()
     assert verify_chain(ledger, since=older.read_bytes()).problems == ()
+    # What follows it may have been longer.
+    said = "1 entry follows the checkpoint you hold: had more been cut off, it would not show"
+    assert said in verify_chain(ledger, since=older.read_bytes()).notes
+    assert not any("you hold" in note for note in verify_chain(ledger, since=held).notes)
 
     write_lines(ledger, lines_of(ledger)[:3])
     (ledger / "head").write_bytes(older.read_bytes())

@@ -144,8 +144,10 @@ def _verify_signed(directory: Path, keys: Iterable[PublicKey] | None, since: byt
     except TamperError as error:
         problems = [*signed.problems, Problem(where=HEAD_NOTE, what=str(error))]
         return Chain(entries=(), problems=tuple(problems), origin=genesis.origin, keys=genesis.keys)
+    held = None
     if since is not None:
-        _take_held(since, genesis, list(keys) if keys is not None else list(genesis.keys), signed)
+        taken = list(keys) if keys is not None else list(genesis.keys)
+        held = _take_held(since, genesis, taken, signed)
     problems = [lines.problem] if lines.problem else []
     if not problems:
         problems += _held_against_heads(before, later, lines)
@@ -160,7 +162,7 @@ def _verify_signed(directory: Path, keys: Iterable[PublicKey] | None, since: byt
     return Chain(
         entries=tuple(lines.entries),
         problems=tuple(problems),
-        notes=_notes(genesis, size, lines),
+        notes=(*_notes(genesis, size, lines), *_note_of_held(held, lines)),
         origin=genesis.origin,
         keys=genesis.keys,
         signed=size,
@@ -221,11 +223,15 @@ def _note_names(directory: Path) -> list[str]:
     return sorted(kept, key=lambda name: (len(name), name))
 
 
-def _take_held(note: bytes, genesis: Genesis, keys: Sequence[PublicKey], signed: _Signed) -> None:
+def _take_held(
+    note: bytes, genesis: Genesis, keys: Sequence[PublicKey], signed: _Signed
+) -> int | None:
+    """How many entries the checkpoint in hand is of; None where it is no such thing."""
     try:
-        signed.take(HELD, open_checkpoint(note, keys, origin=genesis.origin))
+        return signed.take(HELD, open_checkpoint(note, keys, origin=genesis.origin)).size
     except TamperError as error:
         signed.problems.append(Problem(where=HELD, what=str(error)))
+        return None
 
 
 def _extra_segment(directory: Path) -> int | None:
@@ -324,3 +330,12 @@ def _notes(genesis: Genesis, size: int, lines: _Lines) -> tuple[str, ...]:
     if lines.torn:
         notes.append(f"torn tail: {lines.torn} bytes of an unfinished line, which is no entry")
     return tuple(notes)
+
+
+def _note_of_held(held: int | None, lines: _Lines) -> list[str]:
+    """What a checkpoint in hand can't show."""
+    after = 0 if held is None else len(lines.entries) - held
+    if after <= 0:
+        return []
+    plural = "entry follows" if after == 1 else "entries follow"
+    return [f"{after} {plural} the checkpoint you hold: had more been cut off, it would not show"]
