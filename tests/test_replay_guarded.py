@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kleash.records import Distance, KLReading
+from kleash.records import Distance, KLReading, StepTails
 from kleash.replay import check_sequence, replay
 from tests.guarded_run import CONFIG, FACTS, GUARD, KL, MOVED, bodies, entries_of, unmoved
 
@@ -31,7 +31,8 @@ def updates(made: Bodies) -> list[dict[str, Any]]:
 
 
 def test_an_honest_run_replays() -> None:
-    over = replace(FACTS, kl_new_old=replace(MOVED, value=0.2))
+    tails = StepTails(kl_p99=0.5, kl_max=1.0, log_ratio_max=0.2)
+    over = replace(FACTS, kl_new_old=replace(MOVED, value=0.2), tails=tails)
     far = unmoved(FACTS, moved=Distance(sup_log_ratio=7.0, total_variation=0.0))
     made = bodies(facts=[FACTS, FACTS, over, over, BROKEN, FACTS, far])
     actions = [body["verdict"]["action"] for body in updates(made)]
@@ -67,7 +68,37 @@ def test_an_update_that_is_not_finite_has_no_measurements() -> None:
 def test_what_a_configuration_does_not_limit_may_go_unmeasured() -> None:
     config = {**CONFIG, "guard": {"max_mismatch": 1.0}}
     facts = replace(FACTS, kl_proposed=None, canary=None)
-    assert problems(bodies(config, [facts, facts])) == []
+    assert problems(bodies(config, [facts, facts], concordance=None)) == []
+    assert any("concordance is there" in problem for problem in problems(bodies(config, [facts])))
+
+
+@pytest.mark.parametrize(
+    ("edit", "what"),
+    [
+        (lambda body: body.pop("guard"), "the guard's state is missing"),
+        (lambda body: body["verdict"].update(alarms=["kl has run wild"]), "1 alarms are told"),
+        (lambda body: body["facts"].update(fraction=0.0), "fraction is no part"),
+        (lambda body: body["facts"].update(fraction=1.0), "fraction is no part"),
+        (lambda body: body["facts"].update(fraction=-1.0), "fraction is no part"),
+        (lambda body: body["facts"].update(over=["far"]), "over is there without"),
+        (lambda body: body["facts"].pop("kl_new_old"), "kl_new_old"),
+        (lambda body: body["facts"]["kl_new_old"].update(estimator="k3"), "new_old is not exact"),
+        (lambda body: body["facts"]["kl_proposed"].update(n=1), "are not readings of one rollout"),
+        (lambda body: body["facts"]["tails"].update(kl_max=0.0), "is under the mean"),
+    ],
+)
+def test_what_the_rule_cannot_have_written_is_found(
+    edit: Callable[[dict[str, Any]], object], what: str
+) -> None:
+    made = bodies()
+    edit(updates(made)[-1])
+    assert any(what in problem for problem in problems(made)), problems(made)
+
+
+def test_an_update_is_not_shortened_where_it_is_to_be_refused() -> None:
+    config = {**CONFIG, "guard": {**CONFIG["guard"], "on_breach": "reject"}}
+    made = bodies(config, [FACTS, replace(FACTS, fraction=0.5)])
+    assert any("nothing is to be shortened" in problem for problem in problems(made))
 
 
 def edited(name: str, value: Any) -> Bodies:

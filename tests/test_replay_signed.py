@@ -2,12 +2,16 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kleash.ledger import Entry, Ledger, kind_of, read
+from kleash import guard
+from kleash.guard import GuardConfig, GuardState
+from kleash.ledger import Entry, Ledger, UpdateEntry, kind_of, read
+from kleash.records import StepTails
 from kleash.replay import check_sequence, verify_run
 from tests.ledger.written import KEY, OTHER, SEGMENT, entry, forge
 from tests.test_replay import Script, make_run
@@ -15,16 +19,42 @@ from tests.test_replay import Script, make_run
 INTENT = ("step", "rollout_sha256", "kl_coef")
 
 
+def measured(
+    update: UpdateEntry, limits: GuardConfig, state: GuardState
+) -> tuple[dict[str, Any], GuardState]:
+    """The update with what version 2 has of it, and the guard's state after it."""
+    facts, kl = update.facts, update.kl
+    if facts.finite:
+        facts = replace(
+            facts,
+            kl_new_old=replace(
+                kl, value=0.01, low=None, high=None, unit="token", direction="new_old"
+            ),
+            tails=StepTails(kl_p99=1.0, kl_max=1.0, log_ratio_max=1.0),
+            entropy=2.0,
+            kl_proposed=replace(kl, value=0.0),
+        )
+    seen = guard.observed(guard.Evidence(kl=kl, facts=facts), update.signals, None)
+    evidence = guard.Evidence(kl=kl, facts=facts)
+    decision = guard.decide(limits, state, update.step, evidence, seen, None)
+    whole = replace(update, facts=facts, guard=decision.state.to_json())
+    return whole.to_json(), decision.state
+
+
 def sign_run(run: Path) -> Path:
     """The same run as version 2 has it, written by the ledger's own writer."""
     old = read(run / "ledger")
     shutil.rmtree(run / "ledger")
     config = old[0].body["config"]
+    limits = GuardConfig.model_validate(config["guard"])
+    state = guard.start(limits, 1)
     with Ledger.create(run / "ledger", [KEY]) as ledger:
         for each in old:
+            body = each.body
             if each.type == "update":
-                ledger.append("update.intent", {name: each.body[name] for name in INTENT})
-            ledger.append(each.type, each.body)
+                ledger.append("update.intent", {name: body[name] for name in INTENT})
+                body, state = measured(UpdateEntry.from_json(body), limits, state)
+            ledger.append(each.type, body)
             if each.type == "run.started":
                 plan = {"guard": config["guard"], "rl": config["rl"], "canary": None}
                 ledger.append("plan.committed", plan)

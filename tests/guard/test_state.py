@@ -73,6 +73,31 @@ def test_a_budget_that_is_spent_ends_the_run() -> None:
     assert "over its allowance" in ended.verdict.reasons[0]
 
 
+def test_a_budget_that_is_spent_ends_the_run_whatever_else_is_broken_and_goes_back_nowhere() -> (
+    None
+):
+    """Going back refunds nothing."""
+    config = GuardConfig(max_path_log_ratio=4.0, burst=4.0, max_kl_new_old=0.1)
+    state = start(config)
+    for step in (1, 2):
+        allowed = guard.allowance(state.budget).sup_log_ratio if state.budget else None
+        assert allowed is not None
+        state = decide(config, state, step, moved(allowed)).state
+    further = replace(moved(0.5), kl_new_old=replace(MOVED, value=0.2))
+    for each in (state, replace(state, good=2)):
+        ended = decide(config, each, 3, further)
+        assert ended.verdict.action == "halt"
+        assert "max_kl_new_old" in ended.verdict.reasons[0]
+        assert "over its allowance" in ended.verdict.reasons[1]
+
+
+def test_less_than_a_hundredth_of_a_share_is_nothing_left() -> None:
+    config = GuardConfig(max_path_log_ratio=8.0, burst=8.0)  # in eight steps: one each
+    for spent, action in ((7.98, "reject"), (7.995, "halt")):
+        state = decide(config, start(config), 1, moved(spent)).state
+        assert decide(config, state, 2, moved(0.5)).verdict.action == action
+
+
 def test_where_the_canary_was_not_measured_nothing_is_accepted_on_a_budget() -> None:
     refused = decide(BUDGET, start(BUDGET), 1, replace(FACTS, canary=None))
     assert refused.verdict.action == "reject"

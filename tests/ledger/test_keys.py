@@ -297,3 +297,14 @@ def test_a_planted_file_does_not_stand_in_for_a_key(
     (tmp_path / vkey).write_text(KEY.public.vkey)
     with pytest.raises(InputError, match=r"not a public key|damaged"):
         read_public_key(vkey)
+
+
+def test_nothing_of_a_private_key_is_shown_where_a_public_one_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "second.key"
+    create_signing_key(KEY, path)
+    secret = path.read_text()
+    for source in (path, secret):
+        with pytest.raises(InputError, match="this is a private key") as caught:
+            keyfile.read_public_key(source)
+        assert not any(line in str(caught.value) for line in secret.splitlines() if line)
+        assert secret.splitlines()[1][:12] not in str(caught.value)

@@ -33,6 +33,7 @@ FOUND: dict[str, Any] = {
         {"step": step, "action": "shrink", "reasons": ["<b>too far</b>"], "alarms": ["kl"]}
         for step in range(1, EVENTS + 3)
     ],
+    "overrides": ["overridden after step 3: <i>why</i>"],
 }
 GUARD = {
     "max_kl": 8.0,
@@ -68,7 +69,14 @@ def test_alarms_and_events_are_told_up_to_a_number() -> None:
 
 
 def test_a_guard_that_had_nothing_to_do_says_so(make_run: MakeRun) -> None:
-    nothing = {"verdicts": {"accept": 4}, "limits": [], "budgets": [], "alarms": [], "events": []}
+    nothing = {
+        "verdicts": {"accept": 4},
+        "limits": [],
+        "budgets": [],
+        "alarms": [],
+        "events": [],
+        "overrides": [],
+    }
     assert guarded(None) is None
     page = render_run(load_run(make_run()), verified(guard=nothing))
     assert "No limit and no alarm was set" in page
@@ -79,6 +87,7 @@ def test_the_page_shows_what_a_verified_record_says_and_escapes_it(make_run: Mak
     page = render_run(run, verified())
     assert "&lt;b&gt;too far" in page
     assert "<b>too far" not in page
+    assert "overridden after step 3: &lt;i&gt;why" in page
     assert "Signed by <code>kleash-1+2+3</code>" in page
     for none in (None, verified(ok=False, problems=["no"])):
         assert "too far" not in render_run(run, none)

@@ -280,6 +280,7 @@ def hostile_guard(payload: str) -> dict[str, Any]:
         "budgets": [{"limit": payload, "total": 1.0, "spent": 0.5, "measured": None}],
         "alarms": [alarm | {"rang": [1]}],
         "events": [{"step": 1, "action": payload, "reasons": [payload], "alarms": [payload]}],
+        "overrides": [payload],
     }
 
 

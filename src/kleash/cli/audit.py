@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kleash.cli.console import Screen
+from kleash.cli.console import Screen, line
 from kleash.cli.guarded import show_guard
 from kleash.cli.options import AsJson
 from kleash.errors import InputError
@@ -73,7 +73,7 @@ def verify(
     if len(found.problems) > PROBLEMS_SHOWN:
         screen.say(f"  and {len(found.problems) - PROBLEMS_SHOWN} more; --json has them all")
     for note in found.notes:
-        screen.say(f"  {note}")
+        screen.say(f"  {line(note)}")
     for each in found.keys if found.ok else ():
         trust = (
             "which you trust"

@@ -28,7 +28,7 @@ from kleash.ledger import (
     rewrite_signing_key,
     verify_chain,
 )
-from kleash.report.text import number
+from kleash.report.text import number, shorten
 
 MAX_READ = 1 << 21
 """Bytes of the longest proof or entry that is read: more than the longest there can be."""
@@ -252,7 +252,7 @@ def _row(entry: Entry) -> list[str]:
         entry.type,
         str(step),
         str(action),
-        _what(body)[:120],
+        shorten(_what(body), 160),
     ]
 
 

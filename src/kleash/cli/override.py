@@ -20,7 +20,9 @@ def override(
     run: Run,
     assignments: Annotated[
         list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="A limit of [guard], as guard.max_kl=30."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A limit, as guard.max_kl=30; none takes it away."
+        ),
     ],
     reason: Annotated[str, typer.Option(help="Why; it is in the record for good.")],
     key: Annotated[
@@ -71,4 +73,13 @@ def _amended(limits: GuardConfig, assignments: list[str]) -> GuardConfig:
             got=", ".join(assignments),
             do="begin another run",
         )
-    return build(GuardConfig, asked["guard"], "--set")
+    return build(GuardConfig, _without_none(asked["guard"]), "--set")
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """The table without what was set to none."""
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in table.items()
+        if value != "none"
+    }

@@ -21,8 +21,8 @@ from kleash.guard.limits import SHRINKING, Evidence, broken
 from kleash.guard.stored import stored_fault
 from kleash.records import Action, Distance, Signals, Verdict
 
-SPENT = 1e-6
-"""Share of a budget, less than which is nothing left."""
+SPENT = 0.01
+"""Of an equal share of a budget, less than which is nothing left: no update worth making fits into it."""
 SEVERITY: tuple[AlarmAction, ...] = ("warn", "raise", "rollback", "halt")
 
 
@@ -177,9 +177,13 @@ def decide(
         ConfigError: a KL has another unit or direction than the limit set on it.
     """
     verdict = judge(config, evidence.kl, evidence.facts, evidence.origin, evidence.sampler)
-    if verdict.keeps and (why := _overdrawn(state.budget, evidence)):
-        ended = state.budget is not None and _is_spent(state.budget)
-        verdict = Verdict(action="halt" if ended else "reject", reasons=tuple(why))
+    why = _overdrawn(state.budget, evidence)
+    # Nothing but that it is not finite is known of an update that isn't.
+    if why and (verdict.keeps or evidence.facts.canary is not None):
+        kept_out = () if verdict.keeps else verdict.reasons
+        action = verdict.action if verdict.action == "halt" else "reject"
+        verdict = Verdict(action=action, reasons=(*kept_out, *why))
+    ended = bool(why) and state.budget is not None and _is_spent(state.budget)
     detectors, rung = _observe(config, state, step, observed)
     state = replace(state, detectors=detectors)
     if (
@@ -189,7 +193,11 @@ def decide(
         and not (step - 1) % checkpoint_every
     ):
         state = replace(state, good=step - 1)
-    action, reasons = _escalated(config, state, step, verdict, [action for _, action in rung])
+    action, reasons = (
+        ("halt", verdict.reasons)  # going back refunds nothing
+        if ended
+        else _escalated(config, state, step, verdict, [action for _, action in rung])
+    )
     verdict = Verdict(action=action, reasons=reasons, alarms=tuple(text for text, _ in rung))
     raises = action == "rollback" or any(a == "raise" for _, a in rung)
     return Decision(
@@ -216,7 +224,9 @@ def _is_spent(budget: Budget) -> bool:
         (budget.remaining.total_variation, budget.total.total_variation),
     )
     return any(
-        left <= SPENT * total for left, total in pairs if left is not None and total is not None
+        left <= SPENT * total / budget.steps
+        for left, total in pairs
+        if left is not None and total is not None
     )
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from kleash.errors import InputError, ResourceError
-from kleash.ledger.keys import PublicKey, SigningKey, is_vkey, parse_vkey
+from kleash.ledger.keys import PublicKey, SigningKey, is_vkey, parse_vkey, refuse_private
 
 KEY_FILE = "signing.key"
 MAX_KEY_FILE = 1 << 16
@@ -175,6 +175,7 @@ def read_public_key(source: str | Path) -> PublicKey:
     """
     if isinstance(source, str) and is_vkey(source.strip()):
         return parse_vkey(source.strip())
+    refuse_private(str(source))
     path = Path(source)
     try:
         if not path.is_file():  # to open a pipe would be to wait for whoever writes to it

@@ -143,6 +143,16 @@ class SigningKey:
         return self.private.sign(message)
 
 
+def refuse_private(text: str) -> None:
+    """Raises InputError where a private key was given for a public one; nothing of it is shown."""
+    if "PRIVATE KEY" in text:
+        raise InputError(
+            "this is a private key, where its public half belongs",
+            expected="a vkey: name+id+base64, or a file with it",
+            do="give the vkey that kleash ledger key prints (--file: of another key); keep the private one",
+        )
+
+
 def parse_vkey(text: str) -> PublicKey:
     """The public key of a vkey.
 
@@ -153,6 +163,7 @@ def parse_vkey(text: str) -> PublicKey:
         >>> parse_vkey("PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW").name
         'PeterNeumann'
     """
+    refuse_private(text)
     found = _VKEY.fullmatch(text)
     try:
         raw = from_base64(found[3]) if found else b""

@@ -9,7 +9,7 @@ from kleash.control import ControlConfig
 from kleash.errors import ConfigError, InputError, KleashError
 from kleash.guard import GuardConfig, GuardState, judge_policy
 from kleash.ledger import Entry, MeasurementEntry, Problem, UpdateEntry, encode, kind_of
-from kleash.records import KEEPING, KLReading, Unit, carried_momentum, refreshed_share
+from kleash.records import KEEPING, ROUNDING, KLReading, Unit, carried_momentum, refreshed_share
 from kleash.replay.overrides import Plan, overrides_of
 from kleash.replay.sequence import action_of, problem_at
 
@@ -39,7 +39,11 @@ def replay(entries: Sequence[Entry]) -> list[Problem]:
     plan = Plan(settings.guard, tuple(overrides_of(entries, settings.guard)[0]))
     before = _Standing(control.init(settings.rl), guard.start(settings.guard, settings.steps))
     updates = [entry for entry in entries if entry.type == "update"]
+    # Records of before there was a plan have no state of a guard either.
+    planned = any(entry.type == "plan.committed" for entry in entries)
     for step, entry in enumerate(updates, start=1):
+        if planned and entry.body.get("guard") is None:
+            problems.append(problem_at(entry, "the guard's state is missing"))
         before, settings = _under(plan.at(step), before, settings)
         before, found = _replay_update(entry, before, settings)
         problems += found
@@ -161,6 +165,9 @@ def _replay_update(
     if update.verdict.action != decision.verdict.action:
         given = decision.verdict.action
         found.append(f"the verdict is {update.verdict.action}; the guard gives {given}")
+    if len(update.verdict.alarms) != len(decision.verdict.alarms):
+        rung = len(decision.verdict.alarms)
+        found.append(f"{len(update.verdict.alarms)} alarms are told, where {rung} rang")
     try:
         recorded = control.from_json(update.control, settings.rl)
     except InputError:
@@ -204,12 +211,41 @@ def _guard_after(
 
 def _wrong_facts(update: UpdateEntry, config: GuardConfig) -> list[str]:
     """Measurements that are missing, or there where nothing was to be measured."""
-    facts = update.facts
+    facts, part = update.facts, update.facts.fraction
     if update.guard is None:  # of before they were made
         return []
-    if not facts.finite:
-        return [] if facts.tails is None else ["tails of an update that is not finite"]
+    alarms = config.alarms
     wrong = {
+        "kl_sampler is there, and nothing limits it": (
+            update.kl_sampler is not None and config.max_mismatch is None
+        ),
+        "concordance is there, and no alarm watches it": (
+            update.concordance is not None and alarms.concordance is None
+        ),
+        "tails of an update that is not finite": not facts.finite and facts.tails is not None,
+        "facts.fraction is no part of an update": part is not None and not 0.0 < part < 1.0,
+        "facts.fraction is there, and nothing is to be shortened": (
+            part is not None and config.on_breach != "shrink"
+        ),
+        "facts.over is there without facts.fraction": bool(facts.over) and part is None,
+    }
+    found = [what for what, is_so in wrong.items() if is_so]
+    return found + (_wrong_measurements(update, config) if facts.finite else [])
+
+
+def _wrong_measurements(update: UpdateEntry, config: GuardConfig) -> list[str]:
+    """Of an update that is finite: what was to be measured, exactly and on the rollout's own states."""
+    facts, tails, moved = update.facts, update.facts.tails, update.facts.kl_new_old
+    taken = (update.kl.n, update.kl.clusters)
+    of_rollout = {"facts.kl_new_old": moved, "facts.kl_proposed": facts.kl_proposed}
+    readings = {**of_rollout, "facts.canary.kl": None if facts.canary is None else facts.canary.kl}
+    wrong = {
+        "facts.kl_new_old is missing": moved is None,
+        "the largest of facts.tails is under the mean": (
+            tails is not None
+            and moved is not None
+            and tails.kl_max < moved.value * (1.0 - 1e-6) - ROUNDING
+        ),
         "facts.tails is missing": facts.tails is None,
         "facts.entropy is missing": facts.entropy is None,
         "facts.kl_proposed is missing, and max_kl limits it": (
@@ -219,7 +255,17 @@ def _wrong_facts(update: UpdateEntry, config: GuardConfig) -> list[str]:
             config.needs_canary and facts.canary is None
         ),
     }
-    return [what for what, is_so in wrong.items() if is_so]
+    found = [what for what, is_so in wrong.items() if is_so]
+    found += [
+        f"{name} is not exact"
+        for name, reading in readings.items()
+        if reading is not None and reading.estimator != "exact"
+    ]
+    return found + [
+        f"{name} and kl are not readings of one rollout"
+        for name, reading in of_rollout.items()
+        if reading is not None and (reading.n, reading.clusters) != taken
+    ]
 
 
 def _number(value: Any) -> int | None:

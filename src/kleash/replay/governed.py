@@ -1,5 +1,6 @@
 """What a record says of the guard's work: how near its limits came, what was spent, what rang, what was undone."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -85,6 +86,8 @@ class Governed:
     budgets: tuple[Spent, ...] = ()
     alarms: tuple[Watched, ...] = ()
     events: tuple[Event, ...] = ()
+    overrides: tuple[str, ...] = ()
+    """What a second key changed of the plan, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -109,6 +112,7 @@ def governed(updates: Sequence[UpdateEntry], plan: Plan, steps: int) -> Governed
         limits=tuple(_limits(updates, plan)),
         budgets=tuple(_budgets(states)),
         alarms=tuple(_alarms(states, plan.at(len(updates)))),
+        overrides=tuple(str(each) for each in plan.overrides),
         events=tuple(
             Event(step=update.step, **asdict(update.verdict))
             for update in updates
@@ -127,12 +131,24 @@ def _limits(updates: Sequence[UpdateEntry], plan: Plan) -> Iterator[Held]:
         bounds: dict[int, float | None] = {
             step: getattr(plan.at(step), name) for step in (len(updates), *(s for s, _ in readings))
         }
-        held = [(step, value) for step, value in readings if bounds[step] is not None]
-        last = (len(updates), None)
-        step, worst = max(held, key=lambda pair: _badness(pair[1], floor=floor), default=last)
-        if (bound := bounds[step]) is not None:
-            where = None if worst is None else step
-            yield Held(limit=name, bound=bound, unit=unit, is_floor=floor, worst=worst, step=where)
+        nearest: tuple[float, float | None, int] | None = None
+        for step, value in readings:
+            bound = bounds[step]
+            if bound is None:
+                continue
+            used = _used(value, bound, floor=floor)
+            if nearest is None or used > nearest[0]:
+                nearest = used, value, step
+        last = len(updates) if nearest is None else nearest[2]
+        if (bound := bounds[last]) is not None:
+            yield Held(
+                limit=name,
+                bound=bound,
+                unit=unit,
+                is_floor=floor,
+                worst=None if nearest is None else nearest[1],
+                step=None if nearest is None else last,
+            )
 
 
 def _readings(update: UpdateEntry, limits: Sequence[Limit]) -> Iterator[tuple[int, float]]:
@@ -146,11 +162,16 @@ def _readings(update: UpdateEntry, limits: Sequence[Limit]) -> Iterator[tuple[in
             yield update.step, found.value if isinstance(found, KLReading) else found
 
 
-def _badness(value: float, *, floor: bool) -> float:
-    """The order of values by how bad they are; NaN is the worst."""
-    if value != value:
-        return float("inf")
-    return -value if floor else value
+def _used(value: float, bound: float, *, floor: bool) -> float:
+    """How much of a limit a value uses: 1 at the limit, the more the worse; NaN is the worst.
+
+    Examples:
+        >>> _used(0.5, 2.0, floor=False), _used(4.0, 2.0, floor=True)
+        (0.25, 0.5)
+    """
+    if value != value or (floor and value <= 0.0):
+        return math.inf
+    return bound / value if floor else value / bound
 
 
 def _budgets(states: Mapping[int, GuardState]) -> Iterator[Spent]:

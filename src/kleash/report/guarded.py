@@ -96,11 +96,13 @@ class Guarded:
     events: tuple[EventRow, ...]
     more: int
     """Events that are not shown."""
+    overrides: tuple[str, ...]
+    """What a second key changed of the plan."""
 
     @property
     def is_empty(self) -> bool:
         """Whether no limit and no alarm was set, and nothing was undone."""
-        return not (self.limits or self.alarms or self.events)
+        return not (self.limits or self.alarms or self.events or self.overrides)
 
 
 def guarded(found: Mapping[str, Any] | None) -> Guarded | None:
@@ -119,6 +121,7 @@ def guarded(found: Mapping[str, Any] | None) -> Guarded | None:
         alarms=tuple(_alarm(row) for row in alarms),
         events=tuple(_event(row) for row in events[:EVENTS]),
         more=max(0, len(events) - EVENTS),
+        overrides=tuple(str(text) for text in found["overrides"]),
     )
 
 

@@ -122,7 +122,8 @@ def _shown(setup: Setup, samples: Samples, experience: Experience, step: int) ->
 def _halt_if_told(progress: Progress, entry: UpdateEntry) -> None:
     """Raises LimitError where the guard's verdict is to halt, and its limits were not overridden then."""
     if entry.verdict.action == "halt" and not progress.plan.changes_after(entry.step):
-        raise _breached(progress, f"step {entry.step}: {entry.verdict.reasons[0]}", entry.kl)
+        why = "; ".join((*entry.verdict.reasons, *entry.verdict.alarms))
+        raise _breached(progress, f"step {entry.step}: {why}", entry.kl)
 
 
 def _apply(
@@ -274,9 +275,10 @@ def _breached(progress: Progress, where: str, kl: KLReading) -> LimitError:
     saved = "there is no policy before it" if under is None else "the policy before it is saved"
     return LimitError(
         f"training halted at {where}",
-        expected="a KL under guard.max_kl",
-        got=f"{kl}; {saved}",
-        do="raise rl.kl_coef, lower rl.kl_target or optimizer.learning_rate, or raise guard.max_kl",
+        expected="a run within the limits, budget and alarms of [guard]",
+        got=f"KL {kl}; {saved}",
+        do="begin another with a larger rl.kl_coef or smaller rl.kl_target or optimizer.learning_rate, "
+        "or kleash ledger override the limit and go on with --resume",
     )
 
 

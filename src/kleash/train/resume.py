@@ -203,15 +203,20 @@ def _check_open_ended(run: Path, entries: tuple[Entry, ...]) -> None:
     overridden = halted and any(e.type == OVERRIDE and e.seq > halted[-1].seq for e in entries)
     if halted and last == "run.failed" and not overridden:
         why = halted[-1].body["verdict"]["reasons"][0]
-        _refuse(f"the guard halted {run}", f"step {halted[-1].body['step']}: {why}")
+        got = f"step {halted[-1].body['step']}: {why}"
+        _refuse(
+            f"the guard halted {run}",
+            got,
+            "kleash ledger override its limit, or choose another --run",
+        )
 
 
-def _refuse(what: str, got: str) -> None:
+def _refuse(what: str, got: str, do: str = "choose another --run") -> None:
     raise InputError(
         what,
         expected="a run that was interrupted, killed or failed, or nothing at all",
         got=got,
-        do="choose another --run",
+        do=do,
     )
 
 

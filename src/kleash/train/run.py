@@ -256,6 +256,13 @@ def build_canary(config: RunConfig, learner: Learner, prompts: list[str]) -> Can
     asked = prompts if guard.canary is None else load_prompts(guard.canary)
     slices = [] if guard.canary is None else load_slices(guard.canary)
     chosen = asked[: guard.canary_prompts]
+    if guard.max_kl_slice is not None and not any(slices):
+        raise InputError(
+            "guard.max_kl_slice limits slices, and the canary set has none",
+            expected='guard.canary: JSON lines such as {"prompt": "…", "slice": "code"}',
+            got="no canary" if guard.canary is None else f"no slice in {guard.canary}",
+            do="name such a file, or take guard.max_kl_canary, which limits the mean of all",
+        )
     speaker = learner.origin.heaviest if isinstance(learner.origin, Blend) else learner.origin
     settings = {**config.rollout.model_dump(), "num_prompts": len(chosen), "group_size": 1}
     rollout = sample(
