@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kleash import guard
 from kleash.control import ControlConfig, init, update
 from kleash.errors import KleashError
 from kleash.guard import GuardConfig, judge
@@ -20,7 +21,7 @@ from kleash.replay import verify_run
 from tests.ledger.test_second_verifier import SECOND, accepts
 from tests.ledger.written import KEY, files_of
 from tests.test_replay import FACTS, KL, OPTIMISATION, SIGNALS
-from tests.test_replay_signed import INTENT
+from tests.test_replay_signed import INTENT, measured
 
 SEGMENT_ENTRIES = 3
 NOTE_EVERY = 2
@@ -61,7 +62,7 @@ def write_ledger(directory: Path) -> Path:
     config = OPTIMISATION | {"model": {}, "rl": RL, "guard": GUARD}
     signals, limits = SIGNALS, GuardConfig.model_validate(GUARD)
     state = update(init(ControlConfig.model_validate(RL)), KL, signals)
-    made = UpdateEntry(
+    entry = UpdateEntry(
         step=1,
         kl=KL,
         signals=signals,
@@ -71,7 +72,8 @@ def write_ledger(directory: Path) -> Path:
         control=state.to_json(),
         rollout_sha256="a" * 64,
         metrics_sha256="b" * 64,
-    ).to_json()
+    )
+    made, _ = measured(entry, limits, guard.start(limits, 1))
     with Ledger.create(directory, [KEY]) as ledger:
         ledger.append("run.started", {"config": config})
         ledger.append("plan.committed", {"guard": GUARD, "rl": RL, "canary": None})
