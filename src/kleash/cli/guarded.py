@@ -6,7 +6,7 @@ from rich.console import JustifyMethod
 
 from kleash.cli.console import Screen
 from kleash.replay import Governed, Watched
-from kleash.report.text import number, verdict_counts
+from kleash.report.text import number, steps_told, verdict_counts
 
 COLUMNS: dict[str, JustifyMethod] = {
     "guard": "left",
@@ -14,8 +14,6 @@ COLUMNS: dict[str, JustifyMethod] = {
     "limit": "right",
     "": "left",
 }
-SHOWN = 6
-"""Steps at which an alarm rang that are named."""
 
 
 def show_guard(screen: Screen, found: Governed | None) -> None:
@@ -62,6 +60,4 @@ def _alarms(found: Governed) -> Iterator[list[str]]:
 
 
 def _rang(alarm: Watched) -> str:
-    more = len(alarm.rang) - SHOWN
-    steps = ", ".join(map(str, alarm.rang[:SHOWN])) + (f" and {more} more" if more > 0 else "")
-    return f"rang at step {steps}"
+    return f"rang at step {steps_told(alarm.rang)}"

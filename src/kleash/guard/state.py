@@ -180,9 +180,9 @@ def decide(
     why = _overdrawn(state.budget, evidence)
     # Nothing but that it is not finite is known of an update that isn't.
     if why and (verdict.keeps or evidence.facts.canary is not None):
-        kept_out = () if verdict.keeps else verdict.reasons
+        said = () if verdict.keeps else verdict.reasons
         action = verdict.action if verdict.action == "halt" else "reject"
-        verdict = Verdict(action=action, reasons=(*kept_out, *why))
+        verdict = Verdict(action=action, reasons=(*said, *why))
     ended = bool(why) and state.budget is not None and _is_spent(state.budget)
     detectors, rung = _observe(config, state, step, observed)
     state = replace(state, detectors=detectors)

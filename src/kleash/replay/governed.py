@@ -102,16 +102,17 @@ def governed(updates: Sequence[UpdateEntry], plan: Plan, steps: int) -> Governed
         plan: the limits that each was held to.
         steps: that a budget was planned for.
     """
+    limits = {step: plan.at(step) for step in {len(updates), *(u.step for u in updates)}}
     states = {
-        update.step: from_json(update.guard, plan.at(update.step), steps)
+        update.step: from_json(update.guard, limits[update.step], steps)
         for update in updates
         if update.guard is not None
     }
     return Governed(
         verdicts=Counter(update.verdict.action for update in updates),
-        limits=tuple(_limits(updates, plan)),
+        limits=tuple(_limits(updates, limits)),
         budgets=tuple(_budgets(states)),
-        alarms=tuple(_alarms(states, plan.at(len(updates)))),
+        alarms=tuple(_alarms(states, limits[len(updates)])),
         overrides=tuple(str(each) for each in plan.overrides),
         events=tuple(
             Event(step=update.step, **asdict(update.verdict))
@@ -121,7 +122,7 @@ def governed(updates: Sequence[UpdateEntry], plan: Plan, steps: int) -> Governed
     )
 
 
-def _limits(updates: Sequence[UpdateEntry], plan: Plan) -> Iterator[Held]:
+def _limits(updates: Sequence[UpdateEntry], limits_at: Mapping[int, GuardConfig]) -> Iterator[Held]:
     by_setting: dict[str, list[Limit]] = {}
     for limit in (*HALTING, *SHRINKING, *REFUSING):
         by_setting.setdefault(limit.name, []).append(limit)
@@ -129,7 +130,8 @@ def _limits(updates: Sequence[UpdateEntry], plan: Plan) -> Iterator[Held]:
         floor, unit = limits[0].is_floor, limits[0].unit.strip()
         readings = [pair for update in updates for pair in _readings(update, limits)]
         bounds: dict[int, float | None] = {
-            step: getattr(plan.at(step), name) for step in (len(updates), *(s for s, _ in readings))
+            step: getattr(limits_at[step], name)
+            for step in (len(updates), *(s for s, _ in readings))
         }
         nearest: tuple[float, float | None, int] | None = None
         for step, value in readings:

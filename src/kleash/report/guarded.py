@@ -7,14 +7,12 @@ from typing import Any
 
 from kleash.guard import Hint, hint
 from kleash.report.figures import DASHED, Chart, Curve, Limit, by_step
-from kleash.report.text import number, verdict_counts
+from kleash.report.text import number, steps_told, verdict_counts
 from kleash.report.theme import PALETTE
 from kleash.report.view import RunView
 
 EVENTS = 12
 """Steps that are told one by one; the ledger has all."""
-STEPS = 8
-"""Steps at which an alarm rang that are named."""
 
 LIMITS = {
     "max_kl": "KL(π‖π_ref), nats per response",
@@ -253,14 +251,12 @@ def _share(worst: float, bound: float) -> float:
 
 def _alarm(row: Mapping[str, Any]) -> AlarmRow:
     rang = row["rang"]
-    more = f" and {len(rang) - STEPS} more" if len(rang) > STEPS else ""
-    steps = ", ".join(str(step) for step in rang[:STEPS])
     return AlarmRow(
         name=row["alarm"],
         what=f"{ALARMS.get(row['alarm'], '')} {number(row['mean'])}",
         evidence=number(row["evidence"]),
         threshold=number(row["mean_time"]),
-        rang=f"step {steps}{more}: {row['action']}" if rang else "",
+        rang=f"step {steps_told(rang)}: {row['action']}" if rang else "",
     )
 
 

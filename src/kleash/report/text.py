@@ -1,7 +1,7 @@
 """Words and numbers as the page shows them. Model text is hostile: what cannot be seen is made visible."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 DASH = "–"
@@ -118,6 +118,21 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     if value is None or low is None or high is None:
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+STEPS = 8
+"""Steps that are named one by one."""
+
+
+def steps_told(steps: Sequence[int]) -> str:
+    """Steps by their numbers, up to as many as a person reads.
+
+    Examples:
+        >>> steps_told([3, 5]), steps_told(range(1, 12))
+        ('3, 5', '1, 2, 3, 4, 5, 6, 7, 8 and 3 more')
+    """
+    more = len(steps) - STEPS
+    return ", ".join(map(str, steps[:STEPS])) + (f" and {more} more" if more > 0 else "")
 
 
 VERDICTS = {
