@@ -81,7 +81,7 @@ def main() -> None:
                 "breaches": breaches,
                 "wrong": wrong,
                 "verdicts": verdicts,
-                "rows": [x._replace(case=x.case._asdict())._asdict() for x in done],  # pyright: ignore[reportArgumentType]
+                "rows": [{**x._asdict(), "case": x.case._asdict()} for x in done],
             },
         }
         asked.json.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

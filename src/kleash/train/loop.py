@@ -46,7 +46,7 @@ def run_loop(
     Args:
         setup: of the run.
         ledger: takes an entry a step.
-        progress: a run on its way; None: it begins.
+        progress: a run on its way, with this setup; None: it begins.
         go_back: to a checkpoint, where there are any.
 
     Raises:
