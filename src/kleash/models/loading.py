@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from kleash.errors import InputError
 from kleash.models.embedded import count_in_file, names, resolve
+from kleash.models.fetchable import FETCHABLE, fetched
 
 LOADING_ERRORS = (
     OSError,
@@ -28,14 +29,16 @@ LOADING_ERRORS = (
 
 
 def locate(name: str) -> str:
-    """A local directory where there is one, else the name as a hub id.
+    """A local directory where there is one, that of a model that was fetched, else the name as a hub id.
 
     Raises:
-        InputError: the name can only be a path, and nothing is there.
+        InputError: the name can only be a path, and nothing is there; or the model is still to be fetched.
     """
     path = Path(resolve(name)).expanduser()
     if path.is_dir():
         return str(path)
+    if name in FETCHABLE:
+        return fetched(name)
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     if is_path or path.is_file():
         raise InputError(
@@ -71,8 +74,9 @@ def count_parameters(name: str) -> int | None:
 
 def suggestion(name: str) -> str:
     """What to do about a name that leads nowhere."""
-    near = get_close_matches(name, names(), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"embedded models: {', '.join(names())}"
+    known = [*names(), *FETCHABLE]
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"models at hand: {', '.join(known)}"
 
 
 @contextmanager
