@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 WITHOUT = {
-    35: "adapters: there is no adapter training yet",
     36: "resuming: a run can't be resumed yet",
     37: "resuming: a run can't be resumed yet",
     45: "sharded parameters: one process, one device",

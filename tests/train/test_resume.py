@@ -148,6 +148,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "penalised step": {"algorithm": {"name": "ppo_kl"}},
     "texts": {"ptx": {"num_texts": 2}},
     "limited": {"guard": {"max_kl": 50.0}},
+    "adapter": {"model": {"lora": {"rank": 2}}},
+    "adapter refreshed": {"model": {"lora": {"rank": 2}, "refresh_every": 2}},
     "trpo": {"algorithm": {"name": "trpo", "cg_probes": 2}},
     "per token": {"rl": {"kl_target": 0.1, "kl_unit": "token"}},
 }

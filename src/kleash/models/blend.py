@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kleash.errors import ConfigError
 from kleash.functional.chunks import TokenKL
-from kleash.models.policy import Head, LanguageModel
+from kleash.models.policy import Head, LanguageModel, weights_digest
 
 
 class Several(nn.ModuleList):
@@ -59,6 +59,15 @@ class Blend:
         """The weighted names, as in `0.7 × a + 0.3 × b`."""
         pairs = zip(self.weights, self.parts, strict=True)
         return " + ".join(f"{weight:g} × {part.name}" for weight, part in pairs)
+
+    @property
+    def own_weights(self) -> dict[str, Tensor]:
+        """Every weight of all of them."""
+        return dict(self.model.named_parameters())
+
+    def digest(self) -> str:
+        """The identity of the weights of all of them."""
+        return weights_digest(self.model)
 
     @property
     def heaviest(self) -> LanguageModel:

@@ -23,6 +23,34 @@ def check_weights(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+class LoraConfig(BaseModel):
+    """`[model.lora]`: what is trained is a difference of low rank, ΔW = s · B A, at some layers.
+
+    Source: Hu et al. 2021; s is α/r, or α/√r where it is rank-stabilised (Kalajdzievski 2023). There is no dropout: the
+    policy that learns is the one that was sampled from.
+
+    Examples:
+        >>> LoraConfig(rank=8).scale
+        16.0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, gt=0)
+    """r, of A and B."""
+    alpha: FiniteFloat | None = Field(default=None, gt=0)
+    """α; None: 2 r."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers by the ends of their names, as peft takes them; "all-linear" is all but embeddings and head."""
+    rank_stabilised: bool = False
+    """Whether the scale falls with the root of the rank."""
+
+    @property
+    def scale(self) -> float:
+        """α."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
 class ModelConfig(BaseModel):
     """The policy and its reference.
 
@@ -34,7 +62,10 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str = "tiny-reviews/base"
-    """An embedded model's name, a Hugging Face directory, or a hub id."""
+    """An embedded or fetched model's name, a Hugging Face directory, or a hub id; or the directory of a LoRA adapter,
+    which is then what is trained, and as it is now the reference."""
+    lora: LoraConfig | None = None
+    """A new adapter; None: every weight is trained, or the adapter that `policy` is."""
     reference: str | Annotated[dict[str, FiniteFloat], AfterValidator(check_weights)] | None = None
     """What KL(π‖π_ref) is measured from; several by weights, for Σ w KL(π‖π_k); None: the policy as loaded, frozen."""
     refresh_every: int | None = Field(default=None, gt=0)

@@ -3,27 +3,57 @@
 import copy
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import ConfigError, InputError
+from kleash.models.adapters import CONFIG_FILE, base_of, is_adapter, load_adapter, new_adapter
+from kleash.models.config import LoraConfig
 from kleash.models.loading import locate, quietly, readable
 from kleash.models.policy import LanguageModel, check_head
 
 
-def load_language_model(name: str, device: str = "cpu") -> LanguageModel:
-    """A causal language model in float32 and eval mode, from safetensors only.
+def load_language_model(
+    name: str, device: str = "cpu", lora: LoraConfig | None = None
+) -> LanguageModel:
+    """A causal language model in float32 and eval mode, from safetensors only; its adapter, where it has one, too.
 
     Args:
-        name: an embedded model's name, a directory, or a hub id.
+        name: an embedded or fetched model's name, a directory, or a hub id; or the directory of a LoRA adapter.
         device: where to put it.
+        lora: an adapter to give it; None: none but its own.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
+        ConfigError: it can't be given the adapter.
     """
+    with readable(name, "language model"), quietly():
+        path = Path(locate(name))
+        has_adapter = is_adapter(path)
+        base = base_of(path) if has_adapter else name
+    if not has_adapter:
+        loaded = _load_plain(base, device)
+        adapter = None if lora is None else new_adapter(loaded.model, lora, base)
+        return replace(loaded, adapter=adapter)
+    if lora is not None:
+        raise ConfigError(
+            f"{name} is an adapter already",
+            expected="no [model.lora]: it is that adapter which is trained, at the rank that it has",
+            got=f"rank {lora.rank}",
+            do="remove [model.lora], or name a model without one",
+        )
+    loaded = _load_plain(base, device)
+    with readable(name, "LoRA adapter"), quietly():
+        adapter = load_adapter(loaded.model, path, base)
+    return replace(loaded, name=name, adapter=adapter)
+
+
+def _load_plain(name: str, device: str) -> LanguageModel:
     with readable(name, "language model"), quietly():
         path = locate(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -53,7 +83,12 @@ def load_language_model(name: str, device: str = "cpu") -> LanguageModel:
 
 
 def freeze(language_model: LanguageModel) -> LanguageModel:
-    """A frozen copy of the weights in memory, not of what a path holds: the reference is what the policy *was*."""
+    """A frozen copy of the weights in memory, not of what a path holds: the reference is what the policy *was*.
+
+    Of a base with an adapter only the adapter is copied, and not even that where it adds nothing yet.
+    """
+    if language_model.adapter is not None:
+        return replace(language_model, adapter=language_model.adapter.frozen())
     model = copy.deepcopy(language_model.model).eval()
     model.requires_grad_(False)
     return LanguageModel(language_model.name, model, language_model.tokenizer)
@@ -62,11 +97,15 @@ def freeze(language_model: LanguageModel) -> LanguageModel:
 def load_reference(policy: LanguageModel, name: str | None) -> LanguageModel:
     """The reference: a frozen copy of the policy, or another model that shares its vocabulary.
 
+    Of a policy that is an adapter the model it belongs to is at hand, with the adapter off.
+
     Raises:
         ConfigError: the two don't share a vocabulary, so that a KL between them means nothing.
     """
     if name is None:
         return freeze(policy)
+    if policy.adapter is not None and name == policy.adapter.base:
+        return replace(policy, name=name, adapter=replace(policy.adapter, name=None))
     reference = load_language_model(name, str(policy.device))
     reference.model.requires_grad_(False)
     if policy.vocab_size != reference.vocab_size:
@@ -82,16 +121,40 @@ def vocabulary_digest(tokenizer: Any) -> str:
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
 
-def save_language_model(language_model: LanguageModel, directory: Path, card: str) -> None:
-    """Writes a plain Hugging Face directory: safetensors, tokenizer, model card."""
+def save_language_model(
+    language_model: LanguageModel, directory: Path, card: str, *, findable: bool = False
+) -> None:
+    """Writes a plain Hugging Face directory: safetensors, tokenizer, model card; of an adapter as peft has it.
+
+    Args:
+        language_model: what.
+        directory: where.
+        card: README.md.
+        findable: whether an adapter names its base by where it lies, for peft to find it, and not as it was given.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    adapter = language_model.adapter
     with quietly():
-        language_model.model.save_pretrained(directory, safe_serialization=True)
+        if adapter is None:
+            language_model.model.save_pretrained(directory, safe_serialization=True)
+        else:
+            path = Path(locate(adapter.base))
+            adapter.save(
+                directory, str(path.resolve()) if findable and path.is_dir() else adapter.base
+            )
         language_model.tokenizer.save_pretrained(directory)
     for weights in directory.glob("*.safetensors"):
         # safetensors writes for the owner alone, whatever the umask says of the rest.
-        shutil.copymode(directory / "config.json", weights)
+        config = CONFIG_FILE if adapter is not None else "config.json"
+        shutil.copymode(directory / config, weights)
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def read_weights(directory: Path, like: LanguageModel) -> dict[str, Tensor]:
+    """The weights of a model that was saved, by the names that `like.own_weights` has them under."""
+    if like.adapter is None:
+        return load_language_model(str(directory)).own_weights
+    return like.adapter.read(directory)
 
 
 def _vocabulary_mismatch(policy: LanguageModel, reference: LanguageModel, got: str) -> ConfigError:

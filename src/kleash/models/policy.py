@@ -5,6 +5,8 @@ largest thing there is, and so it is made a few responses at a time, and only at
 """
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -16,6 +18,7 @@ from transformers import DynamicCache
 from kleash.errors import InputError
 from kleash.functional.chunks import TokenKL
 from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
+from kleash.models.adapters import Adapter
 
 
 class _Options(TypedDict):
@@ -103,7 +106,9 @@ class Head:
         return Head(self.weight.new_zeros(len(self.weight), 0))
 
     def frozen(self) -> "Head":
-        """A copy that later updates of the model don't reach."""
+        """A copy that later updates of the model don't reach; itself, where they don't reach it anyway."""
+        if not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad):
+            return self
         bias = None if self.bias is None else self.bias.detach().clone()
         return Head(self.weight.detach().clone(), bias, self.scale, self.softcap)
 
@@ -116,6 +121,8 @@ class LanguageModel:
     model: Any
     """A transformers causal language model, float32."""
     tokenizer: Any
+    adapter: Adapter | None = None
+    """Which of the differences that `model` has makes it this one; None: it has none."""
 
     @property
     def device(self) -> torch.device:
@@ -163,6 +170,25 @@ class LanguageModel:
             getattr(config, "final_logit_softcapping", None),
         )
 
+    @property
+    def own_weights(self) -> dict[str, Tensor]:
+        """The weights that are this model's own by name: an adapter's, where it is a base with one."""
+        return (
+            dict(self.model.named_parameters())
+            if self.adapter is None
+            else self.adapter.own_weights
+        )
+
+    def digest(self) -> str:
+        """The identity of the weights that it computes with: `state_digest` of all of them."""
+        return state_digest(
+            self.model.state_dict() if self.adapter is None else self.adapter.state()
+        )
+
+    def speaking(self) -> AbstractContextManager[None]:
+        """Within it, `model` is this one, also where it shares its weights with the policy."""
+        return nullcontext() if self.adapter is None else self.adapter.speaking()
+
     def new_cache(self) -> DynamicCache:
         """An empty key-value cache for sampling."""
         return DynamicCache()
@@ -184,12 +210,13 @@ class LanguageModel:
         inputs = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
         mask = torch.ones_like(inputs)
         mask[:, : prompt_ids.shape[1]] = prompt_mask
-        output = self.model.base_model(
-            input_ids=inputs,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        )
+        with self.speaking():
+            output = self.model.base_model(
+                input_ids=inputs,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+            )
         return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]
 
 
@@ -214,9 +241,14 @@ def check_head(language_model: LanguageModel) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
+    """`state_digest` of all that a module has."""
+    return state_digest(model.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over every tensor's name, shape and bytes: the identity of a set of weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(
             tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -121,8 +121,9 @@ def sample(
     ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
     repeats = config.group_size
     prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))
-    decoding = _Decoding(policy, ids, mask, config, generator)
-    response_ids, response_mask, logprobs, finished = decoding.run()
+    with policy.speaking():
+        decoding = _Decoding(policy, ids, mask, config, generator)
+        response_ids, response_mask, logprobs, finished = decoding.run()
     responses = decode_responses(
         policy.tokenizer,
         [row[-length:] for row, length in _rows(ids, mask)],

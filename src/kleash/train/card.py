@@ -24,7 +24,7 @@ def model_card(
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
+            f"library_name: {'transformers' if config.model.lora is None else 'peft'}",
             f"tags: [kleash, rlhf, {config.algorithm.name}]",
             "---",
             "",
@@ -32,6 +32,7 @@ def model_card(
             "",
             f"Trained by kleash for {0 if last is None else last.step} of {config.train.steps} steps ({status}).",
             "",
+            *_adapter(config),
             "## Drift from the reference",
             "",
             f"- reference: {reference}",
@@ -45,6 +46,14 @@ def model_card(
             "",
         ]
     )
+
+
+def _adapter(config: RunConfig) -> list[str]:
+    lora = config.model.lora
+    if lora is None:
+        return []
+    said = f"A LoRA adapter of rank {lora.rank} and α = {lora.scale:g}: peft loads it on {config.model.policy}."
+    return [said, ""]
 
 
 def _drift(config: RunConfig, last: StepRecord | None, drift: KLReading | None) -> list[str]:

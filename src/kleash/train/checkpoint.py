@@ -1,7 +1,7 @@
 """Checkpoints: a run between two steps on the disk, whole or not there, and loaded without executing anything.
 
 checkpoints/step-000050/
-policy/             a plain Hugging Face directory
+policy/             a plain Hugging Face directory, of the adapter alone where one is trained
 state.safetensors   optimiser, value head, random streams, waiting rollouts, and what else is tensors
 state.json          step, controller, tally, orders of prompts, how much of the run's files belongs to it
 manifest.json       every file by size and digest; the ledger has the digest of this
@@ -33,7 +33,7 @@ from kleash.ledger.durable import (
     remove_directory,
 )
 from kleash.ledger.manifest import check_sealed, seal
-from kleash.models.hub import load_language_model, save_language_model
+from kleash.models.hub import read_weights, save_language_model
 from kleash.models.policy import LanguageModel
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
@@ -183,7 +183,7 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
     try:
         tensors = load_file(directory / "state.safetensors")
         data = json.loads((directory / "state.json").read_bytes())
-        policy = load_language_model(str(directory / "policy"))
+        policy = read_weights(directory / "policy", setup.learner.policy)
         _put_learner(setup.learner, policy, tensors, data["reference"])
         progress = Progress(setup, _mark(data, tensors, setup))
         under = [tensors[f"under.{i}"] for i in range(_count(tensors, "under"))]
@@ -215,7 +215,8 @@ def load_weights(directory: Path, learner: Learner) -> None:
     """
     tensors = load_file(directory / "state.safetensors")
     reference = json.loads((directory / "state.json").read_bytes())["reference"]
-    _put_learner(learner, load_language_model(str(directory / "policy")), tensors, reference)
+    policy = read_weights(directory / "policy", learner.policy)
+    _put_learner(learner, policy, tensors, reference)
 
 
 def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
@@ -226,23 +227,26 @@ def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
     for index, state in learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(x) for name, x in state.items()}
     if learner.origin is not learner.reference:
-        named = learner.reference.model.named_parameters()
+        named = learner.reference.own_weights.items()
         tensors |= {f"reference.{name}": x for name, x in named}
     return tensors
 
 
 @torch.no_grad()
 def _put_learner(
-    learner: Learner, policy: LanguageModel, tensors: Mapping[str, Tensor], reference: str
+    learner: Learner,
+    policy: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    reference: str,
 ) -> None:
     learner.settled = False
-    _copy(learner.policy.model, dict(policy.model.named_parameters()))
+    _copy(learner.policy.own_weights, policy)
     if learner.value_head is not None:
-        _copy(learner.value_head, _under(tensors, "value_head"))
+        _copy(dict(learner.value_head.named_parameters()), _under(tensors, "value_head"))
     learner.optimizer.load_state_dict(_optimizer_state(learner, tensors))
     if learner.origin is not learner.reference:
         assert isinstance(learner.reference, LanguageModel), "several references stay as they are"
-        _copy(learner.reference.model, _under(tensors, "reference"))
+        _copy(learner.reference.own_weights, _under(tensors, "reference"))
         learner.reference = replace(learner.reference, name=reference)
     learner.settled = True
 
@@ -255,8 +259,8 @@ def _optimizer_state(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[st
     return {**learner.optimizer.state_dict(), "state": state}
 
 
-def _copy(module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in module.named_parameters():
+def _copy(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in weights.items():
         given = tensors[name]
         if given.shape != parameter.shape:
             raise KeyError(f"{name} has another shape")

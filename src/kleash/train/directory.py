@@ -320,7 +320,7 @@ class RunDirectory:
         temporary = self.run / ".final.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed at its end
-            save_language_model(conclusion.policy, temporary, conclusion.card)
+            save_language_model(conclusion.policy, temporary, conclusion.card, findable=True)
             sync_tree(temporary)
             publish_directory(temporary, self.run / "final")
         except (OSError, SafetensorError) as error:

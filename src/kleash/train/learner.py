@@ -38,9 +38,9 @@ class Learner:
         """Brings the reference nearer to the policy by a share of the way, weight by weight; at 1 it is the policy."""
         assert isinstance(self.reference, LanguageModel), "several references stay as they are"
         self.settled = False
-        weights = self.reference.model.parameters(), self.policy.model.parameters()
-        for held, moved in zip(*weights, strict=True):
-            held.lerp_(moved, share) if share < 1.0 else held.copy_(moved)
+        moved = self.policy.own_weights
+        for name, held in self.reference.own_weights.items():
+            held.lerp_(moved[name], share) if share < 1.0 else held.copy_(moved[name])
         name = f"{self.origin.name}, brought nearer by {share:g} after step {step}"
         self.reference = replace(self.reference, name=name)
 
@@ -98,18 +98,10 @@ def build_learner(
     Raises:
         ConfigError: nothing in the policy can be trained.
     """
-    policy = load_language_model(model.policy, device)
-    reference = _load(policy, model.reference)
-    origin = reference
+    policy = load_language_model(model.policy, device, model.lora)
+    reference = origin = _load(policy, model.reference)
     if model.refresh_every is not None:
-        if isinstance(reference, Blend):
-            raise ConfigError(
-                "several references can't be brought nearer to the policy",
-                expected="one model.reference where model.refresh_every is set",
-                got=reference.name,
-            )
-        check_alike(policy, reference)
-        origin = freeze(reference)
+        reference, origin = _to_be_refreshed(policy, reference, model.refresh_share)
     value_head = ValueHead(policy.hidden_size).to(device) if with_values else None
     trained = [*trainable(policy), *(value_head.parameters() if value_head else ())]
     adam = torch.optim.AdamW(
@@ -126,6 +118,40 @@ def _load(policy: LanguageModel, name: str | dict[str, float] | None) -> Languag
     if isinstance(name, dict):
         return Blend.of([(load_reference(policy, one), weight) for one, weight in name.items()])
     return load_reference(policy, name)
+
+
+def _to_be_refreshed(
+    policy: LanguageModel, reference: LanguageModel | Blend, share: float
+) -> tuple[LanguageModel, LanguageModel]:
+    """A reference that can be brought nearer to the policy, and the same one, which stays.
+
+    Raises:
+        ConfigError: it can't be.
+    """
+    if isinstance(reference, Blend):
+        raise ConfigError(
+            "several references can't be brought nearer to the policy",
+            expected="one model.reference where model.refresh_every is set",
+            got=reference.name,
+        )
+    if policy.adapter is None:
+        check_alike(policy, reference)
+        return reference, freeze(reference)
+    if share < 1.0:
+        raise ConfigError(
+            "the mean of two adapters' matrices is not the mean of what they add",
+            expected="model.refresh_share = 1 where an adapter is trained",
+            got=f"{share:g}",
+            do="leave model.refresh_share out: the reference then becomes the policy",
+        )
+    if reference.adapter is None or reference.adapter.peft is not policy.adapter.peft:
+        raise ConfigError(
+            f"{reference.name} can't become the policy, an adapter of {policy.name}",
+            expected="no model.reference where model.refresh_every is set and an adapter is trained",
+            got=reference.name,
+        )
+    # What the policy is now, in matrices of its own, even where they add nothing yet: they will.
+    return replace(reference, adapter=policy.adapter.copied()), reference
 
 
 def check_alike(policy: LanguageModel, reference: LanguageModel) -> None:

@@ -16,7 +16,6 @@ from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
-from kleash.models.policy import weights_digest
 from kleash.records import StepRecord
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.config import RolloutConfig
@@ -324,8 +323,8 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 def digests(learner: Learner, prompts: list[str]) -> dict[str, str]:
     """Which weights, which tokenizer and which prompts a run started from."""
     return {
-        "policy": weights_digest(learner.policy.model),
-        "reference": weights_digest(learner.reference.model),
+        "policy": learner.policy.digest(),
+        "reference": learner.reference.digest(),
         "tokenizer": vocabulary_digest(learner.policy.tokenizer),
         "prompts": sha256_of(prompts),
     }

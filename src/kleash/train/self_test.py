@@ -14,7 +14,7 @@ from torch import Tensor
 from kleash.drift import measure_drift
 from kleash.functional.kl import largest_share
 from kleash.models.blend import Blend
-from kleash.models.policy import LanguageModel, weights_digest
+from kleash.models.policy import LanguageModel
 from kleash.records import LARGEST_SHARE
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
@@ -219,7 +219,7 @@ def _start(learner: Learner, rollout: Rollout, metered: Metered, noise: Check) -
         reference=learner.reference.name,
         unit="token",
     )
-    same = weights_digest(learner.policy.model) == weights_digest(learner.reference.model)
+    same = learner.policy.digest() == learner.reference.digest()
     assert noise.limit is not None
     # The measured floor, with room for other words than the test's; never more than the type of weights allows.
     limit = min(noise.limit, 100 * noise.value + TINY) if same else None
@@ -357,11 +357,11 @@ def _reference(
 ) -> Check:
     """That an update is finite, leaves the reference alone and can be undone: one is made, on random scores."""
     trained = {p.data_ptr() for p in learner.trained}
-    tied = [n for n, p in learner.reference.model.named_parameters() if p.data_ptr() in trained]
-    awake = [n for n, p in learner.reference.model.named_parameters() if p.requires_grad]
+    tied = [n for n, p in learner.reference.own_weights.items() if p.data_ptr() in trained]
+    awake = [n for n, p in learner.reference.own_weights.items() if p.requires_grad]
 
     def digests() -> tuple[str, str]:
-        return weights_digest(learner.reference.model), weights_digest(learner.policy.model)
+        return learner.reference.digest(), learner.policy.digest()
 
     before = digests()
     targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
