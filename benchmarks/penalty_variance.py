@@ -28,9 +28,9 @@ from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.experience import Experience, meter
 from kleash.train.learner import Learner
 from kleash.train.loop import run_loop
+from kleash.train.loss import minibatch_loss
 from kleash.train.run import prepare
 from kleash.train.setup import seeded
-from kleash.train.update import minibatch_loss
 
 PPO = ALGORITHMS["ppo"]
 PLACEMENTS = {

@@ -16,7 +16,7 @@ from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Experience
-from kleash.train.loss import minibatch_loss
+from kleash.train.loss import Loss, accumulated, loss_pieces, minibatch_loss
 
 LENGTHS = torch.tensor([[True, False, False], [True, True, True]])
 PROBLEM = MDP(
@@ -131,6 +131,39 @@ def test_importance_weights_are_on_both_parts_of_the_loss() -> None:
     assert isinstance(by_token, Tensor)
     assert float(by_token.abs().max()) > 1e-4
     torch.testing.assert_close(case.slope(only), by_token, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo", "rloo", "dapo"])
+@pytest.mark.parametrize("size", [1, 5, 31])
+def test_in_pieces_it_is_the_same_loss(name: str, size: int) -> None:
+    """Pitfalls 20 and 42: responses of two lengths, so that a mean of means would be another; β in it or not."""
+    case = Case(name)
+    case.config = case.config.model_copy(
+        update={"algorithm": case.config.algorithm.model_copy(update={"value_clip_eps": 0.01})}
+    )
+    rows = torch.randperm(len(case.mask), generator=torch.Generator().manual_seed(3))[:29]
+    given = (
+        case.learner,
+        ALGORITHMS[name],
+        case.experience,
+        case.targets(),
+        rows,
+        case.config,
+    )
+    found: list[tuple[list[Tensor], Loss]] = []
+    for pieces in (loss_pieces(*given, size=size), [minibatch_loss(*given)]):
+        loss = accumulated(pieces)
+        loss.total.backward()
+        weights = case.learner.trained
+        found.append(([w.grad.clone() for w in weights if w.grad is not None], loss))
+        case.learner.optimizer.zero_grad(set_to_none=True)
+    (in_pieces, one), (whole, other) = found
+    assert len(whole) > 0
+    for mine, theirs in zip(in_pieces, whole, strict=True):
+        assert float(theirs.abs().max()) > 1e-3
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    assert one.parts == pytest.approx(other.parts, rel=1e-5, abs=1e-7)
+    assert one.moved == pytest.approx(other.moved, rel=1e-5, abs=1e-7)
 
 
 def plain_kl(case: Case, row: int, position: int) -> Tensor:

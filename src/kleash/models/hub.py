@@ -15,7 +15,7 @@ from kleash.errors import ConfigError, InputError
 from kleash.models.adapters import CONFIG_FILE, base_of, is_adapter, load_adapter, new_adapter
 from kleash.models.config import LoraConfig
 from kleash.models.loading import locate, quietly, readable
-from kleash.models.policy import LanguageModel, check_head
+from kleash.models.policy import LanguageModel, can_share_prompts, check_head
 
 
 def load_language_model(
@@ -79,7 +79,7 @@ def _load_plain(name: str, device: str) -> LanguageModel:
         )
     loaded = LanguageModel(name, model.to(device).eval(), tokenizer)
     check_head(loaded)
-    return loaded
+    return replace(loaded, shares_prompts=can_share_prompts(loaded))
 
 
 def freeze(language_model: LanguageModel) -> LanguageModel:
@@ -91,7 +91,7 @@ def freeze(language_model: LanguageModel) -> LanguageModel:
         return replace(language_model, adapter=language_model.adapter.frozen())
     model = copy.deepcopy(language_model.model).eval()
     model.requires_grad_(False)
-    return LanguageModel(language_model.name, model, language_model.tokenizer)
+    return replace(language_model, model=model)
 
 
 def load_reference(policy: LanguageModel, name: str | None) -> LanguageModel:

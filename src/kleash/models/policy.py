@@ -7,7 +7,7 @@ largest thing there is, and so it is made a few responses at a time, and only at
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
@@ -27,6 +27,10 @@ class _Options(TypedDict):
     temperature: float
     softcap: float | None
     ref_softcap: float | None
+
+
+WORTH_SHARING = 0.25
+"""Share of the positions that has to be saved for prompts to be computed apart: two passes cost more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,8 @@ class LanguageModel:
     tokenizer: Any
     adapter: Adapter | None = None
     """Which of the differences that `model` has makes it this one; None: it has none."""
+    shares_prompts: bool = False
+    """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
 
     @property
     def device(self) -> torch.device:
@@ -197,7 +203,8 @@ class LanguageModel:
         """Hidden states from which each response token is predicted.
 
         Prompts are padded on the left and responses on the right; a position's number counts real tokens only, so
-        that padding changes nothing.
+        that padding changes nothing. A prompt that many rows have is computed once, where that is worth it: its keys
+        and values are given to all of them, and gradients flow back through them.
 
         Args:
             prompt_ids: [B, P].
@@ -207,17 +214,69 @@ class LanguageModel:
         Returns:
             [B, T, H]; the state at t has seen the prompt and the response's tokens before t.
         """
+        width = prompt_ids.shape[1]
         inputs = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
         mask = torch.ones_like(inputs)
-        mask[:, : prompt_ids.shape[1]] = prompt_mask
+        mask[:, :width] = prompt_mask
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        rows = inputs, mask, positions
+        groups = self._groups(prompt_ids, prompt_mask, inputs.shape[1])
         with self.speaking():
+            if groups is not None:
+                return self._by_groups(rows, width, *groups)
             output = self.model.base_model(
-                input_ids=inputs,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                use_cache=False,
+                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
             )
-        return output.last_hidden_state[:, prompt_ids.shape[1] - 1 :]
+            return output.last_hidden_state[:, width - 1 :]
+
+    def _groups(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, length: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """A row of each prompt [U], and which of these each row has [B]; None where sharing them saves too little."""
+        count, width = prompt_ids.shape
+        if not self.shares_prompts or width < length * WORTH_SHARING or count == 1:
+            return None
+        keys = torch.cat([prompt_ids, prompt_mask.long()], dim=1)
+        unique, group = torch.unique(keys, dim=0, return_inverse=True)
+        if width * (count - len(unique)) < WORTH_SHARING * count * length:
+            return None
+        first = torch.full((len(unique),), count, device=group.device)
+        first.scatter_reduce_(0, group, torch.arange(count, device=group.device), "amin")
+        return first, group
+
+    def _by_groups(
+        self, rows: tuple[Tensor, Tensor, Tensor], width: int, first: Tensor, group: Tensor
+    ) -> Tensor:
+        """The hidden states, each prompt's part of them computed once.
+
+        Args:
+            rows: token ids, mask and positions of whole rows, [B, P + T - 1] each.
+            width: P.
+            first: [U], a row of each prompt.
+            group: [B], which of these prompts each row has.
+        """
+        inputs, mask, positions = rows
+        cache = self.new_cache()
+        trunk = self.model.base_model
+        prompts = trunk(
+            input_ids=inputs[first, :width],
+            attention_mask=mask[first, :width],
+            position_ids=positions[first, :width],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        start = prompts.last_hidden_state[:, -1:][group]
+        if inputs.shape[1] == width:
+            return start
+        cache.batch_select_indices(group)
+        responses = trunk(
+            input_ids=inputs[:, width:],
+            attention_mask=mask,
+            position_ids=positions[:, width:],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([start, responses.last_hidden_state], dim=1)
 
 
 def check_head(language_model: LanguageModel) -> None:
@@ -238,6 +297,28 @@ def check_head(language_model: LanguageModel) -> None:
             got=f"{type(language_model.model).__name__}, which differs by {(own - ours).abs().max():.3g}",
             do="use another model; Llama, Qwen, Mistral, Gemma and GPT-2 families are",
         )
+
+
+def can_share_prompts(language_model: LanguageModel) -> bool:
+    """Whether hidden states are the same where a prompt is computed once for two rows: it is tried.
+
+    Not so of architectures whose past is more than keys and values.
+    """
+    sharing = replace(language_model, shares_prompts=True)
+    alone = replace(language_model, shares_prompts=False)
+    device = language_model.device
+    prompts = torch.tensor([[1, 2, 3], [1, 2, 3], [0, 1, 4]], device=device)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.bool, device=device)
+    responses = torch.tensor([[1, 2], [3, 4], [3, 1]], device=device)
+    with torch.no_grad():
+        expected = alone.hidden(prompts, mask, responses)
+        try:
+            found = sharing.hidden(prompts, mask, responses)
+        except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            return False
+    scale = float(expected.abs().max())
+    same = found.shape == expected.shape
+    return same and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * scale)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -79,7 +79,7 @@ class TrainConfig(BaseModel):
     threads: int | None = Field(default=None, gt=0, le=4096)
     """CPU threads; None: as many as torch takes by itself."""
     micro_batch_size: int = Field(default=32, gt=0)
-    """Responses per forward pass where no gradient is needed: changes memory, and results in their last digits only."""
+    """Responses per forward and backward pass: changes memory, and results in their last digits only."""
     sample_every: int = Field(default=10, gt=0)
     """Steps between the samples written to samples.jsonl; the last step always writes them."""
     num_samples: int = Field(default=8, gt=0)

@@ -1,5 +1,6 @@
 """The loss of some responses: one pass of the policy over their tokens, and an algorithm's terms at each."""
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,13 +40,54 @@ def minibatch_loss(
     config: RunConfig,
 ) -> Loss:
     """The loss of some responses; only real tokens reach the head."""
+    (loss,) = loss_pieces(learner, algorithm, experience, targets, rows, config, size=len(rows))
+    return loss
+
+
+def loss_pieces(
+    learner: Learner,
+    algorithm: Algorithm,
+    experience: Experience,
+    targets: Targets,
+    rows: Tensor,
+    config: RunConfig,
+    *,
+    size: int,
+) -> Iterator[Loss]:
+    """The loss of some responses in pieces whose sum it is, and so are their parts: of at most `size` responses each.
+
+    Only one has to be in memory at a time. What was recorded is weighed over all rows first, as a token's weight may
+    depend on the others'; answers to one prompt come into one piece, where it is computed once.
+    """
+    if len(rows) > size:
+        rows = rows[experience.rollout.prompt_index[rows].argsort(stable=True).to(rows.device)]
+    batch = _recorded(experience, targets, rows, config)
+    count, start = len(batch.old_logprobs), 0
+    for some in rows.split(size):
+        tokens = slice(start, start + int(experience.rollout.mask[some].sum()))
+        start = tokens.stop
+        given = learner, algorithm, experience, targets, some, config
+        yield _piece(*given, batch=batch.part(tokens), count=count)
+
+
+def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
+    learner: Learner,
+    algorithm: Algorithm,
+    experience: Experience,
+    targets: Targets,
+    rows: Tensor,
+    config: RunConfig,
+    *,
+    batch: Minibatch,
+    count: int,
+) -> Loss:
+    """What some responses contribute to a loss that is a mean over `count` tokens."""
     part, metered = experience.rollout.rows(rows), experience.metered
     hidden = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)[part.mask]
     head, tokens = learner.policy.head, part.response_ids[part.mask]
     # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
     nobody = head.uniform(), hidden.new_zeros(len(hidden), 0)
-    temperature = config.rollout.temperature
-    batch = _recorded(experience, targets, rows, config)
+    temperature, share = config.rollout.temperature, len(hidden) / count
     if config.algorithm.ratio == "sequence":
         with torch.no_grad():
             now = head.read(hidden, *nobody, tokens, temperature).logprobs
@@ -53,24 +95,42 @@ def minibatch_loss(
 
     def token_loss(read: TokenKL, rows: slice) -> Tensor:
         terms = algorithm.token_terms(read, batch.part(rows), targets, config.algorithm)
-        return terms.total / len(hidden)
+        return terms.total / count
 
     against = nobody
     if targets.needs_exact_gradient:
         against = learner.reference.head, _at(metered.ref_hidden, rows, part.mask)
     loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
     terms = algorithm.token_terms(read, batch, targets, config.algorithm)
-    moved = float(k3(batch.old_logprobs, read.logprobs).mean())
+    moved = share * float(k3(batch.old_logprobs, read.logprobs).mean())
     parts = {
-        "policy_loss": float(terms.policy.mean()),
-        "clip_fraction": float(terms.clipped.float().mean()),
+        "policy_loss": share * float(terms.policy.mean()),
+        "clip_fraction": share * float(terms.clipped.float().mean()),
     }
     if terms.penalty is not None:
-        parts["kl_loss"] = float(terms.penalty.mean())
+        parts["kl_loss"] = share * float(terms.penalty.mean())
     if algorithm.value_loss is not None and learner.value_head is not None:
-        value = algorithm.value_loss(learner.value_head(hidden), batch, config.algorithm)
+        values = learner.value_head(hidden)
+        value = share * algorithm.value_loss(values, batch, config.algorithm)
         return Loss(loss, parts, moved).beside("value_loss", value, config.algorithm.value_coef)
     return Loss(loss, parts, moved)
+
+
+def accumulated(pieces: Iterable[Loss]) -> Loss:
+    """A loss from its pieces, of which all but the last have gone back to the weights' gradients already.
+
+    Its `total` is the last piece's, from which the way back is still to be gone.
+    """
+    parts, moved, last = dict[str, float](), 0.0, None
+    for piece in pieces:
+        if last is not None:
+            last.backward()
+        last = piece.total
+        moved += piece.moved
+        for name, value in piece.parts.items():
+            parts[name] = parts.get(name, 0.0) + value
+    assert last is not None, "a minibatch has responses"
+    return Loss(last, parts, moved)
 
 
 def _recorded(

@@ -29,7 +29,8 @@ from kleash.train.gradient_check import (
     placement_gradient_error,
 )
 from kleash.train.learner import Learner
-from kleash.train.update import minibatch_loss, propose_update
+from kleash.train.loss import minibatch_loss
+from kleash.train.update import propose_update
 
 RESPONSES = 16
 """At most so many are drawn for it."""

@@ -15,7 +15,7 @@ from kleash.train.canary import Canary
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience, measure_update
 from kleash.train.learner import Learner, Snapshot
-from kleash.train.loss import Loss, mean_parts, minibatch_loss
+from kleash.train.loss import Loss, accumulated, loss_pieces, mean_parts
 from kleash.train.natural import natural_step
 from kleash.train.ptx import Pretraining
 
@@ -110,7 +110,10 @@ def _epochs(
     losses: list[Loss] = []
     norms: list[float] = []
     for rows in _minibatches(experience, config, generator):
-        loss = minibatch_loss(learner, algorithm, experience, targets, rows, config)
+        learner.optimizer.zero_grad(set_to_none=True)
+        size = config.train.micro_batch_size
+        pieces = loss_pieces(learner, algorithm, experience, targets, rows, config, size=size)
+        loss = accumulated(pieces)
         if losses and config.guard.stop_kl is not None and not loss.moved <= config.guard.stop_kl:
             break
         if beside.pretraining is not None:
@@ -137,8 +140,10 @@ def _minibatches(
 
 
 def _descend(learner: Learner, loss: Tensor, max_grad_norm: float) -> float:
-    """One optimiser step; returns the gradient's norm before clipping. No step is made on a norm that isn't finite."""
-    learner.optimizer.zero_grad(set_to_none=True)
+    """One optimiser step, after the way back from the loss; returns the gradient's norm before clipping.
+
+    No step is made on a norm that isn't finite.
+    """
     loss.backward()
     norm = float(torch.nn.utils.clip_grad_norm_(learner.trained, max_grad_norm))
     if math.isfinite(norm):
