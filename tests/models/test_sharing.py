@@ -120,10 +120,14 @@ def test_a_response_of_one_token_needs_the_prompts_alone() -> None:
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "rwkv"])
 def test_a_past_that_is_more_than_keys_and_values_is_not_shared(kind: str) -> None:
     torch.manual_seed(1)
-    sizes = {"num_heads": 4, "head_dim": 8, "n_groups": 1} if kind == "mamba2" else {}
-    config = CONFIG_MAPPING[kind](
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, **sizes
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "state_size": 4,
+    }
+    sizes |= {"num_heads": 4, "head_dim": 8, "n_groups": 1} if kind == "mamba2" else {}
+    config = CONFIG_MAPPING[kind](**sizes)
     model = AutoModelForCausalLM.from_config(config).eval()
     assert not can_share_prompts(LanguageModel(kind, model, None))
 
