@@ -2,11 +2,14 @@
 
 import json
 import random
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Lock
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -208,6 +211,29 @@ def test_one_batch_that_fails_cuts_the_others() -> None:
         release.set()
     assert "HTTP 400" in error.got
     assert len(served.requests) == 3
+
+
+def test_an_interrupt_ends_the_wait_for_a_server_that_hangs() -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    release = Event()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with serving(lambda handler, asked: (release.wait(30), None)[1]) as served:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                ask(served.url, timeout_s=30.0, batch_size=1)
+            assert time.monotonic() - began < 2
+            # Nor is there a thread of it that the process would have to wait for at its end.
+            while any(thread.name.startswith("reward_") for thread in threading.enumerate()):
+                assert time.monotonic() - began < 4
+                time.sleep(0.01)
+            release.set()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Faked:
