@@ -371,6 +371,30 @@ def reply() -> Target:
     return Target([bytes([kind, 1, 2, 200]) for kind in range(26)], check)
 
 
+def served() -> Target:
+    """What a reward server replies, its headers before an empty line: finite numbers, or a fault that can be read."""
+    from kleash.rewards.protocol import Fault, Reply, read_reply
+
+    def check(data: bytes) -> bool:
+        head, _, body = data.partition(b"\n\n")
+        status, *lines = head.decode("latin-1").splitlines() or [""]
+        named = (line.partition(": ")[::2] for line in lines)
+        headers = {name.lower(): text for name, text in named}
+        code = int(status) if status.isascii() and status.isdecimal() and len(status) < 6 else 200
+        found = read_reply(Reply(code, headers, body, whole=True), 3)
+        if isinstance(found, Fault):
+            need(found.got.isprintable() and len(found.got) < 1000, "a fault can be read")
+            return False
+        need(code == 200, "scores come with 200")
+        need(len(found) == 3 and all(type(score) is float for score in found), "a float for each")
+        need(all(math.isfinite(score) for score in found), "finite")
+        return True
+
+    head = b"200\ncontent-type: application/json\n\n"
+    bodies = (b'{"scores": [1, -0.5, 2e3]}', b'{"scores": [1, 2, 3], "model": {"name": "x"}}')
+    return Target([head + body for body in bodies], check)
+
+
 def manifest() -> Target:
     """The manifest of a checkpoint, recorded by its digest: only the files as they are pass."""
     directory = Path(_memory()) / "step-000001"
@@ -479,6 +503,7 @@ TARGETS: Mapping[str, Callable[[], Target]] = {
     "config": config,
     "setting": setting,
     "reply": reply,
+    "served": served,
     "manifest": manifest,
     "key": keyfile,
     "state": state,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kleash.cli import main as cli
+from tests.rewards.serving import lengths, reply, serving
 
 
 def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -44,6 +45,27 @@ def test_a_line_that_cannot_be_scored_is_bad_input(
     path = write_lines(tmp_path / "texts.jsonl", [row])
     assert cli.run(["score", "tiny-reviews/gold", str(path)]) == 2
     assert "line 1" in capsys.readouterr().err
+
+
+def test_a_server_scores_and_is_sent_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "texts.jsonl", [{"text": "four"}, {"text": "sixsix"}])
+    monkeypatch.setenv("REWARD_TOKEN", "t0ken")
+    monkeypatch.delenv("NO_TOKEN", raising=False)
+    with serving(lengths) as served:
+        command = ["score", served.url, str(path), "--json"]
+        assert cli.run([*command, "--token-env", "REWARD_TOKEN"]) == 0
+        assert document(capsys) == {"scores": [4.0, 6.0]}
+        assert served.requests[0].headers["Authorization"] == "Bearer t0ken"
+        assert cli.run([*command, "--token-env", "NO_TOKEN"]) == 2
+        assert cli.run([*command, "--token-env", "not a name"]) == 2
+        assert cli.run([*command, "--label", "1"]) == 2
+        served.answer = reply(b"", 404)
+        assert cli.run(command) == 5
+    assert cli.run(["score", "http://me:t0ken@127.0.0.1/", str(path)]) == 2
+    said = capsys.readouterr()
+    assert "t0ken" not in said.out + said.err
 
 
 @pytest.mark.e2e

@@ -69,3 +69,13 @@ def test_a_limit_that_cannot_be_held_is_refused() -> None:
 def test_a_reference_that_trl_does_not_know_is_refused(model: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"one model\.reference that stays"):
         DPORunConfig.model_validate({"data": {"pairs": "a"}, "model": model})
+
+
+def test_rewards_that_watch_may_be_served_and_a_token_is_for_one_server() -> None:
+    reward = {"model": "http://h:1/a", "monitor": ["http://h:1/b"], "server": {"token_env": "T"}}
+    config = DPORunConfig.model_validate({"data": {"pairs": "a"}, "reward": reward})
+    assert config.reward.server.token_env == "T"
+    with pytest.raises(ValueError, match="more than one server"):
+        DPORunConfig.model_validate(
+            {"data": {"pairs": "a"}, "reward": {**reward, "monitor": ["https://h:1/b"]}}
+        )

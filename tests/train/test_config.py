@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kleash.train.config import OptimizerConfig
+from kleash.config import build
+from kleash.errors import ConfigError
+from kleash.train.config import OptimizerConfig, RunConfig
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,15 @@ def test_a_linear_schedule_falls_by_equal_steps_and_every_step_moves(
     after = rates[max(0, warmup_steps - 1) :]
     falls = [a - b for a, b in pairwise(after)]
     assert falls == pytest.approx([0.5 / num_steps] * len(falls))
+
+
+def test_a_length_penalty_that_no_response_can_reach_is_refused() -> None:
+    """A setting that does nothing is a mistake that nobody sees."""
+    settings = {"length_penalty": 0.5, "length_free": 23}
+    rollout = {"max_new_tokens": 24}
+    config = build(RunConfig, {"reward": settings, "rollout": rollout}, "run.toml")
+    assert config.reward.length_free == 23
+    with pytest.raises(ConfigError, match=r"length_free below rollout\.max_new_tokens, 24"):
+        build(
+            RunConfig, {"reward": {**settings, "length_free": 24}, "rollout": rollout}, "run.toml"
+        )

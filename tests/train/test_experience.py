@@ -1,19 +1,23 @@
 """A rollout, scored and metered."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kleash.functional.logprobs import log_softmax, token_logprobs
 from kleash.models.config import ModelConfig
+from kleash.models.policy import Head
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.config import OptimizerConfig
-from kleash.train.experience import meter, score
+from kleash.train.experience import Experience, Metered, meter, score
 from kleash.train.learner import build_learner
+from kleash.train.metrics import length_correlation
 
 
 def _number(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -44,10 +48,72 @@ def _rollout(responses: tuple[str, ...], finished: list[bool]) -> Rollout:
 def test_only_responses_that_did_not_end_are_penalised(penalty: float) -> None:
     rollout = _rollout(("1.5", "-4", "3"), [True, False, False])
     reward, monitor = Scorer(name="number", score=_number), Scorer(name="length", score=_length)
-    scores, penalised, monitors = score(rollout, reward, [monitor], penalty)
-    assert scores.tolist() == [1.5, -4.0, 3.0]
-    assert penalised.tolist() == [1.5, -4.0 - penalty, 3.0 - penalty]
-    assert {name: x.tolist() for name, x in monitors.items()} == {"length": [3.0, 2.0, 1.0]}
+    found = score(rollout, reward, [monitor], RewardConfig(missing_eos_penalty=penalty))
+    assert found.scores.tolist() == [1.5, -4.0, 3.0]
+    assert found.penalised.tolist() == [1.5, -4.0 - penalty, 3.0 - penalty]
+    assert {name: x.tolist() for name, x in found.monitor.items()} == {"length": [3.0, 2.0, 1.0]}
+    assert found.parts == {}
+
+
+def _of_lengths(lengths: list[int], prompts: list[int], finished: bool = True) -> Rollout:
+    """Responses that say how long they are."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    rollout = _rollout(tuple(str(n) for n in lengths), [finished] * len(lengths))
+    return replace(
+        rollout,
+        prompt_index=torch.tensor(prompts),
+        response_ids=torch.ones_like(mask, dtype=torch.long),
+        mask=mask,
+        sampled_logprobs=torch.zeros(mask.shape),
+    )
+
+
+def test_the_length_penalty_leaves_the_scores_as_they_are() -> None:
+    rollout = _of_lengths([1, 3, 4, 9], [0, 1, 2, 3], finished=False)
+    config = RewardConfig(
+        missing_eos_penalty=10.0, length_penalty=0.5, length_free=3, length_penalty_max=2.0
+    )
+    found = score(rollout, Scorer(name="number", score=_number), [], config)
+    assert found.scores.tolist() == [1.0, 3.0, 4.0, 9.0]
+    assert found.penalised.tolist() == [-9.0, -7.0, -6.5, -3.0]
+
+
+def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> float | None:
+    rollout = _of_lengths(lengths, prompts)
+    nothing = torch.zeros(rollout.mask.shape)
+    scored = score(rollout, reward, [], RewardConfig(length_penalty=2.0))
+    metered = Metered(
+        logprobs=nothing,
+        ref_logprobs=nothing,
+        kl=nothing,
+        origin_kl=nothing,
+        entropy=nothing,
+        values=None,
+        hidden=nothing[..., None],
+        ref_hidden=nothing[..., None],
+        head=Head(torch.zeros(1, 1), None),
+    )
+    return length_correlation(Experience(rollout=rollout, metered=metered, **scored._asdict()))
+
+
+def test_a_reward_of_length_correlates_with_it_whatever_is_penalised() -> None:
+    """Of the raw scores: a penalty that turns the sign for the update does not hide what the reward likes."""
+    number = Scorer(name="number", score=_number)
+    opposite = Scorer(name="opposite", score=lambda p, t: [-x for x in _number(p, t)])
+    flat = Scorer(name="flat", score=lambda p, t: [0.25] * len(t))
+    assert _correlation(number, [1, 5, 2, 9], [0, 1, 2, 3]) == pytest.approx(1)
+    assert _correlation(opposite, [1, 5, 2, 9], [0, 0, 1, 1]) == pytest.approx(-1)
+    assert _correlation(flat, [1, 5, 2, 9], [0, 0, 1, 1]) is None  # the reward does not vary
+    assert _correlation(number, [4, 4, 4, 4], [0, 0, 1, 1]) is None  # nor does the length
+    assert _correlation(number, [3], [0]) is None
+
+
+def test_prompts_that_ask_for_more_words_are_no_length_bias() -> None:
+    """Scores and lengths rise together from prompt to prompt, and against each other within each."""
+    reward = Scorer(
+        name="table", score=lambda p, t: [{"1": 2.0, "2": 1.0, "8": 9.0, "9": 8.0}[x] for x in t]
+    )
+    assert _correlation(reward, [1, 2, 8, 9], [0, 0, 1, 1]) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("frozen", ["policy", "reference"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kleash.control import ControlConfig
 from kleash.models.config import ModelConfig
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import AlgorithmConfig
@@ -133,7 +134,12 @@ def learner() -> Learner:
 def experience(learner: Learner) -> Experience:
     generator = torch.Generator().manual_seed(11)
     return collect(
-        learner, PROMPTS, CONFIG.rollout, (LENGTH, []), generator, missing_eos_penalty=20.0
+        learner,
+        PROMPTS,
+        CONFIG.rollout,
+        (LENGTH, []),
+        generator,
+        penalties=RewardConfig(missing_eos_penalty=20.0),
     )
 
 

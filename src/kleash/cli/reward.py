@@ -9,7 +9,7 @@ import typer
 
 from kleash.cli.console import Screen, fixed
 from kleash.cli.options import AsJson, ConfigFile, Overrides, train_extra, vacant_directory
-from kleash.config import load
+from kleash.config import build, load
 from kleash.report.text import interval, number
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def reward(
 
 def score(
     model: Annotated[
-        str, typer.Argument(help="An embedded name, a directory, a hub id, or module:function.")
+        str,
+        typer.Argument(
+            help="An embedded name, a directory, a hub id, module:function, or a server's http://host:port/path."
+        ),
     ],
     file: Annotated[
         Path, typer.Argument(metavar="FILE.jsonl", help='Lines {"text"} or {"prompt", "response"}.')
@@ -53,14 +56,25 @@ def score(
     label: Annotated[
         str | None, typer.Option(help="Whose log-odds count, where there are several labels.")
     ] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with a bearer token for the server."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score texts with a reward model: one number a line, in order."""
     screen = Screen(as_json=as_json)
     with train_extra():
+        from kleash.rewards.config import ServerConfig
         from kleash.rewards.files import score_file
 
-    scores = score_file(model, file, label=int(label) if label and label.isdecimal() else label)
+    settings: dict[str, str] = {} if token_env is None else {"token_env": token_env}
+    scores = score_file(
+        model,
+        file,
+        label=int(label) if label and label.isdecimal() else label,
+        server=build(ServerConfig, settings, "--token-env"),
+    )
     for value in scores:
         screen.say(f"{value:.6f}")
     screen.document({"scores": scores})

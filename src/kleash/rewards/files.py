@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from kleash.errors import InputError
 from kleash.rewards.checks import shown
+from kleash.rewards.config import ServerConfig
 from kleash.rewards.scorers import load_scorer
 
 
@@ -27,6 +28,7 @@ def score_file(
     label: str | int | None = None,
     batch_size: int = 64,
     device: str = "cpu",
+    server: ServerConfig | None = None,
 ) -> list[float]:
     """Scores the texts of a file, one per line.
 
@@ -36,6 +38,7 @@ def score_file(
         label: whose log-odds is the score, where a classifier has several labels.
         batch_size: texts per forward pass of a model.
         device: where a model runs.
+        server: how a server is asked; None: by the defaults.
 
     Returns:
         One score per line, in order.
@@ -45,7 +48,7 @@ def score_file(
         RewardError: the scorer failed.
     """
     texts = [_prompt_and_response(row) for row in read_jsonl(path)]
-    scorer = load_scorer(model, label=label, batch_size=batch_size, device=device)
+    scorer = load_scorer(model, label=label, batch_size=batch_size, device=device, server=server)
     return scorer.score([prompt for prompt, _ in texts], [response for _, response in texts])
 
 

@@ -1,9 +1,9 @@
 """Scorers: a name from the configuration in, a function from texts to one number each out.
 
-A scorer is an embedded model, a Hugging Face sequence classifier, or a Python function
-`module:function` that takes the prompts and the responses and returns one number per response. A
-function is imported and run with the user's rights: name only functions you trust. Models run no
-code of theirs and load from safetensors alone.
+A scorer is an embedded model, a Hugging Face sequence classifier, a Python function
+`module:function` that takes the prompts and the responses and returns one number per response, or a
+server that gives the same over HTTP. A function is imported and run with the user's rights: name
+only functions you trust. Models run no code of theirs and load from safetensors alone.
 """
 
 import importlib
@@ -27,6 +27,9 @@ from torch import Tensor
 from kleash.errors import ConfigError, RewardError
 from kleash.models.reward_model import RewardModel, encode, load_reward_model, predict
 from kleash.rewards.checks import checked, shown
+from kleash.rewards.config import ServerConfig
+from kleash.rewards.protocol import is_url
+from kleash.rewards.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ class Scorer:
     """As in the configuration; the metric of a monitor is `monitor/NAME`."""
     score: Callable[[Sequence[str], Sequence[str]], list[float]]
     """(prompts, responses) -> scores, or a `RewardError`."""
+    parts: tuple[tuple["Scorer", float], ...] = ()
+    """What it is the weighted sum of, with the weights; none where it is one reward."""
 
 
 def load_scorer(
@@ -52,30 +57,29 @@ def load_scorer(
     label: str | int | None = None,
     batch_size: int = 64,
     device: str = "cpu",
+    server: ServerConfig | None = None,
 ) -> Scorer:
     """The scorer that a name stands for.
 
     Args:
-        spec: an embedded name, a Hugging Face directory or id, or `module:function`.
+        spec: an embedded name, a Hugging Face directory or id, `module:function`, or a server's address.
         label: whose log-odds is the score, where a classifier has several labels.
         batch_size: texts per forward pass of a model.
         device: where a model runs.
+        server: how a server is asked; None: by the defaults.
 
     Raises:
         InputError: there is no such model.
-        ConfigError: there is no such function, or the label does not fit the model.
+        ConfigError: there is no such function, the label does not fit the model, or the server can't be asked.
     """
     match = _FUNCTION_SPEC.fullmatch(spec)
+    if is_url(spec):
+        _refuse_label(label, "server", spec)
+        return Scorer(name=spec, score=Server(spec, server or ServerConfig()).score)
     if match is None or Path(spec).is_dir():
         reward = load_reward_model(spec, device=device)
         return model_scorer(reward, label=label, batch_size=batch_size)
-    if label is not None:
-        raise ConfigError(
-            f"a label means nothing to the function {spec!r}",
-            expected="no reward.label",
-            got=repr(label),
-            do="remove reward.label",
-        )
+    _refuse_label(label, "function", spec)
     return function_scorer(spec, _import_function(spec, *match.groups()))
 
 
@@ -151,6 +155,16 @@ def model_scorer(
         return checked(reward.name, _log_odds(reward, logits, index), responses)
 
     return Scorer(name=reward.name, score=score)
+
+
+def _refuse_label(label: str | int | None, kind: str, spec: str) -> None:
+    if label is not None:
+        raise ConfigError(
+            f"a label means nothing to the {kind} {shown(spec)}",
+            expected="no reward.label",
+            got=shown(label),
+            do="remove reward.label",
+        )
 
 
 def _log_odds(reward: RewardModel, logits: Tensor, index: int) -> Tensor:

@@ -28,7 +28,7 @@ def model_card(
             f"tags: [kleash, rlhf, {config.algorithm.name}]",
             "---",
             "",
-            f"# {config.model.policy}, trained with {config.algorithm.name} on {config.reward.model}",
+            f"# {config.model.policy}, trained with {config.algorithm.name} on {config.reward.name}",
             "",
             f"Trained by kleash for {0 if last is None else last.step} of {config.train.steps} steps ({status}).",
             "",

@@ -182,6 +182,15 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _penalises_lengths_that_there_are(self) -> Self:
+        if self.reward.length_penalty and self.reward.length_free >= self.rollout.max_new_tokens:
+            raise ValueError(
+                f"reward.length_free below rollout.max_new_tokens, {self.rollout.max_new_tokens}: "
+                "no response is longer, so that none would be penalised"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_it_compares(self) -> Self:
         baseline, group_size = self.algorithm.baseline, self.rollout.group_size
         with_values = ALGORITHMS[self.algorithm.name].value_loss is not None

@@ -11,12 +11,16 @@ from kleash.drift import measure_drift
 from kleash.models.blend import Blend
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.experience import Experience, Metered, ask, meter, score
 from kleash.train.learner import Learner
+
+NO_PENALTIES = RewardConfig()
+"""What is taken off scores by default: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +55,7 @@ def collect(
     scorers: tuple[Scorer, Sequence[Scorer]],
     generator: torch.Generator,
     *,
-    missing_eos_penalty: float = 0.0,
+    penalties: RewardConfig = NO_PENALTIES,
     micro_batch_size: int = 32,
 ) -> Experience:
     """Samples, scores and meters: the first half of a training step, and the whole of an evaluation."""
@@ -60,7 +64,7 @@ def collect(
         sample(learner.policy, prompts, config, generator),
         scorers,
         temperature=config.temperature,
-        missing_eos_penalty=missing_eos_penalty,
+        penalties=penalties,
         micro_batch_size=micro_batch_size,
     )
 
@@ -71,15 +75,13 @@ def experience_of(
     scorers: tuple[Scorer, Sequence[Scorer]],
     *,
     temperature: float,
-    missing_eos_penalty: float = 0.0,
+    penalties: RewardConfig = NO_PENALTIES,
     micro_batch_size: int = 32,
 ) -> Experience:
     """A rollout scored, and metered by the policy as it now is."""
-    scores, penalised, monitor = score(rollout, *scorers, missing_eos_penalty)
+    scored = score(rollout, *scorers, penalties)
     metered = meter(learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size)
-    return Experience(
-        rollout=rollout, scores=scores, penalised=penalised, monitor=monitor, metered=metered
-    )
+    return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 
 def observe(

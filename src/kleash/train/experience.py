@@ -1,7 +1,7 @@
 """One rollout, scored and metered: all that the update and the record of a step are computed from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from kleash.drift import Tails, break_down, measure_drift, measure_mismatch, measure_tails
 from kleash.functional.chunks import TokenKL
+from kleash.functional.rewards import length_penalty
 from kleash.models.blend import Blend
 from kleash.models.policy import Head, LanguageModel
 from kleash.records import KLReading, StepTails
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
+from kleash.rewards.weighted import weigh
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
 
@@ -51,8 +54,10 @@ class Experience:
     scores: Tensor
     """[B], the reward's own scores, before any penalty."""
     penalised: Tensor
-    """[B], scores less the penalty for responses that did not end."""
+    """[B], scores less the penalties: for responses that did not end, and for length."""
     monitor: dict[str, Tensor]
+    parts: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """[B] each, what the scores are the weighted sum of, by name; none where the reward is one."""
     metered: Metered
 
     @property
@@ -178,18 +183,45 @@ def _hidden(model: LanguageModel | Blend, part: Rollout) -> Tensor:
     return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
 
 
+class Scored(NamedTuple):
+    """What rewards say of a rollout; [B] each."""
+
+    scores: Tensor
+    penalised: Tensor
+    """Scores less the penalties."""
+    monitor: dict[str, Tensor]
+    parts: dict[str, Tensor]
+    """What the scores are the weighted sum of; none where the reward is one."""
+
+
 def score(
-    rollout: Rollout, reward: Scorer, monitors: Sequence[Scorer], missing_eos_penalty: float
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Scores [B], the same less the penalty for responses that did not end, and what the monitors say."""
-    scores = ask(reward, rollout)
-    penalised = scores - missing_eos_penalty * (~rollout.finished)
-    return scores, penalised, {monitor.name: ask(monitor, rollout) for monitor in monitors}
+    rollout: Rollout, reward: Scorer, monitors: Sequence[Scorer], config: RewardConfig
+) -> Scored:
+    """The reward's own scores, the same less the penalties, and what else is said of a rollout."""
+    weighed = weigh(reward, rollout.prompts, rollout.responses)
+    scores = _on(rollout, weighed.scores)
+    penalised = scores - config.missing_eos_penalty * (~rollout.finished)
+    if config.length_penalty:
+        penalised = penalised - length_penalty(
+            rollout.mask.sum(-1),
+            config.length_penalty,
+            config.length_free,
+            config.length_penalty_max,
+        )
+    return Scored(
+        scores=scores,
+        penalised=penalised,
+        monitor={monitor.name: ask(monitor, rollout) for monitor in monitors},
+        parts={name: _on(rollout, part) for name, part in weighed.parts.items()},
+    )
 
 
 def ask(scorer: Scorer, rollout: Rollout) -> Tensor:
     """Scores [B] of a rollout's responses, where the rollout is."""
-    scores = scorer.score(rollout.prompts, rollout.responses)
+    return _on(rollout, scorer.score(rollout.prompts, rollout.responses))
+
+
+def _on(rollout: Rollout, scores: list[float]) -> Tensor:
     return torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
 
 

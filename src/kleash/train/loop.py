@@ -262,7 +262,7 @@ def _read(setup: Setup, rollout: Rollout) -> Experience:
         rollout,
         (setup.reward, setup.monitors),
         temperature=config.rollout.temperature,
-        missing_eos_penalty=config.reward.missing_eos_penalty,
+        penalties=config.reward,
         micro_batch_size=config.train.micro_batch_size,
     )
 

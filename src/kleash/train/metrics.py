@@ -9,7 +9,7 @@ from kleash.records import KLReading, Signals, UpdateFacts
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import Targets
 from kleash.train.experience import Experience, Metered, Readings
-from kleash.train.signals import Measured
+from kleash.train.signals import Measured, spread_within
 from kleash.train.update import Proposal
 
 Metrics = dict[str, float | int | None]
@@ -48,6 +48,8 @@ def step_metrics(
         "step": step,
         "reward_mean": reward,
         "reward_std": float(experience.scores.std()) if count > 1 else None,
+        **{f"reward_part/{name}": float(x.mean()) for name, x in experience.parts.items()},
+        "reward_length_correlation": length_correlation(experience),
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
         **_signal_metrics(measured.signals),
         **drift_metrics(readings),
@@ -64,6 +66,13 @@ def step_metrics(
         "grad_norm": proposal.facts.grad_norm,
         "accepted": int(decision.verdict.keeps),
     }
+
+
+def length_correlation(experience: Experience) -> float | None:
+    """Of the reward's own scores with the tokens of the responses, about each prompt's mean; None where undefined."""
+    rollout = experience.rollout
+    lengths = rollout.mask.sum(-1).double()
+    return spread_within(experience.scores.double(), lengths, rollout.prompt_index).correlation
 
 
 def _update_metrics(facts: UpdateFacts) -> Metrics:

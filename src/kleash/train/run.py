@@ -17,7 +17,7 @@ from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
 from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
-from kleash.rewards.scorers import load_scorer
+from kleash.rewards.weighted import load_monitors, load_reward
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import encode_prompts, sample
 from kleash.train.algorithms import ALGORITHMS
@@ -221,21 +221,12 @@ def prepare(config: RunConfig) -> Setup:
     if natural:  # what could not be told by the files
         check_size(config.model.policy, sum(p.numel() for p in learner.trained))
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
-    reward, *monitors = (
-        load_scorer(
-            spec,
-            label=config.reward.label if spec == config.reward.model else None,
-            batch_size=config.reward.batch_size,
-            device=device,
-        )
-        for spec in (config.reward.model, *config.reward.monitor)
-    )
     return Setup(
         config=config,
         learner=learner,
         prompts=prompts,
-        reward=reward,
-        monitors=monitors,
+        reward=load_reward(config.reward, device),
+        monitors=load_monitors(config.reward, device),
         pretraining=load_pretraining(
             config.ptx, learner.policy, seeded(config.train.seed, "pretraining")
         ),

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from kleash.guard import GuardConfig
 from kleash.models.config import ModelConfig
+from kleash.rewards.config import ServerConfig, check_token
 from kleash.rollout.config import RolloutConfig
 from kleash.train.optimizer_config import OptimizerConfig
 
@@ -46,13 +47,20 @@ class WatchConfig(BaseModel):
     model_config = _FROZEN
 
     model: str | None = None
-    """Logged as `reward_mean`: an embedded name, a Hugging Face directory or id, or `module:function`."""
+    """Logged as `reward_mean`: an embedded name, a Hugging Face directory or id, `module:function`, or
+    `http://host:port/path`."""
     monitor: tuple[str, ...] = ()
     """Further scorers, named like `model`: logged as `monitor/NAME`."""
     label: str | int | None = None
     """Which label's log-odds is the score of `model`, by name or index; needed with more than two labels."""
     batch_size: int = Field(default=64, ge=1)
     """Texts per forward pass of a scoring model."""
+    server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _sends_its_token_to_one(self) -> Self:
+        check_token(self.server, [*([] if self.model is None else [self.model]), *self.monitor])
+        return self
 
 
 class DPOConfig(BaseModel):

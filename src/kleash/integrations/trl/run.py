@@ -107,7 +107,13 @@ def _rows(config: DPORunConfig | SFTRunConfig, policy: LanguageModel) -> Rows:
 def _scorers(config: WatchConfig, device: str) -> tuple[Scorer | None, list[Scorer]]:
     def load(spec: str) -> Scorer:
         label = config.label if spec == config.model else None
-        return load_scorer(spec, label=label, batch_size=config.batch_size, device=device)
+        return load_scorer(
+            spec,
+            label=label,
+            batch_size=config.batch_size,
+            device=device,
+            server=config.server,
+        )
 
     reward = None if config.model is None else load(config.model)
     return reward, [load(spec) for spec in config.monitor]
