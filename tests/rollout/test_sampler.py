@@ -65,12 +65,44 @@ def test_the_fast_path_agrees_with_the_models_own_forward(base: LanguageModel) -
 def test_dropping_finished_rows_changes_no_sample(
     base: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compacted = _sample(base)
+    """Which rows are at work is seen by what the model is given."""
+    found: list[Rollout] = []
+    counts: list[set[int]] = []
+    for share in (0.1, 2.0):
+        monkeypatch.setattr(sampler, "WORTH_DROPPING", share)
+        monkeypatch.setattr(sampler, "LEAST_SAVED", 0)
+        seen: set[int] = set()
+        hook = base.model.register_forward_pre_hook(
+            lambda _module, _args, given, seen=seen: seen.add(len(given["input_ids"])),
+            with_kwargs=True,
+        )
+        found.append(_sample(base))
+        hook.remove()
+        counts.append(seen)
+    compacted, whole = found
+    assert len(counts[0]) > 4
+    assert counts[1] == {4, 16}
     assert not bool(compacted.finished.all())
-    monkeypatch.setattr(sampler, "COMPACT_BELOW", 0.0)
-    whole = _sample(base)
     assert torch.equal(compacted.response_ids, whole.response_ids)
     assert torch.allclose(compacted.sampled_logprobs, whole.sampled_logprobs, atol=1e-5)
+
+
+def test_looking_seldom_changes_no_sample_and_no_later_number(
+    base: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is asked every seventh token draws on after the end; what it drew is as if it had not been."""
+    found: list[tuple[Rollout, float]] = []
+    for every in (1, 7):
+        monkeypatch.setitem(sampler.LOOK_EVERY, "cpu", every)
+        generator = torch.Generator().manual_seed(0)
+        config = RolloutConfig(num_prompts=1, group_size=1, max_new_tokens=60)
+        rollouts = [sample(base, PROMPTS[:1], config, generator) for _ in range(6)]
+        found += [(rollout, float(torch.rand((), generator=generator))) for rollout in rollouts]
+    assert sum(bool(rollout.finished.all()) for rollout, _ in found[:6]) >= 4
+    for (rollout, number), (other, same) in zip(found[:6], found[6:], strict=True):
+        assert rollout.sha256() == other.sha256()
+        assert torch.equal(rollout.sampled_logprobs, other.sampled_logprobs)
+        assert number == same
 
 
 def test_a_response_ends_with_its_end_token_or_at_the_limit(base: LanguageModel) -> None:

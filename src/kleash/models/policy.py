@@ -13,12 +13,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from kleash.errors import InputError
 from kleash.functional.chunks import TokenKL
 from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.models.adapters import Adapter
+from kleash.models.cache import reserved_cache
 
 
 class _Options(TypedDict):
@@ -195,9 +196,16 @@ class LanguageModel:
         """Within it, `model` is this one, also where it shares its weights with the policy."""
         return nullcontext() if self.adapter is None else self.adapter.speaking()
 
-    def new_cache(self) -> DynamicCache:
-        """An empty key-value cache for sampling."""
-        return DynamicCache()
+    def new_cache(self, length: int | None = None) -> Cache:
+        """An empty key-value cache.
+
+        Args:
+            length: tokens that will come into it: with room for them no token copies those before it. None: it grows,
+                and gradients can flow through it.
+        """
+        if length is None or not self.shares_prompts:
+            return DynamicCache()
+        return reserved_cache(length)
 
     def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
         """Hidden states from which each response token is predicted.

@@ -5,6 +5,7 @@ whether they are finished or not, so that dropping rows changes no sample.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,12 +13,19 @@ from torch import Tensor
 
 from kleash.errors import InputError
 from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.models.packed import packed
 from kleash.models.policy import LanguageModel
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 
-COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the cache once fewer than this share of its rows is still running."""
+WORTH_DROPPING = 0.5
+"""Share of rows that have to be finished for these to be dropped from the cache."""
+LEAST_SAVED = 300
+"""Rows dropped times tokens left: with fewer, packing the weights anew for the rest costs more than that saves."""
+LOOK_EVERY = {"cpu": 1}
+"""Tokens after which a device is asked which rows are finished, where that is not `LOOK_SELDOM`."""
+LOOK_SELDOM = 8
+"""The same of all others: asking is waiting for it."""
 
 
 def encode_prompts(
@@ -53,13 +61,13 @@ def encode_prompts(
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     """Tokens [B] by inverse transform: the first v whose cumulative probability exceeds u · total.
 
-    In float64: a float32 sum over a vocabulary can't tell its rarest tokens from rounding.
+    Summed in float64: a float32 sum over a vocabulary can't tell its rarest tokens from rounding.
 
     Examples:
         >>> draw(torch.tensor([[0.25, 0.75]]).log().expand(2, 2), torch.tensor([0.2, 0.3]).double())
         tensor([0, 1])
     """
-    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.double)
     target = uniform.unsqueeze(-1) * cumulative[:, -1:]
     return (
         torch.searchsorted(cumulative, target, right=True)
@@ -167,23 +175,27 @@ class _Decoding:
         self.finished = torch.zeros(size, dtype=torch.bool, device=device)
         self.rows = torch.arange(size, device=device)
         self.lengths = mask.sum(-1).repeat_interleave(config.group_size)
-        response = torch.ones((size, length), dtype=torch.bool, device=device)
+        response = torch.ones((size, length), dtype=torch.long, device=device)
         self.attention = torch.cat([mask.repeat_interleave(config.group_size, 0), response], dim=1)
-        self.cache = policy.new_cache()
+        self.cache = policy.new_cache(ids.shape[1] + length)
         self.eos = torch.tensor(policy.eos_ids, device=device)
+        self.look_every = LOOK_EVERY.get(device.type, LOOK_SELDOM)
+        self.states: list[Tensor] = []
+        """Of the generator, after each token."""
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits = self._prefill()
-        for t in range(self.config.max_new_tokens):
-            self._take(t, logits)
-            running = ~self.finished[self.rows]
-            if t + 1 == self.config.max_new_tokens or not running.any():
-                break
-            if running.float().mean() < COMPACT_BELOW:
-                keep = running.nonzero().squeeze(-1)
-                self.rows = self.rows[keep]
-                self.cache.batch_select_indices(keep)
-            logits = self._step(t)
+        logits, last = self._prefill(), self.config.max_new_tokens - 1
+        with ExitStack() as packing:
+            packing.enter_context(packed(self.policy, len(self.rows)))
+            for t in range(last + 1):
+                self._take(t, logits)
+                if t == last or ((t + 1) % self.look_every == 0 and self._drop_finished(last - t)):
+                    break
+                if len(self.rows) != len(logits):
+                    packing.close()
+                    packing.enter_context(packed(self.policy, len(self.rows)))
+                logits = self._step(t)
+        self._give_back_numbers()
         return self.tokens, self.mask, self.logprobs, self.finished
 
     def _prefill(self) -> Tensor:
@@ -200,22 +212,44 @@ class _Decoding:
         return output.logits[:, -1].repeat_interleave(self.config.group_size, 0)
 
     def _take(self, t: int, logits: Tensor) -> None:
-        """Draws token t of every running row and records it."""
-        uniform = torch.rand(len(self.tokens), generator=self.generator, dtype=torch.double)
+        """Draws token t of every running row and records it; a GPU is not waited for."""
+        rows, device = self.rows, logits.device
+        uniform = torch.rand(
+            len(self.tokens),
+            generator=self.generator,
+            dtype=torch.double,
+            pin_memory=device.type == "cuda",
+        ).to(device, non_blocking=True)
+        self.states.append(self.generator.get_state())
+        running = ~self.finished[rows]
         logprobs = log_softmax(logits, self.config.temperature)
-        token = draw(logprobs, uniform.to(logits.device)[self.rows])
-        running = ~self.finished[self.rows]
-        rows, token = self.rows[running], token[running]
+        token = torch.where(running, draw(logprobs, uniform[rows]), self.policy.pad_id)
         self.tokens[rows, t] = token
-        self.mask[rows, t] = True
-        self.logprobs[rows, t] = token_logprobs(logprobs[running], token)
-        self.finished[rows] = torch.isin(token, self.eos)
+        self.mask[rows, t] = running
+        self.logprobs[rows, t] = torch.where(running, token_logprobs(logprobs, token), 0.0)
+        self.finished[rows] = ~running | torch.isin(token, self.eos)
+
+    def _drop_finished(self, left: int) -> bool:
+        """Takes finished rows out of the cache, where the tokens left are worth it; whether no row is running."""
+        running = ~self.finished[self.rows]
+        count = int(running.sum())
+        saved = len(running) - count
+        if count and saved >= WORTH_DROPPING * len(running) and saved * left >= LEAST_SAVED:
+            keep = running.nonzero().squeeze(-1)
+            self.rows = self.rows[keep]
+            self.cache.batch_select_indices(keep)
+        return count == 0
+
+    def _give_back_numbers(self) -> None:
+        """Leaves the generator as the last token that anyone has left it: a look that came late drew more."""
+        length = int(self.mask.any(0).sum())
+        self.generator.set_state(self.states[length - 1])
 
     def _step(self, t: int) -> Tensor:
         width = self.prompt_ids.shape[1] + t + 1
         output = self.policy.model(
             input_ids=self.tokens[self.rows, t : t + 1],
-            attention_mask=self.attention[self.rows, :width].long(),
+            attention_mask=self.attention[self.rows, :width],
             position_ids=(self.lengths[self.rows] + t).unsqueeze(-1),
             past_key_values=self.cache,
             use_cache=True,
