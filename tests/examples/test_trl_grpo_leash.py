@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_grpo_leash.py"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing`:FutureWarning")
 def test_it_comes_to_its_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("trl_grpo_leash", EXAMPLE)
     assert spec is not None

@@ -210,6 +210,28 @@ def test_at_beta_0_the_kl_is_measured_from_a_copy(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)],
+    ids=str,
+)
+def test_half_precision_is_metered_as_it_is(
+    dtype: torch.dtype, autocast: bool, tmp_path: Path
+) -> None:
+    """Against plain forward passes, which accelerate runs in bf16: to its eight bits."""
+    model = AutoModelForCausalLM.from_pretrained(
+        resolve("tiny-reviews/base"), dtype=dtype, use_safetensors=True
+    )
+    trainer = build("GRPO", model=model, beta=0.1, max_steps=3, bf16=autocast)
+    spy = Spy(trainer)
+    KLLeash(trainer, target=2.0, ledger=tmp_path / "run")
+    trainer.train()
+    entries = updates(tmp_path / "run")
+    assert abs(entries[0].kl.value) < 1e-3
+    assert entries[-1].kl.value == pytest.approx(float(spy.drawn[-1]["exact"].mean()), rel=0.05)
+    assert verify_run(tmp_path / "run").ok
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_refused_update_was_never_made(kind: str, tmp_path: Path) -> None:
     """Weights and moments bit for bit; the schedule of the learning rate goes on."""
