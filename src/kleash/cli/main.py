@@ -22,6 +22,7 @@ from kleash.cli.console import Screen
 from kleash.cli.demo import demo
 from kleash.cli.lab import lab
 from kleash.cli.ledger import ledger
+from kleash.cli.migrate import migrate_trl
 from kleash.cli.models import models
 from kleash.cli.override import override
 from kleash.cli.reward import reward, score
@@ -46,6 +47,9 @@ app.command(epilog="Example: kleash reward examples/tiny_reward.toml --out runs/
 app.command(epilog="Example: kleash score tiny-reviews/gold texts.jsonl --json")(score)
 app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)
 app.command(epilog="Example: kleash report runs/tiny_ppo runs/tiny_ppo-2 --out both.html")(report)
+app.command("migrate-trl", epilog="Example: kleash migrate-trl ppo.yaml --out ppo.toml")(
+    migrate_trl
+)
 app.add_typer(models, name="models")
 app.add_typer(lab, name="lab")
 ledger.command(

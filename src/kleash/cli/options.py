@@ -49,6 +49,7 @@ _TRAIN_EXTRA = {
     "tokenizers",
     "torch",
     "transformers",
+    "yaml",
 }
 
 

@@ -51,10 +51,10 @@ def step_metrics(
         **{f"reward_part/{name}": float(x.mean()) for name, x in experience.parts.items()},
         "reward_length_correlation": length_correlation(experience),
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
-        **_signal_metrics(measured.signals),
+        **signal_metrics(measured.signals),
         **drift_metrics(readings),
-        **_update_metrics(proposal.facts),
-        **_guard_metrics(decision),
+        **update_metrics(proposal.facts),
+        **guard_metrics(decision),
         "kl_coef_effective": targets.kl_coef_effective,
         "step_penalty": targets.step_penalty or None,
         "kl_drawn_share": None if targets.drawn is None else float(targets.drawn.mean()),
@@ -75,7 +75,8 @@ def length_correlation(experience: Experience) -> float | None:
     return spread_within(experience.scores.double(), lengths, rollout.prompt_index).correlation
 
 
-def _update_metrics(facts: UpdateFacts) -> Metrics:
+def update_metrics(facts: UpdateFacts) -> Metrics:
+    """The figures of a proposed update."""
     tails, canary = facts.tails, facts.canary
     found: Metrics = {
         "kl_new_old_per_token": _value(facts.kl_new_old),
@@ -92,7 +93,8 @@ def _update_metrics(facts: UpdateFacts) -> Metrics:
     return found
 
 
-def _guard_metrics(decision: Decision) -> Metrics:
+def guard_metrics(decision: Decision) -> Metrics:
+    """The figures of alarms and budget after a verdict."""
     budget = decision.state.budget
     found: Metrics = {
         f"alarm/{name}": each.statistic for name, each in decision.state.detectors.items()
@@ -103,7 +105,8 @@ def _guard_metrics(decision: Decision) -> Metrics:
     return found
 
 
-def _signal_metrics(signals: Signals) -> Metrics:
+def signal_metrics(signals: Signals) -> Metrics:
+    """The figures that a controller knows beside the reading."""
     return {
         "reward_std_within": signals.reward_std,
         "log_ratio_std_within": signals.log_ratio_std,
