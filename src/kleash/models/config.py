@@ -1,8 +1,8 @@
 """The `[model]` section: which policy is trained, and what it is measured against."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 def check_weights(weights: dict[str, float]) -> dict[str, float]:
@@ -64,6 +64,10 @@ class ModelConfig(BaseModel):
     policy: str = "tiny-reviews/base"
     """An embedded or fetched model's name, a Hugging Face directory, or a hub id; or the directory of a LoRA adapter,
     which is then what is trained, and as it is now the reference."""
+    chat: bool = False
+    """Whether a prompt is a user's message, put to the policy in its tokenizer's chat template."""
+    system: str | None = None
+    """The system message before it; None: what the template says where there is none."""
     lora: LoraConfig | None = None
     """A new adapter; None: every weight is trained, or the adapter that `policy` is."""
     reference: str | Annotated[dict[str, FiniteFloat], AfterValidator(check_weights)] | None = None
@@ -73,3 +77,11 @@ class ModelConfig(BaseModel):
     as the run began is measured all the same, and `guard.max_kl` limits both."""
     refresh_share: FiniteFloat = Field(default=1.0, gt=0, le=1)
     """How much nearer: 1 is a reset to the policy, less a moving average of weights, π_ref ← (1 − s) π_ref + s π."""
+
+    @model_validator(mode="after")
+    def _has_a_chat_for_its_system(self) -> Self:
+        if self.system is not None and not self.chat:
+            raise ValueError(
+                "no model.system where model.chat is false: it has no place in a plain prompt"
+            )
+        return self

@@ -112,7 +112,7 @@ def load_reference(policy: LanguageModel, name: str | None) -> LanguageModel:
         raise _vocabulary_mismatch(policy, reference, f"{reference.vocab_size} logits")
     if vocabulary_digest(policy.tokenizer) != vocabulary_digest(reference.tokenizer):
         raise _vocabulary_mismatch(policy, reference, "the same size, other tokens")
-    return reference
+    return replace(reference, chat=policy.chat)
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

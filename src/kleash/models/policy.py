@@ -20,6 +20,7 @@ from kleash.functional.chunks import TokenKL
 from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.models.adapters import Adapter
 from kleash.models.cache import reserved_cache
+from kleash.models.chat import Chat
 
 
 class _Options(TypedDict):
@@ -128,6 +129,8 @@ class LanguageModel:
     tokenizer: Any
     adapter: Adapter | None = None
     """Which of the differences that `model` has makes it this one; None: it has none."""
+    chat: Chat | None = None
+    """How a prompt is put to it; None: as it stands."""
     shares_prompts: bool = False
     """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
 
@@ -176,6 +179,12 @@ class LanguageModel:
             float(scale),
             getattr(config, "final_logit_softcapping", None),
         )
+
+    def encode(self, prompt: str) -> list[int]:
+        """The token ids of a prompt, which the response follows."""
+        if self.chat is None:
+            return list(self.tokenizer(prompt)["input_ids"])
+        return self.chat.encode(self.tokenizer, prompt)
 
     @property
     def own_weights(self) -> dict[str, Tensor]:

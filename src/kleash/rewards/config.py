@@ -1,7 +1,7 @@
 """The `[reward]` section: what the policy is trained on, and what only watches."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,9 @@ from pydantic import (
 from kleash.rewards.protocol import is_url, parse_url
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+Reads = Literal["text", "response", "chat"]
 
 
 class ServerConfig(BaseModel):
@@ -94,6 +97,9 @@ class RewardConfig(BaseModel):
     """Which label's log-odds is the reward, by name or index; needed with more than two labels."""
     batch_size: int = Field(default=64, ge=1)
     """Texts per forward pass of a scoring model."""
+    reads: Reads = "text"
+    """What a scoring model reads: `text`, the response behind its prompt; `response` alone; `chat`, both in the chat
+    template of the model's own tokenizer. A function or a server is given both, apart."""
     server: ServerConfig = ServerConfig()
 
     @property

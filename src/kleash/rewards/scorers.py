@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from kleash.errors import ConfigError, RewardError
+from kleash.models.chat import check_template
 from kleash.models.reward_model import RewardModel, encode, load_reward_model, predict
 from kleash.rewards.checks import checked, shown
-from kleash.rewards.config import ServerConfig
+from kleash.rewards.config import Reads, ServerConfig
 from kleash.rewards.protocol import is_url
 from kleash.rewards.server import Server
 
@@ -58,6 +59,7 @@ def load_scorer(
     batch_size: int = 64,
     device: str = "cpu",
     server: ServerConfig | None = None,
+    reads: Reads = "text",
 ) -> Scorer:
     """The scorer that a name stands for.
 
@@ -67,10 +69,12 @@ def load_scorer(
         batch_size: texts per forward pass of a model.
         device: where a model runs.
         server: how a server is asked; None: by the defaults.
+        reads: what a model reads of prompt and response.
 
     Raises:
         InputError: there is no such model.
-        ConfigError: there is no such function, the label does not fit the model, or the server can't be asked.
+        ConfigError: there is no such function, the label does not fit the model, it has no chat template, or the server
+            can't be asked.
     """
     match = _FUNCTION_SPEC.fullmatch(spec)
     if is_url(spec):
@@ -78,7 +82,7 @@ def load_scorer(
         return Scorer(name=spec, score=Server(spec, server or ServerConfig()).score)
     if match is None or Path(spec).is_dir():
         reward = load_reward_model(spec, device=device)
-        return model_scorer(reward, label=label, batch_size=batch_size)
+        return model_scorer(reward, label=label, batch_size=batch_size, reads=reads)
     _refuse_label(label, "function", spec)
     return function_scorer(spec, _import_function(spec, *match.groups()))
 
@@ -119,7 +123,11 @@ def function_scorer(name: str, function: ScoreFunction) -> Scorer:
 
 
 def model_scorer(
-    reward: RewardModel, *, label: str | int | None = None, batch_size: int = 64
+    reward: RewardModel,
+    *,
+    label: str | int | None = None,
+    batch_size: int = 64,
+    reads: Reads = "text",
 ) -> Scorer:
     """A scorer from a sequence classifier.
 
@@ -131,16 +139,20 @@ def model_scorer(
         reward: the classifier.
         label: by name or index.
         batch_size: texts per forward pass.
+        reads: what it reads of prompt and response.
 
     Raises:
-        ConfigError: the label is missing, unknown, or given where there is only one output.
+        ConfigError: the label is missing, unknown, or given where there is one output; or no chat template.
     """
     index = _label_index(reward, label)
+    if reads == "chat":
+        check_template(reward.name, reward.tokenizer, 'reward.reads = "chat"')
     warned = False
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         nonlocal warned
-        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        pairs = zip(prompts, responses, strict=True)
+        texts = [_read_text(reward, reads, prompt, response) for prompt, response in pairs]
         encoded = encode(reward, texts)
         if encoded.num_truncated and not warned:
             warned = True
@@ -155,6 +167,17 @@ def model_scorer(
         return checked(reward.name, _log_odds(reward, logits, index), responses)
 
     return Scorer(name=reward.name, score=score)
+
+
+def _read_text(reward: RewardModel, reads: Reads, prompt: str, response: str) -> str:
+    """What a model reads of a response to a prompt."""
+    if reads == "chat":
+        turns = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
+        return str(reward.tokenizer.apply_chat_template(turns, tokenize=False))
+    return response if reads == "response" else prompt + response
 
 
 def _refuse_label(label: str | int | None, kind: str, spec: str) -> None:

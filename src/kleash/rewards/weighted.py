@@ -87,5 +87,10 @@ def weigh(reward: Scorer, prompts: Sequence[str], responses: Sequence[str]) -> W
 
 def _load(config: RewardConfig, name: str, device: str, label: str | int | None = None) -> Scorer:
     return load_scorer(
-        name, label=label, batch_size=config.batch_size, device=device, server=config.server
+        name,
+        label=label,
+        batch_size=config.batch_size,
+        device=device,
+        server=config.server,
+        reads=config.reads,
     )

@@ -36,7 +36,7 @@ def encode_prompts(
     Raises:
         InputError: a prompt is empty, or with its response is longer than the model's context.
     """
-    rows: list[list[int]] = [policy.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows: list[list[int]] = [policy.encode(prompt) for prompt in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise InputError("a prompt has no tokens", expected="at least one", got=repr(prompt))

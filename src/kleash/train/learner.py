@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kleash.errors import ConfigError
 from kleash.models.blend import Blend
+from kleash.models.chat import Chat, check_template
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.policy import LanguageModel
@@ -98,7 +99,7 @@ def build_learner(
     Raises:
         ConfigError: nothing in the policy can be trained.
     """
-    policy = load_language_model(model.policy, device, model.lora)
+    policy = _spoken_to(load_language_model(model.policy, device, model.lora), model)
     reference = origin = _load(policy, model.reference)
     if model.refresh_every is not None:
         reference, origin = _to_be_refreshed(policy, reference, model.refresh_share)
@@ -112,6 +113,14 @@ def build_learner(
         fused=True,
     )
     return Learner(policy, reference, origin, value_head, adam, trained)
+
+
+def _spoken_to(policy: LanguageModel, model: ModelConfig) -> LanguageModel:
+    """The policy, to which prompts are put as the configuration says."""
+    if not model.chat:
+        return policy
+    check_template(policy.name, policy.tokenizer, "model.chat = true")
+    return replace(policy, chat=Chat(model.system))
 
 
 def _load(policy: LanguageModel, name: str | dict[str, float] | None) -> LanguageModel | Blend:
