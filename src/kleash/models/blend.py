@@ -55,6 +55,11 @@ class Blend:
         return cls(parts, weights, Several(part.model for part in parts), _side_by_side(weighted))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of their hidden states."""
+        return self.parts[0].dtype
+
+    @property
     def name(self) -> str:
         """The weighted names, as in `0.7 × a + 0.3 × b`."""
         pairs = zip(self.weights, self.parts, strict=True)

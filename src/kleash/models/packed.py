@@ -39,7 +39,7 @@ def packed(language_model: LanguageModel, rows: int) -> Generator[None]:
     """
     model = language_model.model
     adapter = None if language_model.adapter is None else language_model.adapter.name
-    layers = list(_layers(model)) if can_pack(model.device, model.dtype, rows) else []
+    layers = list(_layers(model)) if can_pack(model.device, language_model.dtype, rows) else []
     before = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:

@@ -5,8 +5,8 @@ largest thing there is, and so it is made a few responses at a time, and only at
 """
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -46,8 +46,10 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, H], in float32."""
-        logits = F.linear(hidden, self.weight, self.bias).float() * self.scale
+        """Logits [N, V] of hidden states [N, H], multiplied and kept in float32 at least."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        logits = F.linear(hidden.to(wide), self.weight.to(wide), bias).float() * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def read(
@@ -131,6 +133,8 @@ class LanguageModel:
     """Which of the differences that `model` has makes it this one; None: it has none."""
     chat: Chat | None = None
     """How a prompt is put to it; None: as it stands."""
+    compute: torch.dtype | None = None
+    """What it computes in, where its weights are kept in more; None: in what they are."""
     shares_prompts: bool = False
     """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
 
@@ -138,6 +142,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its hidden states and its head."""
+        return self.compute or self.model.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -174,7 +183,7 @@ class LanguageModel:
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
         return Head(
-            linear.weight,
+            linear.weight.to(self.dtype),
             getattr(linear, "bias", None),
             float(scale),
             getattr(config, "final_logit_softcapping", None),
@@ -201,9 +210,27 @@ class LanguageModel:
             self.model.state_dict() if self.adapter is None else self.adapter.state()
         )
 
-    def speaking(self) -> AbstractContextManager[None]:
-        """Within it, `model` is this one, also where it shares its weights with the policy."""
-        return nullcontext() if self.adapter is None else self.adapter.speaking()
+    @contextmanager
+    def speaking(self) -> Generator[None]:
+        """Within it, `model` is this one, also where it shares its weights with the policy, and computes as it does."""
+        adapter = nullcontext() if self.adapter is None else self.adapter.speaking()
+        with adapter, torch.autocast(self.device.type, self.compute, self.compute is not None):
+            yield
+
+    def next_logits(self, cache: Cache, **given: Tensor) -> Tensor:
+        """Logits [B, V] of the next token, for sampling, as the head gives them; within `speaking`.
+
+        Args:
+            cache: takes the keys and values.
+            given: `input_ids`, `attention_mask` and `position_ids`.
+        """
+        if self.dtype.itemsize >= torch.float32.itemsize:
+            output = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return output.logits[:, -1]
+        # The model itself would round the logits to half precision.
+        output = self.model.base_model(**given, past_key_values=cache, use_cache=True)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.head(output.last_hidden_state[:, -1].to(self.dtype))
 
     def new_cache(self, length: int | None = None) -> Cache:
         """An empty key-value cache.
@@ -244,7 +271,7 @@ class LanguageModel:
             output = self.model.base_model(
                 input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
             )
-            return output.last_hidden_state[:, width - 1 :]
+            return output.last_hidden_state[:, width - 1 :].to(self.dtype)
 
     def _groups(
         self, prompt_ids: Tensor, prompt_mask: Tensor, length: int
@@ -284,7 +311,7 @@ class LanguageModel:
         )
         start = prompts.last_hidden_state[:, -1:][group]
         if inputs.shape[1] == width:
-            return start
+            return start.to(self.dtype)
         cache.batch_select_indices(group)
         responses = trunk(
             input_ids=inputs[:, width:],
@@ -293,7 +320,7 @@ class LanguageModel:
             past_key_values=cache,
             use_cache=True,
         )
-        return torch.cat([start, responses.last_hidden_state], dim=1)
+        return torch.cat([start, responses.last_hidden_state], dim=1).to(self.dtype)
 
 
 def check_head(language_model: LanguageModel) -> None:
@@ -335,9 +362,10 @@ def can_share_prompts(language_model: LanguageModel) -> bool:
             found = sharing.hidden(prompts, mask, responses)
         except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
+    rounding = max(1e-3, 8.0 * torch.finfo(language_model.dtype).eps)
     scale = float(expected.abs().max())
     same = found.shape == expected.shape
-    return same and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * scale)
+    return same and torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -138,7 +138,7 @@ def meter(
     names += ["values"] if learner.value_head is not None else []
     flat = {name: torch.zeros(shape, device=device) for name in names}
     hidden, ref_hidden = (
-        torch.zeros((*shape, side.hidden_size), dtype=side.model.dtype, device=device)
+        torch.zeros((*shape, side.hidden_size), dtype=side.dtype, device=device)
         for side in (learner.policy, learner.reference)
     )
     head = learner.policy.head.frozen()

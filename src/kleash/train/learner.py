@@ -99,7 +99,7 @@ def build_learner(
     Raises:
         ConfigError: nothing in the policy can be trained.
     """
-    policy = _spoken_to(load_language_model(model.policy, device, model.lora), model)
+    policy = _spoken_to(load_language_model(model.policy, device, model.lora, model.dtype), model)
     reference = origin = _load(policy, model.reference)
     if model.refresh_every is not None:
         reference, origin = _to_be_refreshed(policy, reference, model.refresh_share)

@@ -90,7 +90,7 @@ def self_test(
         temperature=few.temperature,
         micro_batch_size=config.train.micro_batch_size,
     )
-    floor = FLOORS[next(learner.policy.model.parameters()).dtype]
+    floor = FLOORS[learner.policy.dtype]
     between = _kl_of_padding(learner, rollout, metered, few.temperature)
     noise = _noise(between, rollout, floor)
     scores = torch.randn(len(rollout.mask), generator=generator).to(metered.kl.device)
