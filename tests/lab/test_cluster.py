@@ -164,7 +164,8 @@ def test_twice_the_gpus_halve_what_is_parallel_and_lengthen_nothing() -> None:
         before, after = phases(layout(free, gpus=few)), phases(layout(free, gpus=many))
         for name in parallel:
             assert after[name] == pytest.approx(before[name] / 2, rel=1e-9), name
-        for name in before:
+        # Of what is gathered (n − 1)/n comes from others.
+        for name in before.keys() - {"sync"}:
             assert after[name] <= before[name] * (1 + 1e-9), name
 
 

@@ -205,10 +205,8 @@ def _show(screen: Screen, plans: Sequence[Plan]) -> None:
         for reason in plan.reasons:
             screen.say(f"{plan.gpus} GPUs: {reason}")
     screen.say()
-    screen.say(
-        "Seconds; GB: the most on one GPU; GPU h: of 1,000 steps. +KL: what exact KL adds to"
-    )
-    screen.say("a step with the sampled token's; +guard: snapshot, measurement, ledger, to that.")
+    screen.say("Seconds; GB: the most on one GPU; GPU h: of 1,000 steps. +KL: what exact KL")
+    screen.say("adds to the sampled token's; +guard: snapshot, measurement, ledger to that.")
 
 
 def _row(plan: Plan) -> list[str]:

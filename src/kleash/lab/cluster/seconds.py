@@ -102,7 +102,7 @@ def _pass(
     local = work.tokens / layout.replicas * shape.hidden * work.width
     layers = shape.layers / layout.pipeline
     reduced = micro * 2 * crossings * layers * device.reduce(local / micro, layout.tensor)
-    handed = (layout.pipeline > 1) * local / device.wire(2, layout.tensor * layout.replicas)
+    handed = (layout.pipeline > 1) * local / device.wire(layout.pipeline, layout.tensor)
     return max(busy, gathered) + reduced + handed
 
 
