@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -528,6 +530,21 @@ def test_what_the_command_refuses(
 ) -> None:
     assert cli.run(["lab", "cluster", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
+BLOCK = re.compile(r"```sh\nkleash (lab cluster .*)\n```\n\n```text\n((?:.*\n)*?)```")
+
+
+def test_the_tables_of_the_plan_are_what_the_command_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+    assert len(blocks) >= 8
+    for words, table in blocks:
+        assert cli.run(words.split()) == 0
+        said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert set(table.splitlines()) <= set(said), words
 
 
 def test_no_torch_is_needed() -> None:

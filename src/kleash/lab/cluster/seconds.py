@@ -15,8 +15,10 @@ KERNELS_LAYER, KERNELS_BESIDE = 30, 20
 make views."""
 READ = 4
 """Bytes of a logit: float32."""
-AGREEMENTS, AGREED = 2, 512
-"""How often a step waits until every rank has the same readings, for β and for the verdict, and bytes each time."""
+AGREEMENTS = 2
+"""How often in a step every rank waits for all readings, for β and for the verdict."""
+OF_RESPONSE, OF_TOKEN = 64, 8
+"""Bytes of a response's readings, eight numbers in float64, and of a token's, KL and log-ratio in float32."""
 
 
 def phases(setting: Setting) -> dict[str, float]:
@@ -251,6 +253,8 @@ def _sync(setting: Setting) -> float:
 
 
 def _ledger(setting: Setting) -> float:
-    """Two durable entries by the first rank, while the others wait, and what all have to agree on."""
-    agreed = AGREEMENTS * setting.device.reduce(AGREED, setting.layout.trainers)
-    return 2 * setting.work.append + agreed
+    """Two durable entries by the first rank, while the others wait, and the readings that every rank gathers."""
+    work = setting.work
+    size = OF_RESPONSE * work.responses + OF_TOKEN * work.response_tokens
+    agreed = AGREEMENTS * setting.device.gather(size, setting.layout.trainers)
+    return 2 * work.append + agreed
