@@ -70,6 +70,9 @@ class ModelConfig(BaseModel):
     dtype: DType = "float32"
     """What policy and reference compute in. What is trained is kept in float32, whatever it is: of a model with an
     adapter its matrices, else every weight. KL, log-probabilities and losses are in float32 at least."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again on the way back: less memory, a third more time, the same gradient. A prompt is
+    then computed for each of its responses."""
     chat: bool = False
     """Whether a prompt is a user's message, put to the policy in its tokenizer's chat template."""
     system: str | None = None

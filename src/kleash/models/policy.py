@@ -21,6 +21,7 @@ from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.models.adapters import Adapter
 from kleash.models.cache import reserved_cache
 from kleash.models.chat import Chat
+from kleash.models.recompute import recomputed
 
 
 class _Options(TypedDict):
@@ -135,6 +136,8 @@ class LanguageModel:
     """How a prompt is put to it; None: as it stands."""
     compute: torch.dtype | None = None
     """What it computes in, where its weights are kept in more; None: in what they are."""
+    recomputes: bool = False
+    """Whether a pass that gradients go back through keeps the inputs of its layers alone."""
     shares_prompts: bool = False
     """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
 
@@ -264,8 +267,10 @@ class LanguageModel:
         mask[:, :width] = prompt_mask
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         rows = inputs, mask, positions
-        groups = self._groups(prompt_ids, prompt_mask, inputs.shape[1])
-        with self.speaking():
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        # Layers that are computed twice would enter their keys and values twice.
+        groups = None if recomputes else self._groups(prompt_ids, prompt_mask, inputs.shape[1])
+        with self.speaking(), recomputed(self.model) if recomputes else nullcontext():
             if groups is not None:
                 return self._by_groups(rows, width, *groups)
             output = self.model.base_model(

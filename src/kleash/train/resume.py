@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kleash.errors import ConfigError, InputError, TamperError
 from kleash.ledger import (
     OVERRIDE,
@@ -119,7 +121,7 @@ def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it isn't; the settings that differ are named.
     """
-    recorded, asked = started.get("config"), config.model_dump(mode="json")
+    recorded, asked = _as_now(started.get("config")), config.model_dump(mode="json")
     differing = sorted({*_flat(recorded)} ^ {*_flat(asked)})
     if differing:
         names = list(dict.fromkeys(name for name, _ in differing))
@@ -129,6 +131,14 @@ def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
             got=f"another {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
             do="leave these as they were, or begin another run; kleash ledger override changes a limit of [guard]",
         )
+
+
+def _as_now(recorded: Any) -> Any:
+    """A recorded configuration with the defaults of settings that it had not yet."""
+    try:
+        return RunConfig.model_validate_json(encode(recorded), strict=True).model_dump(mode="json")
+    except ValidationError:
+        return recorded
 
 
 def check_digests(found: Mapping[str, str], started: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from kleash import __version__
-from kleash.errors import InputError, ResourceError
+from kleash.errors import InputError, ResourceError, is_out_of_memory
 from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
@@ -186,12 +186,16 @@ def _outside(run: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise disk_failed(run, error) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"there is no memory left for {run}",
-            expected="room for the models, the optimiser and a copy of both",
-            got=str(error),
-            do="lower train.micro_batch_size, then go on with the run",
+            expected="room for the models, the optimiser, and what an update is undone by",
+            got=str(error).strip().splitlines()[0][:200] if str(error).strip() else "no room",
+            do="lower train.micro_batch_size first, which changes no result; then model.gradient_checkpointing = true, "
+            "[model.lora], or fewer rollout.num_prompts. A run that has checkpoints goes on with --resume where the "
+            "configuration is the same; else begin another",
         ) from error
 
 
