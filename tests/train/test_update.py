@@ -13,7 +13,7 @@ from kleash.functional.chunks import TokenKL
 from kleash.functional.penalties import Penalty
 from kleash.guard import Decision, GuardState
 from kleash.models.config import ModelConfig
-from kleash.models.policy import weights_digest
+from kleash.models.identity import weights_digest
 from kleash.records import Verdict
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig

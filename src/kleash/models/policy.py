@@ -4,14 +4,13 @@ The last matrix product, hidden states to vocabulary, is kept apart from the res
 largest thing there is, and so it is made a few responses at a time, and only at tokens that count.
 """
 
-import hashlib
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers import Cache, DynamicCache
 
@@ -21,6 +20,7 @@ from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.models.adapters import Adapter
 from kleash.models.cache import reserved_cache
 from kleash.models.chat import Chat
+from kleash.models.identity import state_digest
 from kleash.models.recompute import recomputed
 
 
@@ -207,11 +207,13 @@ class LanguageModel:
             else self.adapter.own_weights
         )
 
+    def state(self) -> Mapping[str, Tensor]:
+        """All that it is computed from, by name."""
+        return self.model.state_dict() if self.adapter is None else self.adapter.state()
+
     def digest(self) -> str:
         """The identity of the weights that it computes with: `state_digest` of all of them."""
-        return state_digest(
-            self.model.state_dict() if self.adapter is None else self.adapter.state()
-        )
+        return state_digest(self.state())
 
     @contextmanager
     def speaking(self) -> Generator[None]:
@@ -371,19 +373,3 @@ def can_share_prompts(language_model: LanguageModel) -> bool:
     scale = float(expected.abs().max())
     same = found.shape == expected.shape
     return same and torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """`state_digest` of all that a module has."""
-    return state_digest(model.state_dict())
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over every tensor's name, shape and bytes: the identity of a set of weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from kleash.errors import InputError, ResourceError, is_out_of_memory
 from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
+from kleash.models.identity import are_same
 from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
 from kleash.rewards.weighted import load_monitors, load_reward
@@ -317,9 +318,12 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 
 def digests(learner: Learner, prompts: list[str]) -> dict[str, str]:
     """Which weights, which tokenizer and which prompts a run started from."""
+    policy = learner.policy.digest()
+    # The reference is most often what the policy is, and a digest reads every weight.
+    same = are_same(learner.policy.state(), learner.reference.state())
     return {
-        "policy": learner.policy.digest(),
-        "reference": learner.reference.digest(),
+        "policy": policy,
+        "reference": policy if same else learner.reference.digest(),
         "tokenizer": vocabulary_digest(learner.policy.tokenizer),
         "prompts": sha256_of(prompts),
     }
