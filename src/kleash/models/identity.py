@@ -52,7 +52,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
     words = [_words(tensor) for _, tensor in sorted(state.items())]
     return Fingerprint(
         tuple(int(x.sum(dtype=torch.int64)) for x in words),
-        tuple(int(torch.hash_tensor(x)) for x in words),
+        tuple(int(torch.hash_tensor(x).view(torch.int64)) for x in words),
     )
 
 
