@@ -39,6 +39,9 @@ class Metered:
     """[B, T, H] of the reference."""
     head: Head
     """The policy's head as it was."""
+    live: Tensor | None = None
+    """[B, T', H], `hidden` up to the longest response with the way back to the weights; None where it wasn't kept. It
+    can be gone once, and only while the weights are as they were."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -130,9 +133,23 @@ def locate_drift(
 
 @torch.no_grad()
 def meter(
-    learner: Learner, rollout: Rollout, *, temperature: float, micro_batch_size: int
+    learner: Learner,
+    rollout: Rollout,
+    *,
+    temperature: float,
+    micro_batch_size: int,
+    keep_graph: bool = False,
 ) -> Metered:
-    """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time."""
+    """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time.
+
+    Args:
+        learner: policy, reference and value head.
+        rollout: whose tokens.
+        temperature: of the run.
+        micro_batch_size: responses at a time.
+        keep_graph: whether the policy's pass is kept for the first gradient step, which then needs none of its own; it
+            is where all responses come in one piece.
+    """
     shape, device = rollout.mask.shape, rollout.mask.device
     names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
     names += ["values"] if learner.value_head is not None else []
@@ -141,11 +158,16 @@ def meter(
         torch.zeros((*shape, side.hidden_size), dtype=side.dtype, device=device)
         for side in (learner.policy, learner.reference)
     )
-    head = learner.policy.head.frozen()
+    head, live = learner.policy.head.frozen(), None
+    keep_graph = keep_graph and shape[0] <= micro_batch_size
     for index in torch.arange(shape[0]).split(micro_batch_size):
         part = rollout.rows(index)
         keep, length = part.mask, part.mask.shape[1]
-        own, theirs = (_hidden(model, part) for model in (learner.policy, learner.reference))
+        with torch.set_grad_enabled(keep_graph):
+            own = _hidden(learner.policy, part)
+        if keep_graph:
+            live, own = own, own.detach()
+        theirs = _hidden(learner.reference, part)
         hidden[index, :length], ref_hidden[index, :length] = own, theirs
         tokens = part.response_ids[keep]
         read = _read(head, own[keep], learner.reference, theirs[keep], tokens, temperature)
@@ -161,7 +183,8 @@ def meter(
             block[keep] = tensor.float()
             flat[name][index, :length] = block
     values = flat.pop("values", None)
-    return Metered(hidden=hidden, ref_hidden=ref_hidden, head=head, values=values, **flat)
+    states = {"hidden": hidden, "ref_hidden": ref_hidden, "live": live}
+    return Metered(**states, head=head, values=values, **flat)
 
 
 def _read(

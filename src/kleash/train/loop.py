@@ -264,6 +264,7 @@ def _read(setup: Setup, rollout: Rollout) -> Experience:
         temperature=config.rollout.temperature,
         penalties=config.reward,
         micro_batch_size=config.train.micro_batch_size,
+        keep_graph=config.algorithm.update == "gradient" and config.algorithm.num_minibatches == 1,
     )
 
 

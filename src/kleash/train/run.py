@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -213,6 +213,8 @@ def prepare(config: RunConfig) -> Setup:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Memory that is not written yet is not read either: filling it first takes a twentieth of a step.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     check_trackers(config.train.trackers)
     device = resolve_device(config.train.device)
     prompts = load_prompts(config.data.prompts)
