@@ -26,7 +26,9 @@ from kleash.integrations.prometheus import Endpoint
 from kleash.integrations.prometheus.figures import IN_NATS, LIMITS, Figures
 from kleash.integrations.prometheus.server import CLIENTS, MAX_REQUEST, PageServer
 from kleash.integrations.prometheus.text import Family, Sample, label, page
+from kleash.ledger import SigningKey, open_signing_key
 from kleash.records import Action, KLReading, StepRecord, Verdict
+from kleash.replay import override
 from kleash.rewards.config import ServerConfig
 from kleash.rewards.server import Server
 from kleash.rewards.tally import REQUESTS
@@ -192,6 +194,32 @@ def test_limits_are_those_of_the_step_and_the_age_is_since_it() -> None:
     assert one(found, "kleash_ledger_head_age_seconds") == 2.5
     assert one(found, "kleash_limit_nats", limit="max_kl") == 30.0
     assert one(found, "kleash_limit_used_ratio", limit="max_kl") == pytest.approx(0.2)
+
+
+def test_the_limits_of_a_run_that_goes_on_are_those_it_was_given_by_an_override(
+    tmp_path: Path,
+) -> None:
+    settings = small_settings(tmp_path, steps=4)
+    settings["guard"] = {"max_kl": 50.0}
+    config, path = RunConfig.model_validate(settings), tmp_path / "run"
+    steps = train(config, path, skip_self_test=True)
+    assert [next(steps).step, next(steps).step] == [1, 2]
+    steps.close()
+    override(
+        path / "ledger",
+        [open_signing_key()],
+        SigningKey.generate(),
+        lambda limits: limits.model_copy(update={"max_kl": 60.0}),
+        reason="measured again",
+        until=3,
+    )
+    rest = train(config, path, skip_self_test=True, resume=True)
+    with Endpoint(config, path, port=0) as endpoint:
+        shown = {
+            each.step: one(scrape(endpoint.url), "kleash_limit_nats", limit="max_kl")
+            for each in endpoint.watch(rest)
+        }
+    assert shown == {3: 60.0, 4: 50.0}
 
 
 def test_every_limit_of_the_guard_is_shown() -> None:
