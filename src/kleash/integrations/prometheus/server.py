@@ -21,6 +21,8 @@ SECONDS = 2.0
 """That one gets, from its connection to the last byte."""
 MAX_REQUEST = 8192
 """Bytes of a request's head."""
+PACE = 0.02
+"""Seconds from one client to the next: a flood of them must not take the processor from what is watched."""
 POLL = 0.2
 """Seconds in which an end is noticed."""
 PATH = "/metrics"
@@ -76,7 +78,7 @@ class PageServer:
         self.close()
 
     def _serve(self) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(PACE):
             try:
                 client, _ = self._listener.accept()
             except TimeoutError:
