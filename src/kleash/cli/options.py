@@ -9,6 +9,7 @@ import typer
 
 from kleash.cli.console import Screen
 from kleash.errors import InputError
+from kleash.extras import needs
 from kleash.ledger import SigningKey, default_key_path, needs_passphrase, open_signing_key
 
 AsJson = Annotated[
@@ -38,20 +39,6 @@ PassphraseFd = Annotated[
     ),
 ]
 
-_TRAIN_EXTRA = {
-    "accelerate",
-    "datasets",
-    "huggingface_hub",
-    "jaxtyping",
-    "numpy",
-    "safetensors",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "yaml",
-}
-
 
 @contextmanager
 def train_extra() -> Generator[None]:
@@ -60,9 +47,7 @@ def train_extra() -> Generator[None]:
     Raises:
         InputError: the extra `train` is not installed.
     """
-    with _extra(
-        "train", _TRAIN_EXTRA, "this command runs a model, which the base install does not"
-    ):
+    with needs("train", "this command runs a model, which the base install does not"):
         yield
 
 
@@ -73,24 +58,8 @@ def trl_extra() -> Generator[None]:
     Raises:
         InputError: the extra `trl` is not installed.
     """
-    with _extra("trl", _TRAIN_EXTRA | {"trl"}, "this command trains with TRL, which is an extra"):
+    with needs("trl", "this command trains with TRL, which is an extra"):
         yield
-
-
-@contextmanager
-def _extra(name: str, packages: set[str], what: str) -> Generator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in packages:
-            raise
-        raise InputError(
-            what,
-            expected=f"the packages of kleash[{name}]",
-            got=f"no {missing}",
-            do=f"pip install 'kleash[{name}]'",
-        ) from error
 
 
 def passphrase(

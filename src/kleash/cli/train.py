@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from kleash.cli.options import (
 )
 from kleash.config import load
 from kleash.errors import InputError, KleashError, TamperError
+from kleash.integrations.prometheus import Endpoint
 from kleash.ledger import read
 from kleash.records import KLReading, StepRecord
 from kleash.replay import ENDINGS, Verification, verify_run
@@ -34,10 +35,16 @@ if TYPE_CHECKING:
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of what a signal ended: 128 and its number."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Addresses that no other machine reaches."""
 SETTLING = 10
 """Steps of a run below which nobody expects its KL to be at the target."""
 
 
+RunOption = Annotated[
+    Path | None,
+    typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
+]
 SkipSelfTest = Annotated[
     bool,
     typer.Option(
@@ -50,17 +57,28 @@ Resume = Annotated[
         "--resume", help="Go on with the run in its directory; begin where there is none."
     ),
 ]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="Serve figures to Prometheus at this port; 0: any that is free.",
+        show_default="not served",
+    ),
+]
+MetricsHost = Annotated[
+    str, typer.Option(help="Address to serve them at: whoever reaches it reads them, unasked.")
+]
 
 
-def train(
+def train(  # noqa: PLR0913, PLR0917 - the options of a command line
     config_file: ConfigFile,
     overrides: Overrides = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
-    ] = None,
+    run: RunOption = None,
     skip_self_test: SkipSelfTest = False,
     resume: Resume = False,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = LOOPBACK[0],
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,8 +103,9 @@ def train(
         training = run_training(
             config, directory, skip_self_test=skip_self_test, resume=resume, signers=signers
         )
-        with terminable(), closing(training) as records, screen.progress() as steps:
-            watch(noting(_noting_start(records, directory, screen), screen), config, steps)
+        published = _publishing(config, directory, (metrics_host, metrics_port), screen)
+        with terminable(), closing(training) as records, screen.progress() as steps, published as p:
+            watch(p(noting(_noting_start(records, directory, screen), screen)), config, steps)
     except Terminated:
         interrupted = TERMINATED
     except KeyboardInterrupt:
@@ -115,6 +134,25 @@ def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> N
     steps.show("training", 0, config.train.steps)
     for record in records:
         steps.show("training", record.step, config.train.steps, step_figures(record, config))
+
+
+Publish = Callable[[Iterator[StepRecord]], Iterator[StepRecord]]
+
+
+@contextmanager
+def _publishing(
+    config: "RunConfig", directory: Path, at: tuple[str, int | None], screen: Screen
+) -> Generator[Publish]:
+    """Serves what passes through what this gives, where a port was asked for."""
+    host, port = at
+    if port is None:
+        yield iter
+        return
+    with Endpoint(config, directory, host=host, port=port) as endpoint:
+        screen.note(f"metrics at {endpoint.url}")
+        if host not in LOOPBACK:
+            screen.note("whoever reaches that address can read them: nobody is asked who they are")
+        yield endpoint.watch
 
 
 class Terminated(KeyboardInterrupt):

@@ -33,6 +33,7 @@ from kleash.rewards.protocol import (
     read_reply,
     request_body,
 )
+from kleash.rewards.tally import REQUESTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +199,9 @@ class Server:
                         self._circuit, clock(), answered=answered, trip_after=config.trip_after
                     )
                 )
+        if answered or not calls.over.is_set():
+            host = f"{self.address.host}:{self.address.port}"
+            REQUESTS.add(host, "answered" if answered else "failed")
         return answer, seconds if isinstance(answer, Fault) and answer.again else None
 
     def _read(self, reply: Reply, count: int) -> list[float] | Fault:

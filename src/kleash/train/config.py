@@ -20,6 +20,7 @@ from kleash.rollout.config import RolloutConfig
 from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig, resolve_algorithm
 from kleash.train.optimizer_config import OptimizerConfig
 from kleash.train.ptx_config import PtxConfig
+from kleash.train.tracker_config import TrackerOptions
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +89,8 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints, of which the newest two are kept; a run that is stopped leaves one too."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Names that accelerate knows: tensorboard, wandb, mlflow, trackio …"""
+    tracker_options: TrackerOptions = TrackerOptions()
+    """What trackers call the run, and where they write."""
 
 
 DEFAULT_TARGET = 6.0

@@ -227,8 +227,8 @@ class RunDirectory:
             self.progress.process = random_tensors()
         self.last = record
         if self.tracker is not None:
-            known = {k: v for k, v in record.metrics.items() if v is not None and k != "step"}
-            self.tracker.log({**known, **_seconds(record)}, step=record.step)
+            named = {name: value for name, value in record.metrics.items() if name != "step"}
+            self.tracker.log({**named, **_seconds(record)}, step=record.step)
 
     def checkpoint(self) -> None:
         """Stores the run as it is between two steps, and removes what is older than the newest two.

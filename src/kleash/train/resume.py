@@ -32,6 +32,8 @@ from kleash.train.setup import Setup
 
 BEGUN = {"config.json", "config.json.tmp", "ledger"}
 """All that there is of a run which was killed before its first entry."""
+WATCHING = ("train.trackers", "train.tracker_options.")
+"""Settings of what only watches a run: with a tracker out of order it goes on under others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,13 +118,17 @@ def refuse_another(config: RunConfig, run: Path) -> None:
 
 
 def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
-    """That a configuration is the one a run was started with.
+    """That a configuration is the one a run was started with, but for who watches it.
 
     Raises:
         ConfigError: it isn't; the settings that differ are named.
     """
     recorded, asked = _as_now(started.get("config")), config.model_dump(mode="json")
-    differing = sorted({*_flat(recorded)} ^ {*_flat(asked)})
+    differing = sorted(
+        (name, value)
+        for name, value in {*_flat(recorded)} ^ {*_flat(asked)}
+        if not name.startswith(WATCHING)
+    )
     if differing:
         names = list(dict.fromkeys(name for name, _ in differing))
         raise ConfigError(

@@ -201,7 +201,8 @@ def _outside(run: Path) -> Generator[None]:
 
 
 def _trackers(config: RunConfig) -> Trackers:
-    return Trackers(config.train.trackers, resolve_device(config.train.device))
+    train = config.train
+    return Trackers(train.trackers, resolve_device(train.device), train.tracker_options)
 
 
 def prepare(config: RunConfig) -> Setup:
