@@ -106,6 +106,7 @@ def ours(model: str, prompts: list[str], responses: int, run: Path) -> Iterator[
             "steps": FOREVER,
             "trackers": [],
             "sample_every": FOREVER,
+            "micro_batch_size": responses,
             "num_samples": 1,
         },
     }
