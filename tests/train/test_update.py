@@ -373,3 +373,46 @@ def test_a_rollout_in_pieces_keeps_no_graph(learner: Learner) -> None:
     found = meter(learner, rollout, temperature=1.0, micro_batch_size=3, keep_graph=True)
     assert len(rollout.mask) > 3
     assert found.live is None
+
+
+def test_a_snapshot_takes_the_memory_of_one_that_nobody_goes_back_to(
+    learner: Learner, experience: Experience
+) -> None:
+    """It is the same copy, and can be gone back to bit for bit."""
+    _propose(learner, experience)  # the optimiser remembers something
+    first = learner.snapshot()
+    places = [p.data_ptr() for p in first.parameters]
+    expected = [p.detach().clone() for p in learner.trained]
+    moments = [x["exp_avg"].clone() for x in learner.optimizer.state_dict()["state"].values()]
+    learner.spare = first
+    second = learner.snapshot()
+    assert [p.data_ptr() for p in second.parameters] == places
+    assert learner.spare is None
+    third = learner.snapshot()
+    assert {p.data_ptr() for p in third.parameters}.isdisjoint(places)
+    _propose(learner, experience)
+    assert not torch.equal(learner.trained[0], expected[0])
+    learner.restore(second)
+    assert all(torch.equal(p, x) for p, x in zip(learner.trained, expected, strict=True))
+    state = learner.optimizer.state_dict()["state"]
+    assert all(torch.equal(state[i]["exp_avg"], x) for i, x in enumerate(moments))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["weight", "moment"])
+def test_what_is_not_finite_is_found_wherever_it_is(
+    value: float, where: str, learner: Learner, experience: Experience
+) -> None:
+    _propose(learner, experience)
+    assert learner.is_finite()
+    last = learner.optimizer.state_dict()["state"][len(learner.trained) - 1]["exp_avg_sq"]
+    with torch.no_grad():
+        (learner.trained[3] if where == "weight" else last).view(-1)[-1] = value
+    assert not learner.is_finite()
+
+
+def test_a_sum_that_overflows_is_of_finite_numbers(learner: Learner) -> None:
+    with torch.no_grad():
+        learner.trained[0].fill_(1e38)
+    assert not learner.trained[0].sum().isfinite()
+    assert learner.is_finite()

@@ -1,8 +1,8 @@
 """Everything that training changes, and the frozen things it is held against."""
 
 import copy
-import math
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Learner:
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
     """Every parameter that the optimiser moves."""
+    spare: "Snapshot | None" = field(default=None, repr=False)
+    """A snapshot that nobody goes back to any more: memory for the next, which is slow to be had anew."""
     settled: bool = True
     """Whether weights, optimiser and reference are those between two steps: not so while an update is on its way."""
 
@@ -48,11 +50,20 @@ class Learner:
         self.reference = replace(self.reference, name=name)
 
     def snapshot(self) -> "Snapshot":
-        """A copy of all that an update changes, taken before one."""
+        """A copy of all that an update changes, taken before one; into the memory of `spare`, where there is one."""
         self.settled = False
+        spare, self.spare = self.spare, None
+        own, state = list[Tensor](), dict[int, dict[str, Any]]()
+        if spare is not None:
+            own, state = spare.parameters, spare.optimizer["state"]
+        now = self.optimizer.state_dict()
+        moments = {
+            index: {name: _copied(x, state.get(index, {}).get(name)) for name, x in each.items()}
+            for index, each in now["state"].items()
+        }
         return Snapshot(
-            [p.detach().clone() for p in self.trained],
-            copy.deepcopy(self.optimizer.state_dict()),
+            [_copied(p, old) for p, old in zip_longest(self.trained, own)],
+            {**copy.deepcopy({**now, "state": {}}), "state": moments},
         )
 
     def restore(self, snapshot: "Snapshot") -> None:
@@ -69,9 +80,11 @@ class Learner:
             for value in state.values()
             if isinstance(value, Tensor)
         ]
-        # The largest of all: a NaN is the largest too. One pass, where to ask of each number takes four.
-        return bool(
-            torch.nn.utils.get_total_norm([*self.trained, *remembered], math.inf).isfinite()
+        # A sum that is finite has finite terms, and reads them once, where to ask each takes four times as long. One
+        # that is not may have overflowed.
+        return all(
+            bool(x.sum().isfinite()) or bool(x.isfinite().all())
+            for x in (*self.trained, *remembered)
         )
 
     @torch.no_grad()
@@ -86,6 +99,16 @@ class Learner:
         self.settled = False
         for parameter, value in zip(self.trained, parameters, strict=True):
             parameter.copy_(value)
+
+
+@torch.no_grad()
+def _copied(value: Any, old: Any) -> Any:
+    """A copy of a tensor, in the memory of an old one where that is like it; of what is none, as it is."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if isinstance(old, Tensor) and (old.shape, old.dtype) == (value.shape, value.dtype):
+        return old.copy_(value)
+    return value.detach().clone()
 
 
 @dataclass(frozen=True, slots=True)

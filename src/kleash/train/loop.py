@@ -138,8 +138,11 @@ def _apply(
     config, after = setup.config, decision.guard.state
     if verdict.keeps:
         tally = replace(tally, accepted=tally.accepted + 1)
+        spare = proposal.snapshot
         if config.guard.max_kl is not None:
-            progress.under = proposal.snapshot.parameters
+            progress.under, free = spare.parameters, progress.under
+            spare = replace(spare, parameters=free or [])
+        setup.learner.spare = spare
     else:
         reason = (*verdict.reasons, *verdict.alarms)[0]
         tally = replace(tally, refused=tally.refused + 1, last_refusal=reason)
