@@ -22,7 +22,7 @@ from kleash.cli.options import (
     vacant_directory,
 )
 from kleash.config import load
-from kleash.errors import InputError, KleashError, TamperError
+from kleash.errors import InputError, KleashError, LimitError, TamperError
 from kleash.ledger import read
 from kleash.records import KLReading, StepRecord
 from kleash.replay import ENDINGS, Verification, verify_run
@@ -69,13 +69,19 @@ def train(
     Leaves a run directory: metrics, samples, the ledger, final/ and report.html.
 
     Ctrl-C and SIGTERM end the run cleanly: what was done is saved and still verifies, and --resume goes on with it.
+
+    Several processes of accelerate launch or torchrun make one run together: docs/distributed.md.
     """
     screen = Screen(as_json=as_json)
     with train_extra():
         from kleash.train.config import RunConfig
         from kleash.train.run import train as run_training
+        from kleash.train.world import launched
 
     config = load(RunConfig, config_file, overrides or ())
+    world = launched(config.train.device)
+    if not world.is_first:  # it says nothing: what there is to say, the first says
+        raise typer.Exit(_made_by_another(run_training(config, Path(), world=world)))
     usual = Path("runs", config_file.stem)
     directory = run or usual if resume else vacant_directory(run, config_file.stem)
     signers = [signing_key(screen, passphrase_fd)]
@@ -83,7 +89,12 @@ def train(
     try:
         # Closing it ends the run as Ctrl-C inside it does.
         training = run_training(
-            config, directory, skip_self_test=skip_self_test, resume=resume, signers=signers
+            config,
+            directory,
+            skip_self_test=skip_self_test,
+            resume=resume,
+            signers=signers,
+            world=world,
         )
         with terminable(), closing(training) as records, screen.progress() as steps:
             watch(noting(_noting_start(records, directory, screen), screen), config, steps)
@@ -108,6 +119,24 @@ def train(
     if interrupted:
         screen.note(f"to go on: kleash train {config_file} --run {directory} --resume")
         raise typer.Exit(interrupted)
+
+
+def _made_by_another(records: Generator[StepRecord]) -> int:
+    """The exit code of a process that takes part in a run which another one writes.
+
+    A halt is that one's to tell of.
+    """
+    try:
+        with terminable(), closing(records):
+            for _ in records:
+                pass
+    except Terminated:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except LimitError as error:
+        return error.exit_code
+    return 0
 
 
 def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> None:

@@ -18,6 +18,7 @@ from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.experience import Experience, Metered, ask, meter, score
 from kleash.train.learner import Learner
+from kleash.train.world import ALONE, World
 
 NO_PENALTIES = RewardConfig()
 """What is taken off scores by default: nothing."""
@@ -77,10 +78,13 @@ def experience_of(
     temperature: float,
     penalties: RewardConfig = NO_PENALTIES,
     micro_batch_size: int = 32,
+    world: World = ALONE,
 ) -> Experience:
-    """A rollout scored, and metered by the policy as it now is."""
+    """A rollout scored, and metered by the policy as it now is; each process of several meters its own rows."""
     scored = score(rollout, *scorers, penalties)
-    metered = meter(learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size)
+    metered = meter(
+        learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size, world=world
+    )
     return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 
