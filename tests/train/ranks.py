@@ -2,9 +2,9 @@
 
     python -m tests.train.ranks < JOBS
 
-JOBS is a JSON list, of which each is `{"settings", "run", "size"}`, and where it is to be so: `"resume": true`; `"kill":
-[rank, step]`, by which that process ends by SIGKILL as it begins that update of its life; `"fail"`, the same by an error.
-What is printed is, for each job, the processes' exit codes and the last that each wrote.
+JOBS is a JSON list, of which each is `{"settings", "run", "size"}`, and where it is to be so: `"resume": true`;
+`"kill": [rank, step]`, by which that process ends by SIGKILL as it begins that update of its life; `"fail"`, the same
+by an error. What is printed is, for each job, the processes' exit codes and the last that each wrote.
 """
 
 import json

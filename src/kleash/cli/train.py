@@ -44,6 +44,10 @@ SkipSelfTest = Annotated[
         "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
     ),
 ]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -55,10 +59,7 @@ Resume = Annotated[
 def train(
     config_file: ConfigFile,
     overrides: Overrides = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
-    ] = None,
+    run: RunOption = None,
     skip_self_test: SkipSelfTest = False,
     resume: Resume = False,
     passphrase_fd: PassphraseFd = None,
@@ -102,23 +103,27 @@ def train(
         interrupted = TERMINATED
     except KeyboardInterrupt:
         interrupted = INTERRUPTED
-    except KleashError as error:
-        # What can't be gone on with is left as it is.
-        if (directory / "ledger").is_dir() and not isinstance(error, InputError):
-            # What ended the run is the news, whatever becomes of its report.
-            with suppress(KleashError, OSError):
-                write_run_report(directory)
-            screen.note(f"what was done up to here is in {directory}")
+    except InputError:  # what can't be gone on with is left as it is
+        raise
+    except KleashError:
+        _report_what_there_is(screen, directory)
         raise
     if not (directory / "ledger").is_dir():  # stopped while models were loading
         raise typer.Exit(interrupted)
-    view, verification = write_run_report(directory)
-    _show_end(screen, directory, view, verification)
+    verification = _conclude(screen, directory)
     if not verification.ok:
         raise typer.Exit(TamperError.exit_code)
     if interrupted:
         screen.note(f"to go on: kleash train {config_file} --run {directory} --resume")
         raise typer.Exit(interrupted)
+
+
+def _report_what_there_is(screen: Screen, directory: Path) -> None:
+    """The report of a run that failed. What ended it is the news, whatever becomes of this."""
+    if (directory / "ledger").is_dir():
+        with suppress(KleashError, OSError):
+            write_run_report(directory)
+        screen.note(f"what was done up to here is in {directory}")
 
 
 def _made_by_another(records: Generator[StepRecord]) -> int:
@@ -230,6 +235,13 @@ def write_run_report(directory: Path) -> tuple[RunView, Verification]:
     view = load_run(directory)
     write_report(render_run(view, verification.to_json()), directory / "report.html")
     return view, verification
+
+
+def _conclude(screen: Screen, directory: Path) -> Verification:
+    """Reports a run that is over, and shows how it ended."""
+    view, verification = write_run_report(directory)
+    _show_end(screen, directory, view, verification)
+    return verification
 
 
 def _show_end(screen: Screen, directory: Path, view: RunView, verification: Verification) -> None:
