@@ -4,7 +4,8 @@
 
 JOBS is a JSON list, of which each is `{"settings", "run", "size"}`, and where it is to be so: `"resume": true`;
 `"kill": [rank, step]`, by which that process ends by SIGKILL as it begins that update of its life; `"fail"`, the same
-by an error. What is printed is, for each job, the processes' exit codes and the last that each wrote.
+by an error; `"nudge"`, one of its weights is moved there, which none of the others knows. What is printed is, for each
+job, the processes' exit codes and the last that each wrote.
 """
 
 import json
@@ -14,6 +15,7 @@ import socket
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 import kleash.train.loop as loop_module
 from kleash.errors import KleashError, ResourceError
 from kleash.train.config import RunConfig
+from kleash.train.learner import Learner
 from kleash.train.run import train
 
 
@@ -31,26 +34,40 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def stopping(step: int, *, by_error: bool) -> None:
-    """Has this process end as it begins the update of a step."""
+def at_update(step: int, act: Callable[[Learner], None]) -> None:
+    """Has this process do something as it begins the update of a step."""
     real, calls = loop_module.propose_update, [0]
 
-    def call(*arguments: Any, **options: Any) -> Any:
+    def call(learner: Learner, *arguments: Any) -> Any:
         calls[0] += 1
         if calls[0] == step:
-            if by_error:
-                raise ResourceError("the device is on fire")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **options)
+            act(learner)
+        return real(learner, *arguments)
 
     loop_module.propose_update = call
 
 
+def kill(_: Learner) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(_: Learner) -> None:
+    raise ResourceError("the device is on fire")
+
+
+@torch.no_grad()
+def nudge(learner: Learner) -> None:
+    learner.trained[0].view(-1)[0] += 1e-6
+
+
+ACTS = {"kill": kill, "fail": fail, "nudge": nudge}
+
+
 def live(job: dict[str, Any], rank: int) -> int:
     """One process's whole life; its exit code."""
-    for name in ("kill", "fail"):
-        if job.get(name, [None])[0] == rank:
-            stopping(job[name][1], by_error=name == "fail")
+    for name, act in ACTS.items():
+        if name in job and job[name][0] == rank:
+            at_update(job[name][1], act)
     try:
         config = RunConfig.model_validate(job["settings"])
         run, resume = Path(job["run"]), job.get("resume", False)
