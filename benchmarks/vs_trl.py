@@ -76,6 +76,8 @@ def without_end(directory: str, model: str) -> str:
     with torch.no_grad():
         embedding = loaded.get_input_embeddings().weight
         embedding[-1] = 0.0
+    # Positions are rotations: that the embedded model was taught 128 is no matter for its speed.
+    loaded.config.max_position_embeddings = max(512, loaded.config.max_position_embeddings)
     for config in (loaded.config, loaded.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
     loaded.save_pretrained(directory)

@@ -78,3 +78,16 @@ class RewardError(ResourceError):
 
 class RepeatError(ResourceError):
     """A run that is gone on with does not repeat what its record says."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, the system or a device had no memory left; torch has no one class for it.
+
+    Examples:
+        >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        True
+        >>> is_out_of_memory(RuntimeError("a shape is wrong"))
+        False
+    """
+    said = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in said)

@@ -21,7 +21,7 @@ from kleash.ledger import read
 from kleash.models.config import ModelConfig
 from kleash.models.embedded import resolve
 from kleash.models.hub import load_language_model
-from kleash.models.policy import weights_digest
+from kleash.models.identity import weights_digest
 from kleash.records import StepRecord
 from kleash.replay import verify_run
 from kleash.report import load_run, render_run

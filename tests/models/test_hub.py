@@ -16,7 +16,8 @@ from kleash.models.hub import (
     load_reference,
     save_language_model,
 )
-from kleash.models.policy import Head, weights_digest
+from kleash.models.identity import weights_digest
+from kleash.models.policy import Head
 
 
 def test_a_model_with_weights_missing_is_refused(tmp_path: Path) -> None:

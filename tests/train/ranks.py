@@ -28,6 +28,15 @@ from kleash.train.learner import Learner
 from kleash.train.run import train
 
 
+def uneven(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward by which responses are seldom alike.
+
+    Adam makes whole steps of a gradient that is rounding alone, which is what a minibatch of equal rewards has: then
+    the last digits of two runs are soon the first.
+    """
+    return [sum((ord(c) % 11) / (2 + i) for i, c in enumerate(text)) / 4 for text in responses]
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ import torch
 from kleash.errors import LimitError
 from kleash.ledger import Entry, UpdateEntry, read
 from kleash.models.hub import load_language_model
-from kleash.models.policy import weights_digest
+from kleash.models.identity import weights_digest
 from kleash.records import StepRecord
 from kleash.replay import verify_run
 from kleash.train.canary import Canary

@@ -17,7 +17,7 @@ from kleash.errors import ConfigError, InputError, LimitError, RewardError
 from kleash.guard import GuardConfig
 from kleash.ledger import Ledger, UpdateEntry, read
 from kleash.models.hub import load_language_model
-from kleash.models.policy import weights_digest
+from kleash.models.identity import weights_digest
 from kleash.records import KLReading
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig

@@ -27,6 +27,7 @@ from kleash.ledger import read
 from kleash.replay import verify_run
 from kleash.train.config import RunConfig
 from kleash.train.directory import last_timed
+from kleash.train.resume import check_same
 from kleash.train.run import train
 from kleash.train.world import World
 from tests.train.small import count_a, remains, save_prompts, save_small_model, small_settings
@@ -659,3 +660,50 @@ def test_a_checkpoint_that_is_made_again_with_another_content_is_not_kept(
     assert (found.ok, found.status) == (True, "failed"), found.problems
     run(settings, directory, resume=True)
     assert_same(directory, whole(settings))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_where_a_device_has_no_memory_the_knob_is_named_and_the_run_goes_on(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    whole: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    error: RuntimeError,
+) -> None:
+    expected, calls = whole(settings), iter(range(100))
+    adam = torch.optim.AdamW.step
+
+    def scarce(self: Any, *arguments: Any, **options: Any) -> Any:
+        if next(calls) == 9:
+            raise error
+        return adam(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", scarce)
+        with pytest.raises(ResourceError, match="no memory left") as caught:
+            run(settings, tmp_path / "run")
+    assert "train.micro_batch_size" in caught.value.do
+    assert verify_run(tmp_path / "run").ok
+    run(settings, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", expected)
+
+
+def test_settings_that_came_later_are_at_their_defaults(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """A run that was begun before there was such a setting can be gone on with; not with another value of it."""
+    config = RunConfig.model_validate(settings)
+    recorded = json.loads(config.model_dump_json())
+    del recorded["model"]["lora"], recorded["train"]["micro_batch_size"]
+    check_same(config, {"config": recorded})
+    settings["train"]["micro_batch_size"] = 3
+    with pytest.raises(ConfigError, match=r"another train\.micro_batch_size"):
+        check_same(RunConfig.model_validate(settings), {"config": recorded})

@@ -16,7 +16,8 @@ from kleash.functional.penalties import GRADIENTS, Penalty
 from kleash.ledger import read
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze
-from kleash.models.policy import Head, LanguageModel, weights_digest
+from kleash.models.identity import weights_digest
+from kleash.models.policy import Head, LanguageModel
 from kleash.records import Unit
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig

@@ -13,11 +13,13 @@ from kleash.functional.chunks import TokenKL
 from kleash.functional.penalties import Penalty
 from kleash.guard import Decision, GuardState
 from kleash.models.config import ModelConfig
-from kleash.models.policy import weights_digest
-from kleash.records import Verdict
+from kleash.models.identity import weights_digest
+from kleash.records import UpdateFacts, Verdict
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
+from kleash.rollout.sampler import sample
 from kleash.train.algorithms import (
     ALGORITHMS,
     AlgorithmConfig,
@@ -28,7 +30,7 @@ from kleash.train.algorithms import (
 from kleash.train.algorithms.functions import value_loss
 from kleash.train.config import OptimizerConfig, RunConfig
 from kleash.train.evaluate import collect
-from kleash.train.experience import Experience
+from kleash.train.experience import Experience, meter, score
 from kleash.train.learner import Learner, build_learner
 from kleash.train.metrics import Settings, step_metrics
 from kleash.train.signals import measure
@@ -281,7 +283,8 @@ def test_every_kl_in_the_line_is_what_its_name_says(
     known = re.findall(r"`(\w+)`", " ".join(rows))
     assert len(known) == len(set(known))
     assert {name for name in line if not name.startswith("monitor/")} <= set(known)
-    assert {name for name in known if name.startswith("kl_")} <= set(line)
+    others = {"kl_coef_in_reward"}  # of a run whose updates TRL made
+    assert {name for name in known if name.startswith("kl_")} - others <= set(line)
 
 
 def test_the_reported_losses_are_means_over_minibatches() -> None:
@@ -322,3 +325,54 @@ def test_at_beta_0_a_broken_reference_leaves_the_update_as_it_is(
         learner.restore(start)
     assert found[0] == found[1]
     assert found[0][1]["kl_loss"] is None
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_the_pass_that_metered_is_the_first_that_learns(name: str, learner: Learner) -> None:
+    """Two epochs of one minibatch: the same update, with one pass of the policy less."""
+    algorithm = ALGORITHMS[name]
+    config = RunConfig.model_validate(
+        {
+            "rollout": CONFIG.rollout.model_dump(),
+            "algorithm": {"name": name, "num_epochs": 2, "num_minibatches": 1},
+        }
+    )
+    passes = [0]
+
+    def count(_module: object, _given: object) -> None:
+        passes[0] += 1
+
+    trunk = learner.policy.model.base_model
+    before, counts = learner.snapshot(), list[int]()
+    found: list[tuple[list[Tensor], UpdateFacts]] = []
+    rollout = sample(learner.policy, PROMPTS, config.rollout, _generator())
+    for keep in (False, True):
+        hook = trunk.register_forward_pre_hook(count)
+        passes[0] = 0
+        metered = meter(learner, rollout, temperature=1.0, micro_batch_size=32, keep_graph=keep)
+        scored = score(rollout, LENGTH, [], RewardConfig())
+        experience = Experience(rollout=rollout, metered=metered, **scored._asdict())
+        assert (experience.metered.live is not None) == keep
+        targets = algorithm.targets(experience, 0.1, config.algorithm, EXACT)
+        proposal = propose_update(learner, algorithm, experience, targets, config, _generator())
+        hook.remove()
+        counts.append(passes[0])
+        found.append(([p.detach().clone() for p in learner.trained], proposal.facts))
+        learner.restore(before)
+    (plain, facts), (kept, same) = found
+    # Of its own passes with shared prompts each is two.
+    assert counts[0] - counts[1] in (1, 2)
+    for one, other in zip(plain, kept, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert facts.kl_new_old is not None
+    assert same.kl_new_old is not None
+    assert facts.kl_new_old.value > 1e-5
+    assert same.kl_new_old.value == pytest.approx(facts.kl_new_old.value, rel=1e-3)
+
+
+def test_a_rollout_in_pieces_keeps_no_graph(learner: Learner) -> None:
+    """All of it would have to be in memory at once."""
+    rollout = sample(learner.policy, PROMPTS, CONFIG.rollout, _generator())
+    found = meter(learner, rollout, temperature=1.0, micro_batch_size=3, keep_graph=True)
+    assert len(rollout.mask) > 3
+    assert found.live is None

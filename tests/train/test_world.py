@@ -36,7 +36,7 @@ GUARD = {
     "max_kl_canary": 9.0,
     "max_path_log_ratio": 900.0,
     "max_kl": 9.0,
-    "max_kl_new_old": 0.05,  # so that updates are shortened by a line search
+    "max_kl_new_old": 0.001,  # so that updates are shortened by a line search
     "alarms": {"kl": {"mean": 0.5}},
 }
 TWICE = {"num_epochs": 2, "num_minibatches": 2}
@@ -45,11 +45,16 @@ TWICE = {"num_epochs": 2, "num_minibatches": 2}
 def settings_of(directory: Path, **sections: Any) -> dict[str, Any]:
     directory.mkdir(exist_ok=True)
     plain = small_settings(directory, steps=4, checkpoint_every=2)
+    plain["rollout"]["group_size"] = 3
+    plain["reward"] = {"model": "tests.train.ranks:uneven"}
+    plain["optimizer"] = {"learning_rate": 2e-3}
     for name, section in sections.items():
         plain[name] = {**plain.get(name, {}), **section}
     return plain
 
 
+ILL_CONDITIONED = {"kl_drawn_share"}
+"""A share of what is nearly nothing: it moves by 2e-5 with train.micro_batch_size too, on one process."""
 RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": TWICE, "guard": GUARD},
     "grpo": {
@@ -58,13 +63,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "reward": {"monitor": ["tests.train.small:count_a"]},
     },
     "three prompts": {
-        "rollout": {"num_prompts": 3, "group_size": 3},
+        "rollout": {"num_prompts": 3},
         "algorithm": {"name": "rloo", "num_epochs": 2, "num_minibatches": 4},
     },
     "stale, of several rewards": {
         "rollout": {"staleness": 1},
         "algorithm": {"name": "gspo", "correction": "sequence", **TWICE},
-        "reward": {"model": {"tests.train.small:count_a": 0.5}},
+        "reward": {"model": {"tests.train.ranks:uneven": 0.7, "tests.train.small:count_a": 0.3}},
         "model": {"refresh_every": 2, "refresh_share": 0.5},
     },
 }
@@ -109,9 +114,9 @@ def test_the_figures_are_those_of_one_process(made: Path, name: str, size: int) 
     for one, several in lines:
         assert one.keys() == several.keys()
         for figure, value in one.items():
-            assert several[figure] == (
-                None if value is None else pytest.approx(value, rel=1e-5, abs=1e-5)
-            ), figure
+            near = 1e-4 if figure in ILL_CONDITIONED else 1e-5
+            expected = None if value is None else pytest.approx(value, rel=near, abs=near)
+            assert several[figure] == expected, figure
     updates = [
         [e.body for e in read(run / "ledger") if e.type == "update"] for run in (alone, together)
     ]
@@ -135,26 +140,31 @@ def test_the_ledger_says_how_many_made_the_run(made: Path) -> None:
     assert [body.get("processes") for body in started] == [None, 2, 3]
 
 
-def test_one_process_asks_nothing_of_the_others(made: Path) -> None:
-    """Not one of torch.distributed: what it writes is what it wrote when there was none."""
-    settings = settings_of(made / "again", **RUNS["ppo"])
-    settings["model"]["policy"] = str(made / "ppo made/model")
-    settings["data"]["prompts"] = str(made / "ppo made/prompts.txt")
-    list(train(RunConfig.model_validate(settings), made / "run", skip_self_test=True))
+def test_one_process_asks_nothing_of_torch_distributed(tmp_path: Path, made: Path) -> None:
+    """And makes what it made where it knew of no others: a fork that was told of a world of one."""
+    settings = json.loads((made / "ppo by 1/config.json").read_text())["config"]
+    list(
+        train(
+            RunConfig.model_validate_json(json.dumps(settings)),
+            tmp_path / "run",
+            skip_self_test=True,
+        )
+    )
     assert not torch.distributed.is_initialized()
-    left, expected = remains(made / "run"), remains(made / "ppo by 1")
-    assert left.keys() == expected.keys()
-    assert [name for name in left if left[name] != expected[name]] == []
+    for name in ("metrics.jsonl", "samples.jsonl", "drift.jsonl", "final/model.safetensors"):
+        left, expected = (
+            (run / name).read_bytes() for run in (tmp_path / "run", made / "ppo by 1")
+        )
+        assert left == expected, name
 
 
-def test_a_run_of_two_goes_on_as_two_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(made / "two", **RUNS["ppo"])
-    settings["model"]["policy"] = str(made / "ppo made/model")
-    settings["data"]["prompts"] = str(made / "ppo made/prompts.txt")
+def test_a_run_of_two_goes_on_as_two_alone(made: Path) -> None:
+    settings = json.loads((made / "ppo by 2/config.json").read_text())["config"]
+    config = RunConfig.model_validate_json(json.dumps(settings))
     with pytest.raises(ConfigError, match="another number of processes") as caught:
-        list(train(RunConfig.model_validate(settings), made / "ppo by 2", resume=True))
+        list(train(config, made / "ppo by 2", resume=True))
     assert caught.value.got == "1"
-    assert "--num_processes 2" in caught.value.do
+    assert caught.value.expected.startswith("2: ")
     assert verify_run(made / "ppo by 2").status == "finished"
 
 
@@ -242,7 +252,8 @@ def gradient(setup: Setup, experience: Experience, targets: Targets, rows: Tenso
 @pytest.mark.parametrize("name", ["ppo", "grpo", "gspo"])
 @hypothesis_settings(max_examples=25)
 @given(
-    chosen=st.lists(st.integers(0, 7), min_size=1, max_size=8, unique=True), size=st.integers(2, 4)
+    chosen=st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True),
+    size=st.integers(2, 4),
 )
 def test_the_gradients_of_all_add_up_to_that_of_one(
     setups: dict[str, Setup], name: str, chosen: list[int], size: int
@@ -258,7 +269,7 @@ def test_the_gradients_of_all_add_up_to_that_of_one(
     rows = torch.tensor(chosen)
     whole = gradient(setup, experience, targets, rows)
     shares = [World(rank=rank, size=size).rows(experience.rollout) for rank in range(size)]
-    assert [row for share in shares for row in share] == list(range(8))
+    assert [row for share in shares for row in share] == list(range(12))
     parts = [gradient(setup, of(experience, share), targets, rows) for share in shares]
     # A minibatch whose rewards are all alike has a gradient of rounding alone.
     error = float((torch.stack(parts).sum(0) - whole).norm())

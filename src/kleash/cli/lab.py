@@ -10,6 +10,7 @@ from rich.text import Text
 
 from kleash.cli.console import Screen, fixed
 from kleash.cli.lab_closed_form import closed_form
+from kleash.cli.lab_cluster import cluster
 from kleash.cli.lab_control import control
 from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.errors import InputError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 lab = typer.Typer(no_args_is_help=True, help="Closed forms and enumeration.")
 lab.command(epilog="Example: kleash lab control --target 1 --delay 2 --out control.html")(control)
+lab.command(epilog="Example: kleash lab cluster --model llama-3.1-8b --gpus 8,16,64 --lora 16")(
+    cluster
+)
 lab.command(
     "closed-form", epilog="Example: kleash lab closed-form --algorithms ppo,grpo,rloo --seeds 3"
 )(closed_form)

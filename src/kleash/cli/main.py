@@ -27,7 +27,7 @@ from kleash.cli.models import models
 from kleash.cli.override import override
 from kleash.cli.reward import reward, score
 from kleash.cli.train import train
-from kleash.errors import InputError, KleashError, ResourceError
+from kleash.errors import InputError, KleashError, ResourceError, is_out_of_memory
 
 DEBUG = "KLEASH_DEBUG"
 """Environment variable: when set, a bug's traceback is shown rather than put in a file."""
@@ -117,12 +117,6 @@ def _usage(screen: Screen, error: TyperException) -> int:
     return InputError.exit_code
 
 
-def _no_memory(error: Exception) -> bool:
-    """Whether torch or Python could not have the memory they asked for; torch has no one class for it."""
-    asked = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in asked)
-
-
 def _unexpected(error: Exception) -> KleashError:
     """What nobody foresaw: the system's refusal where it is one, else a bug. The traceback goes to a file."""
     with tempfile.NamedTemporaryFile(
@@ -130,7 +124,7 @@ def _unexpected(error: Exception) -> KleashError:
     ) as file:
         traceback.print_exception(error, file=file)
     got, where = f"{type(error).__name__}: {error}", f"the traceback is in {file.name}"
-    if _no_memory(error):
+    if is_out_of_memory(error):
         return ResourceError(
             "there is not enough memory",
             got=got[:300],

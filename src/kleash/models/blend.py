@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from kleash.errors import ConfigError
 from kleash.functional.chunks import TokenKL
-from kleash.models.policy import Head, LanguageModel, weights_digest
+from kleash.models.identity import weights_digest
+from kleash.models.policy import Head, LanguageModel
 
 
 class Several(nn.ModuleList):
@@ -55,6 +56,11 @@ class Blend:
         return cls(parts, weights, Several(part.model for part in parts), _side_by_side(weighted))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of their hidden states."""
+        return self.parts[0].dtype
+
+    @property
     def name(self) -> str:
         """The weighted names, as in `0.7 × a + 0.3 × b`."""
         pairs = zip(self.weights, self.parts, strict=True)
@@ -64,6 +70,10 @@ class Blend:
     def own_weights(self) -> dict[str, Tensor]:
         """Every weight of all of them."""
         return dict(self.model.named_parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """All that they are computed from, by name."""
+        return self.model.state_dict()
 
     def digest(self) -> str:
         """The identity of the weights of all of them."""

@@ -1,6 +1,6 @@
 """The `[model]` section: which policy is trained, and what it is measured against."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -21,6 +21,9 @@ def check_weights(weights: dict[str, float]) -> dict[str, float]:
             f"weights above 0 that sum to 1, not to {total:g}: how strongly all of them hold is rl.kl_coef's to say"
         )
     return weights
+
+
+DType = Literal["float32", "bfloat16"]
 
 
 class LoraConfig(BaseModel):
@@ -64,6 +67,12 @@ class ModelConfig(BaseModel):
     policy: str = "tiny-reviews/base"
     """An embedded or fetched model's name, a Hugging Face directory, or a hub id; or the directory of a LoRA adapter,
     which is then what is trained, and as it is now the reference."""
+    dtype: DType = "float32"
+    """What policy and reference compute in. What is trained is kept in float32, whatever it is: of a model with an
+    adapter its matrices, else every weight. KL, log-probabilities and losses are in float32 at least."""
+    gradient_checkpointing: bool = False
+    """Whether layers are computed again on the way back: less memory, a third more time, the same gradient. A prompt is
+    then computed for each of its responses."""
     chat: bool = False
     """Whether a prompt is a user's message, put to the policy in its tokenizer's chat template."""
     system: str | None = None

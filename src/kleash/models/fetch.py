@@ -22,8 +22,9 @@ from kleash.errors import InputError, ResourceError, TamperError
 from kleash.ledger.durable import publish_directory
 from kleash.models.fetchable import Fetchable
 from kleash.models.hub import save_language_model
+from kleash.models.identity import weights_digest
 from kleash.models.loading import quietly, readable
-from kleash.models.policy import LanguageModel, weights_digest
+from kleash.models.policy import LanguageModel
 
 _BLOCK = 2**20
 _DOWNLOAD_SECONDS = 3600

@@ -13,20 +13,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.adapters import CONFIG_FILE, base_of, is_adapter, load_adapter, new_adapter
-from kleash.models.config import LoraConfig
+from kleash.models.config import DType, LoraConfig
 from kleash.models.loading import locate, quietly, readable
 from kleash.models.policy import LanguageModel, can_share_prompts, check_head
 
 
 def load_language_model(
-    name: str, device: str = "cpu", lora: LoraConfig | None = None
+    name: str, device: str = "cpu", lora: LoraConfig | None = None, dtype: DType = "float32"
 ) -> LanguageModel:
-    """A causal language model in float32 and eval mode, from safetensors only; its adapter, where it has one, too.
+    """A causal language model in eval mode, from safetensors only; its adapter, where it has one, too.
+
+    What can be trained is in float32: the adapter's matrices, or every weight.
 
     Args:
         name: an embedded or fetched model's name, a directory, or a hub id; or the directory of a LoRA adapter.
         device: where to put it.
         lora: an adapter to give it; None: none but its own.
+        dtype: what it computes in.
 
     Raises:
         InputError: there is no such model, or it cannot be used.
@@ -37,9 +40,11 @@ def load_language_model(
         has_adapter = is_adapter(path)
         base = base_of(path) if has_adapter else name
     if not has_adapter:
-        loaded = _load_plain(base, device)
-        adapter = None if lora is None else new_adapter(loaded.model, lora, base)
-        return replace(loaded, adapter=adapter)
+        if lora is None:
+            loaded = _load_plain(base, device, "float32")
+            return loaded if dtype == "float32" else replace(loaded, compute=getattr(torch, dtype))
+        loaded = _load_plain(base, device, dtype)
+        return replace(loaded, adapter=new_adapter(loaded.model, lora, base))
     if lora is not None:
         raise ConfigError(
             f"{name} is an adapter already",
@@ -47,19 +52,19 @@ def load_language_model(
             got=f"rank {lora.rank}",
             do="remove [model.lora], or name a model without one",
         )
-    loaded = _load_plain(base, device)
+    loaded = _load_plain(base, device, dtype)
     with readable(name, "LoRA adapter"), quietly():
         adapter = load_adapter(loaded.model, path, base)
     return replace(loaded, name=name, adapter=adapter)
 
 
-def _load_plain(name: str, device: str) -> LanguageModel:
+def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
     with readable(name, "language model"), quietly():
         path = locate(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             path,
-            dtype=torch.float32,
+            dtype=getattr(torch, dtype),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -106,7 +111,9 @@ def load_reference(policy: LanguageModel, name: str | None) -> LanguageModel:
         return freeze(policy)
     if policy.adapter is not None and name == policy.adapter.base:
         return replace(policy, name=name, adapter=replace(policy.adapter, name=None))
-    reference = load_language_model(name, str(policy.device))
+    reference = replace(load_language_model(name, str(policy.device)), compute=policy.compute)
+    if policy.compute is None and policy.dtype != reference.dtype:
+        reference.model.to(policy.dtype)  # as an adapter's base is, it is not trained
     reference.model.requires_grad_(False)
     if policy.vocab_size != reference.vocab_size:
         raise _vocabulary_mismatch(policy, reference, f"{reference.vocab_size} logits")

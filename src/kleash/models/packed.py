@@ -34,12 +34,12 @@ def can_pack(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
 def packed(language_model: LanguageModel, rows: int) -> Generator[None]:
     """Within it the model's linear layers multiply `rows` rows by packed copies of their weights, as they are now.
 
-    Other numbers of rows, and every other layer, are as ever. No gradients flow, and the model must speak as itself
-    (`LanguageModel.speaking`). Where nothing can be packed nothing is done.
+    Other numbers of rows, other types of number, and every other layer, are as ever. No gradients flow, and the model
+    must speak as itself (`LanguageModel.speaking`). Where nothing can be packed nothing is done.
     """
     model = language_model.model
     adapter = None if language_model.adapter is None else language_model.adapter.name
-    layers = list(_layers(model)) if can_pack(model.device, model.dtype, rows) else []
+    layers = list(_layers(model)) if can_pack(model.device, language_model.dtype, rows) else []
     before = [layer.__dict__.get("forward") for layer in layers]
     try:
         for layer in layers:
@@ -82,7 +82,7 @@ def _multiply(
     inputs: Tensor,
     *args: Any,
 ) -> Tensor:
-    if inputs.numel() != rows * plain.in_features:
+    if inputs.numel() != rows * plain.in_features or inputs.dtype != blocks.dtype:
         return otherwise(inputs, *args)
     flat = inputs.reshape(rows, plain.in_features)
     # The plain weight is what MKL would take for another number of rows, which this is not.

@@ -4,14 +4,13 @@ The last matrix product, hidden states to vocabulary, is kept apart from the res
 largest thing there is, and so it is made a few responses at a time, and only at tokens that count.
 """
 
-import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from transformers import Cache, DynamicCache
 
@@ -21,6 +20,8 @@ from kleash.functional.linear_kl import TokenLoss, linear_kl, linear_kl_loss
 from kleash.models.adapters import Adapter
 from kleash.models.cache import reserved_cache
 from kleash.models.chat import Chat
+from kleash.models.identity import state_digest
+from kleash.models.recompute import recomputed
 
 
 class _Options(TypedDict):
@@ -46,8 +47,10 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] of hidden states [N, H], in float32."""
-        logits = F.linear(hidden, self.weight, self.bias).float() * self.scale
+        """Logits [N, V] of hidden states [N, H], multiplied and kept in float32 at least."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        logits = F.linear(hidden.to(wide), self.weight.to(wide), bias).float() * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def read(
@@ -131,6 +134,10 @@ class LanguageModel:
     """Which of the differences that `model` has makes it this one; None: it has none."""
     chat: Chat | None = None
     """How a prompt is put to it; None: as it stands."""
+    compute: torch.dtype | None = None
+    """What it computes in, where its weights are kept in more; None: in what they are."""
+    recomputes: bool = False
+    """Whether a pass that gradients go back through keeps the inputs of its layers alone."""
     shares_prompts: bool = False
     """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
 
@@ -138,6 +145,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its hidden states and its head."""
+        return self.compute or self.model.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -174,7 +186,7 @@ class LanguageModel:
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
         return Head(
-            linear.weight,
+            linear.weight.to(self.dtype),
             getattr(linear, "bias", None),
             float(scale),
             getattr(config, "final_logit_softcapping", None),
@@ -195,15 +207,35 @@ class LanguageModel:
             else self.adapter.own_weights
         )
 
+    def state(self) -> Mapping[str, Tensor]:
+        """All that it is computed from, by name."""
+        return self.model.state_dict() if self.adapter is None else self.adapter.state()
+
     def digest(self) -> str:
         """The identity of the weights that it computes with: `state_digest` of all of them."""
-        return state_digest(
-            self.model.state_dict() if self.adapter is None else self.adapter.state()
-        )
+        return state_digest(self.state())
 
-    def speaking(self) -> AbstractContextManager[None]:
-        """Within it, `model` is this one, also where it shares its weights with the policy."""
-        return nullcontext() if self.adapter is None else self.adapter.speaking()
+    @contextmanager
+    def speaking(self) -> Generator[None]:
+        """Within it, `model` is this one, also where it shares its weights with the policy, and computes as it does."""
+        adapter = nullcontext() if self.adapter is None else self.adapter.speaking()
+        with adapter, torch.autocast(self.device.type, self.compute, self.compute is not None):
+            yield
+
+    def next_logits(self, cache: Cache, **given: Tensor) -> Tensor:
+        """Logits [B, V] of the next token, for sampling, as the head gives them; within `speaking`.
+
+        Args:
+            cache: takes the keys and values.
+            given: `input_ids`, `attention_mask` and `position_ids`.
+        """
+        if self.dtype.itemsize >= torch.float32.itemsize:
+            output = self.model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            return output.logits[:, -1]
+        # The model itself would round the logits to half precision.
+        output = self.model.base_model(**given, past_key_values=cache, use_cache=True)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.head(output.last_hidden_state[:, -1].to(self.dtype))
 
     def new_cache(self, length: int | None = None) -> Cache:
         """An empty key-value cache.
@@ -237,14 +269,16 @@ class LanguageModel:
         mask[:, :width] = prompt_mask
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         rows = inputs, mask, positions
-        groups = self._groups(prompt_ids, prompt_mask, inputs.shape[1])
-        with self.speaking():
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        # Layers that are computed twice would enter their keys and values twice.
+        groups = None if recomputes else self._groups(prompt_ids, prompt_mask, inputs.shape[1])
+        with self.speaking(), recomputed(self.model) if recomputes else nullcontext():
             if groups is not None:
                 return self._by_groups(rows, width, *groups)
             output = self.model.base_model(
                 input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
             )
-            return output.last_hidden_state[:, width - 1 :]
+            return output.last_hidden_state[:, width - 1 :].to(self.dtype)
 
     def _groups(
         self, prompt_ids: Tensor, prompt_mask: Tensor, length: int
@@ -284,7 +318,7 @@ class LanguageModel:
         )
         start = prompts.last_hidden_state[:, -1:][group]
         if inputs.shape[1] == width:
-            return start
+            return start.to(self.dtype)
         cache.batch_select_indices(group)
         responses = trunk(
             input_ids=inputs[:, width:],
@@ -293,7 +327,7 @@ class LanguageModel:
             past_key_values=cache,
             use_cache=True,
         )
-        return torch.cat([start, responses.last_hidden_state], dim=1)
+        return torch.cat([start, responses.last_hidden_state], dim=1).to(self.dtype)
 
 
 def check_head(language_model: LanguageModel) -> None:
@@ -335,22 +369,7 @@ def can_share_prompts(language_model: LanguageModel) -> bool:
             found = sharing.hidden(prompts, mask, responses)
         except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
+    rounding = max(1e-3, 8.0 * torch.finfo(language_model.dtype).eps)
     scale = float(expected.abs().max())
     same = found.shape == expected.shape
-    return same and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * scale)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """`state_digest` of all that a module has."""
-    return state_digest(model.state_dict())
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over every tensor's name, shape and bytes: the identity of a set of weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
+    return same and torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)

@@ -20,4 +20,4 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Values [...] of hidden states [..., H]."""
-        return self.linear(hidden).squeeze(-1)
+        return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)

@@ -225,17 +225,15 @@ class _Decoding:
         return self.tokens, self.mask, self.logprobs, self.finished
 
     def _prefill(self) -> Tensor:
-        output = self.policy.model(
+        logits = self.policy.next_logits(
+            self.cache,
             input_ids=self.prompt_ids,
             attention_mask=self.prompt_mask.long(),
             position_ids=(self.prompt_mask.long().cumsum(-1) - 1).clamp(min=0),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
         )
         if self.config.group_size > 1:
             self.cache.batch_repeat_interleave(self.config.group_size)
-        return output.logits[:, -1].repeat_interleave(self.config.group_size, 0)
+        return logits.repeat_interleave(self.config.group_size, 0)
 
     def _take(self, t: int, logits: Tensor) -> None:
         """Draws token t of every running row and records it; a GPU is not waited for."""
@@ -280,12 +278,9 @@ class _Decoding:
 
     def _step(self, t: int) -> Tensor:
         width = self.prompt_ids.shape[1] + t + 1
-        output = self.policy.model(
+        return self.policy.next_logits(
+            self.cache,
             input_ids=self.tokens[self.rows, t : t + 1],
             attention_mask=self.attention[self.rows, :width],
             position_ids=(self.lengths[self.rows] + t).unsqueeze(-1),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
         )
-        return output.logits[:, -1]

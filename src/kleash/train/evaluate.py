@@ -18,7 +18,6 @@ from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.experience import Experience, Metered, ask, meter, score
 from kleash.train.learner import Learner
-from kleash.train.world import ALONE, World
 
 NO_PENALTIES = RewardConfig()
 """What is taken off scores by default: nothing."""
@@ -78,13 +77,10 @@ def experience_of(
     temperature: float,
     penalties: RewardConfig = NO_PENALTIES,
     micro_batch_size: int = 32,
-    world: World = ALONE,
 ) -> Experience:
-    """A rollout scored, and metered by the policy as it now is; each process of several meters its own rows."""
+    """A rollout scored, and metered by the policy as it now is."""
     scored = score(rollout, *scorers, penalties)
-    metered = meter(
-        learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size, world=world
-    )
+    metered = meter(learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size)
     return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 

@@ -43,6 +43,9 @@ class Metered:
     """The policy's head as it was."""
     first: int = 0
     """The row that the hidden states begin with."""
+    live: Tensor | None = None
+    """[B, T', H], `hidden` up to the longest response with the way back to the weights; None where it wasn't kept. It
+    can be gone once, and only while the weights are as they were."""
 
     @property
     def own(self) -> range:
@@ -144,15 +147,18 @@ def meter(
     *,
     temperature: float,
     micro_batch_size: int,
+    keep_graph: bool = False,
     world: World = ALONE,
 ) -> Metered:
     """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time.
 
     Args:
-        learner: whose policy and reference.
-        rollout: its responses.
+        learner: policy, reference and value head.
+        rollout: whose tokens.
         temperature: of the run.
         micro_batch_size: responses at a time.
+        keep_graph: whether the policy's pass is kept for the first gradient step, which then needs none of its own; it
+            is where all responses come in one piece.
         world: each process of which meters its own rows; all get the whole.
     """
     own, device = world.rows(rollout), rollout.mask.device
@@ -161,14 +167,19 @@ def meter(
     names += ["values"] if learner.value_head is not None else []
     flat = {name: torch.zeros(shape, device=device) for name in names}
     hidden, ref_hidden = (
-        torch.zeros((*shape, side.hidden_size), dtype=side.model.dtype, device=device)
+        torch.zeros((*shape, side.hidden_size), dtype=side.dtype, device=device)
         for side in (learner.policy, learner.reference)
     )
-    head = learner.policy.head.frozen()
+    head, live = learner.policy.head.frozen(), None
+    keep_graph = keep_graph and shape[0] <= micro_batch_size
     for index in torch.arange(shape[0]).split(micro_batch_size):
         part = rollout.rows(index + own.start)
         keep, length = part.mask, part.mask.shape[1]
-        states, theirs = (_hidden(model, part) for model in (learner.policy, learner.reference))
+        with torch.set_grad_enabled(keep_graph):
+            states = _hidden(learner.policy, part)
+        if keep_graph:
+            live, states = states, states.detach()
+        theirs = _hidden(learner.reference, part)
         hidden[index, :length], ref_hidden[index, :length] = states, theirs
         tokens = part.response_ids[keep]
         read = _read(head, states[keep], learner.reference, theirs[keep], tokens, temperature)
@@ -185,7 +196,7 @@ def meter(
             flat[name][index, :length] = block
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
-    states = {"hidden": hidden, "ref_hidden": ref_hidden}
+    states = {"hidden": hidden, "ref_hidden": ref_hidden, "live": live}
     return Metered(**states, head=head, first=own.start, values=values, **flat)
 
 

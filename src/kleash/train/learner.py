@@ -13,6 +13,7 @@ from kleash.models.chat import Chat, check_template
 from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.policy import LanguageModel
+from kleash.models.recompute import enable_recompute
 from kleash.models.value_head import ValueHead
 from kleash.train.optimizer_config import OptimizerConfig
 
@@ -99,7 +100,9 @@ def build_learner(
     Raises:
         ConfigError: nothing in the policy can be trained.
     """
-    policy = _spoken_to(load_language_model(model.policy, device, model.lora), model)
+    policy = _as_configured(
+        load_language_model(model.policy, device, model.lora, model.dtype), model
+    )
     reference = origin = _load(policy, model.reference)
     if model.refresh_every is not None:
         reference, origin = _to_be_refreshed(policy, reference, model.refresh_share)
@@ -115,8 +118,11 @@ def build_learner(
     return Learner(policy, reference, origin, value_head, adam, trained)
 
 
-def _spoken_to(policy: LanguageModel, model: ModelConfig) -> LanguageModel:
-    """The policy, to which prompts are put as the configuration says."""
+def _as_configured(policy: LanguageModel, model: ModelConfig) -> LanguageModel:
+    """The policy, trained and asked as the configuration says."""
+    if model.gradient_checkpointing:
+        enable_recompute(policy.name, policy.model)
+        policy = replace(policy, recomputes=True)
     if not model.chat:
         return policy
     check_template(policy.name, policy.tokenizer, "model.chat = true")

@@ -19,8 +19,8 @@ from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.data import Shuffled
-from kleash.train.evaluate import Samples, experience_of, fresh_drift
-from kleash.train.experience import Experience
+from kleash.train.evaluate import Samples, fresh_drift
+from kleash.train.experience import Experience, meter, score
 from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.progress import Mark, Progress
 from kleash.train.setup import Setup, seeded
@@ -268,16 +268,18 @@ def _intent(step: int, experience: Experience, state: control.State) -> dict[str
 
 
 def _read(setup: Setup, rollout: Rollout) -> Experience:
+    """A rollout scored, and metered by the policy as it now is; each process of several meters its own rows."""
     config = setup.config
-    return experience_of(
+    scored = score(rollout, setup.reward, setup.monitors, config.reward)
+    metered = meter(
         setup.learner,
         rollout,
-        (setup.reward, setup.monitors),
         temperature=config.rollout.temperature,
-        penalties=config.reward,
         micro_batch_size=config.train.micro_batch_size,
+        keep_graph=config.algorithm.update == "gradient" and config.algorithm.num_minibatches == 1,
         world=setup.world,
     )
+    return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 
 def _breached(progress: Progress, where: str, kl: KLReading) -> LimitError:

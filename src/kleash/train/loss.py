@@ -89,7 +89,11 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
 ) -> Loss:
     """What some responses contribute to a loss that is a mean over `count` tokens."""
     part, metered = experience.rollout.rows(rows), experience.metered
-    hidden = learner.policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)[part.mask]
+    if metered.live is not None and len(rows) == len(metered.live):
+        hidden = metered.live[rows - metered.first][part.mask]
+    else:
+        given = part.prompt_ids, part.prompt_mask, part.response_ids
+        hidden = learner.policy.hidden(*given)[part.mask]
     head, tokens = learner.policy.head, part.response_ids[part.mask]
     # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.
     nobody = head.uniform(), hidden.new_zeros(len(hidden), 0)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kleash.errors import ConfigError, InputError, TamperError
 from kleash.ledger import (
     OVERRIDE,
@@ -23,6 +25,7 @@ from kleash.ledger import (
 )
 from kleash.records import StepRecord
 from kleash.replay import Plan, check_overrides
+from kleash.rewards.checks import shown
 from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
 from kleash.train.config import RunConfig
 from kleash.train.directory import REPEATING
@@ -148,7 +151,7 @@ def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it isn't; the settings that differ are named.
     """
-    recorded, asked = started.get("config"), config.model_dump(mode="json")
+    recorded, asked = _as_now(started.get("config")), config.model_dump(mode="json")
     differing = sorted({*_flat(recorded)} ^ {*_flat(asked)})
     if differing:
         names = list(dict.fromkeys(name for name, _ in differing))
@@ -165,11 +168,19 @@ def _check_processes(processes: int, started: Mapping[str, Any]) -> None:
     if processes != recorded:
         raise ConfigError(
             "the run was begun with another number of processes",
-            expected=f"{recorded}: sums are made in another order by more or fewer, so that what is made again would "
+            expected=f"{shown(recorded)}: more or fewer make sums in another order, so that what is made again would "
             "differ from the record in its last digits",
             got=str(processes),
-            do=f"go on with accelerate launch --num_processes {recorded}, or begin another run",
+            do="launch as many, or begin another run",
         )
+
+
+def _as_now(recorded: Any) -> Any:
+    """A recorded configuration with the defaults of settings that it had not yet."""
+    try:
+        return RunConfig.model_validate_json(encode(recorded), strict=True).model_dump(mode="json")
+    except ValidationError:
+        return recorded
 
 
 def check_digests(found: Mapping[str, str], started: Mapping[str, Any]) -> None:

@@ -6,15 +6,16 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from kleash import __version__
-from kleash.errors import InputError, ResourceError
+from kleash.errors import InputError, ResourceError, is_out_of_memory
 from kleash.ledger import Ledger, Signer, encode, open_signing_key
 from kleash.models.blend import Blend
 from kleash.models.hub import vocabulary_digest
+from kleash.models.identity import are_same
 from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
 from kleash.rollout.config import RolloutConfig
@@ -234,12 +235,16 @@ def _outside(run: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise disk_failed(run, error) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
             f"there is no memory left for {run}",
-            expected="room for the models, the optimiser and a copy of both",
-            got=str(error),
-            do="lower train.micro_batch_size, then go on with the run",
+            expected="room for the models, the optimiser, and what an update is undone by",
+            got=str(error).strip().splitlines()[0][:200] if str(error).strip() else "no room",
+            do="lower train.micro_batch_size first, which changes no result; then model.gradient_checkpointing = true, "
+            "[model.lora], or fewer rollout.num_prompts. A run that has checkpoints goes on with --resume where the "
+            "configuration is the same; else begin another",
         ) from error
 
 
@@ -256,6 +261,8 @@ def prepare(config: RunConfig, world: World = ALONE) -> Setup:
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Memory that is not written yet is not read either: filling it first takes a twentieth of a step.
+    cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
     check_trackers(config.train.trackers)
     device = resolve_device(config.train.device)
     prompts = load_prompts(config.data.prompts)
@@ -363,9 +370,12 @@ def versions(libraries: Sequence[str]) -> dict[str, str]:
 
 def digests(learner: Learner, prompts: list[str]) -> dict[str, str]:
     """Which weights, which tokenizer and which prompts a run started from."""
+    policy = learner.policy.digest()
+    # The reference is most often what the policy is, and a digest reads every weight.
+    same = are_same(learner.policy.state(), learner.reference.state())
     return {
-        "policy": learner.policy.digest(),
-        "reference": learner.reference.digest(),
+        "policy": policy,
+        "reference": policy if same else learner.reference.digest(),
         "tokenizer": vocabulary_digest(learner.policy.tokenizer),
         "prompts": sha256_of(prompts),
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from kleash.drift import measure_drift
 from kleash.functional.kl import largest_share
 from kleash.models.blend import Blend
+from kleash.models.identity import Fingerprint, are_same, fingerprint
 from kleash.models.policy import LanguageModel
 from kleash.records import LARGEST_SHARE
 from kleash.rollout.rollout import Rollout
@@ -90,7 +91,7 @@ def self_test(
         temperature=few.temperature,
         micro_batch_size=config.train.micro_batch_size,
     )
-    floor = FLOORS[next(learner.policy.model.parameters()).dtype]
+    floor = FLOORS[learner.policy.dtype]
     between = _kl_of_padding(learner, rollout, metered, few.temperature)
     noise = _noise(between, rollout, floor)
     scores = torch.randn(len(rollout.mask), generator=generator).to(metered.kl.device)
@@ -220,7 +221,7 @@ def _start(learner: Learner, rollout: Rollout, metered: Metered, noise: Check) -
         reference=learner.reference.name,
         unit="token",
     )
-    same = learner.policy.digest() == learner.reference.digest()
+    same = are_same(learner.policy.state(), learner.reference.state())
     assert noise.limit is not None
     # The measured floor, with room for other words than the test's; never more than the type of weights allows.
     limit = min(noise.limit, 100 * noise.value + TINY) if same else None
@@ -361,20 +362,20 @@ def _reference(
     tied = [n for n, p in learner.reference.own_weights.items() if p.data_ptr() in trained]
     awake = [n for n, p in learner.reference.own_weights.items() if p.requires_grad]
 
-    def digests() -> tuple[str, str]:
-        return learner.reference.digest(), learner.policy.digest()
+    def prints() -> tuple[Fingerprint, Fingerprint]:
+        return fingerprint(learner.reference.state()), fingerprint(learner.policy.state())
 
-    before = digests()
+    before = prints()
     targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
     proposal = propose_update(learner, algorithm, trial, targets, config, generator)
-    moved = digests()[0] != before[0]
+    moved = prints()[0] != before[0]
     learner.restore(proposal.snapshot)
     faults = {
         "the reference shares weights with the policy": bool(tied),
         "the reference asks for gradients": bool(awake),
         "the reference was moved by an update": moved,
         "an update was not finite": not proposal.facts.finite,
-        "an update could not be undone": digests() != before and not moved,
+        "an update could not be undone": prints() != before and not moved,
     }
     found = [what for what, is_so in faults.items() if is_so]
     return Check(

@@ -113,7 +113,11 @@ def _epochs(
     learner, experience, config, beside = given
     losses: list[Loss] = []
     norms: list[float] = []
-    for rows in _minibatches(experience, config, generator):
+    for turn, rows in enumerate(_minibatches(experience, config, generator)):
+        if (
+            turn == 1
+        ):  # the pass that metered has been gone back through, and the weights are others
+            experience = replace(experience, metered=replace(experience.metered, live=None))
         learner.optimizer.zero_grad(set_to_none=True)
         size = config.train.micro_batch_size
         pieces = loss_pieces(learner, algorithm, experience, targets, rows, config, size=size)
