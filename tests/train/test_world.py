@@ -28,7 +28,7 @@ from kleash.train.resume import read_earlier
 from kleash.train.run import prepare, train
 from kleash.train.setup import Setup, seeded
 from kleash.train.world import ALONE, World, digest, fingerprint, launched
-from tests.train.small import in_memory, remains, small_settings
+from tests.train.small import LETTERS, in_memory, remains, small_settings
 
 ROOT = Path(__file__).parents[2]
 GUARD = {
@@ -48,6 +48,10 @@ def settings_of(directory: Path, **sections: Any) -> dict[str, Any]:
     plain["rollout"]["group_size"] = 3
     plain["reward"] = {"model": "tests.train.ranks:uneven"}
     plain["optimizer"] = {"learning_rate": 2e-3}
+    if "ptx" in sections:
+        texts = directory / "texts.jsonl"
+        texts.write_text("".join(json.dumps({"text": f"{a}b{a}"}) + "\n" for a in LETTERS))
+        plain["ptx"] = {"data": str(texts)}
     for name, section in sections.items():
         plain[name] = {**plain.get(name, {}), **section}
     return plain
@@ -67,6 +71,11 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 MORE: dict[str, dict[str, Any]] = {
     "one minibatch": {"algorithm": {"name": "rloo", "num_epochs": 2, "num_minibatches": 1}},
+    "an adapter, beside texts": {
+        "algorithm": TWICE,
+        "model": {"lora": {"rank": 2}},
+        "ptx": {"num_texts": 4},
+    },
     "stale, of several rewards": {
         "rollout": {"staleness": 1},
         "algorithm": {"name": "gspo", "correction": "sequence", **TWICE},
@@ -224,6 +233,27 @@ def test_what_fails_on_one_process_ends_all_with_the_reason(tmp_path: Path) -> N
     assert halted["codes"] == [3, 3], halted["said"]
     for name in ("failed", "nudged", "halted"):
         assert verify_run(tmp_path / name).ok
+
+
+@pytest.mark.slow
+def test_all_go_back_to_a_checkpoint_together(tmp_path: Path) -> None:
+    strict = {"max_kl": 0.02, "max_kl_canary": 0.02, "on_breach": "reject", "rollback_after": 1}
+    settings = settings_of(
+        tmp_path / "made",
+        guard=strict,
+        rl={"kl_target": 3.0},
+        optimizer={"learning_rate": 3e-2},
+        train={"steps": 10, "checkpoint_every": 1},
+    )
+    jobs = [{"settings": settings, "size": n, "run": str(tmp_path / f"{n}")} for n in (1, 2)]
+    assert [found["codes"] for found in launch(*jobs)] == [[3], [3, 3]]
+    actions = [
+        [e.body["verdict"]["action"] for e in read(tmp_path / run / "ledger") if e.type == "update"]
+        for run in ("1", "2")
+    ]
+    assert actions[0] == actions[1]
+    assert "rollback" in actions[0]
+    assert verify_run(tmp_path / "2").ok
 
 
 @pytest.fixture(scope="module")
