@@ -55,7 +55,7 @@ def trace(request: pytest.FixtureRequest, place: Path, config: RunConfig) -> Tra
 def found_at(run: Path) -> Earlier | None:
     """What there is of a run, its ledger closed again; None where nothing is."""
     earlier = find_earlier(run, [open_signing_key()])
-    if earlier is not None:
+    if earlier is not None and earlier.ledger is not None:
         earlier.ledger.close()
     return earlier
 

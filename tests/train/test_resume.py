@@ -29,6 +29,7 @@ from kleash.train.config import RunConfig
 from kleash.train.directory import last_timed
 from kleash.train.resume import check_same
 from kleash.train.run import train
+from kleash.train.world import World
 from tests.train.small import count_a, remains, save_prompts, save_small_model, small_settings
 
 FILES = ("metrics", "samples", "drift")
@@ -576,10 +577,10 @@ def test_of_two_runs_that_begin_in_one_place_the_first_stays_as_it_was_begun(
     other = {**settings, "optimizer": {"learning_rate": 1e-3}}
     real = module.prepare
 
-    def meanwhile(config: RunConfig) -> Any:
+    def meanwhile(config: RunConfig, world: World) -> Any:
         if config.optimizer.learning_rate == 1e-3:
             next(first)
-        return real(config)
+        return real(config, world)
 
     monkeypatch.setattr(module, "prepare", meanwhile)
     with pytest.raises(ResourceError, match="another process is writing"):

@@ -15,6 +15,7 @@ from kleash.guard import Decision, GuardState
 from kleash.models.config import ModelConfig
 from kleash.models.identity import weights_digest
 from kleash.records import UpdateFacts, Verdict
+from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
@@ -28,8 +29,8 @@ from kleash.train.algorithms import (
 )
 from kleash.train.algorithms.functions import value_loss
 from kleash.train.config import OptimizerConfig, RunConfig
-from kleash.train.evaluate import collect, experience_of
-from kleash.train.experience import Experience, meter
+from kleash.train.evaluate import collect
+from kleash.train.experience import Experience, meter, score
 from kleash.train.learner import Learner, build_learner
 from kleash.train.metrics import Settings, step_metrics
 from kleash.train.signals import measure
@@ -348,7 +349,9 @@ def test_the_pass_that_metered_is_the_first_that_learns(name: str, learner: Lear
     for keep in (False, True):
         hook = trunk.register_forward_pre_hook(count)
         passes[0] = 0
-        experience = experience_of(learner, rollout, (LENGTH, []), temperature=1.0, keep_graph=keep)
+        metered = meter(learner, rollout, temperature=1.0, micro_batch_size=32, keep_graph=keep)
+        scored = score(rollout, LENGTH, [], RewardConfig())
+        experience = Experience(rollout=rollout, metered=metered, **scored._asdict())
         assert (experience.metered.live is not None) == keep
         targets = algorithm.targets(experience, 0.1, config.algorithm, EXACT)
         proposal = propose_update(learner, algorithm, experience, targets, config, _generator())

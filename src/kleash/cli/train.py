@@ -22,7 +22,7 @@ from kleash.cli.options import (
     vacant_directory,
 )
 from kleash.config import load
-from kleash.errors import InputError, KleashError, TamperError
+from kleash.errors import InputError, KleashError, LimitError, TamperError
 from kleash.integrations.prometheus import Endpoint
 from kleash.ledger import read
 from kleash.records import KLReading, StepRecord
@@ -41,15 +41,15 @@ SETTLING = 10
 """Steps of a run below which nobody expects its KL to be at the target."""
 
 
-RunOption = Annotated[
-    Path | None,
-    typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
-]
 SkipSelfTest = Annotated[
     bool,
     typer.Option(
         "--skip-self-test", help="Train without the checks before step 1; the ledger says so."
     ),
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(help="Run directory, new or empty.", show_default="runs/<name of CONFIG>"),
 ]
 Resume = Annotated[
     bool,
@@ -87,13 +87,19 @@ def train(  # noqa: PLR0913, PLR0917 - the options of a command line
     Leaves a run directory: metrics, samples, the ledger, final/ and report.html.
 
     Ctrl-C and SIGTERM end the run cleanly: what was done is saved and still verifies, and --resume goes on with it.
+
+    Several processes of accelerate launch or torchrun make one run together: docs/distributed.md.
     """
     screen = Screen(as_json=as_json)
     with train_extra():
         from kleash.train.config import RunConfig
         from kleash.train.run import train as run_training
+        from kleash.train.world import launched
 
     config = load(RunConfig, config_file, overrides or ())
+    world = launched(config.train.device)
+    if not world.is_first:  # it says nothing: what there is to say, the first says
+        raise typer.Exit(_made_by_another(run_training(config, Path(), world=world)))
     usual = Path("runs", config_file.stem)
     directory = run or usual if resume else vacant_directory(run, config_file.stem)
     signers = [signing_key(screen, passphrase_fd)]
@@ -101,7 +107,12 @@ def train(  # noqa: PLR0913, PLR0917 - the options of a command line
     try:
         # Closing it ends the run as Ctrl-C inside it does.
         training = run_training(
-            config, directory, skip_self_test=skip_self_test, resume=resume, signers=signers
+            config,
+            directory,
+            skip_self_test=skip_self_test,
+            resume=resume,
+            signers=signers,
+            world=world,
         )
         published = _publishing(config, directory, (metrics_host, metrics_port), screen)
         with terminable(), closing(training) as records, screen.progress() as steps, published as p:
@@ -110,23 +121,45 @@ def train(  # noqa: PLR0913, PLR0917 - the options of a command line
         interrupted = TERMINATED
     except KeyboardInterrupt:
         interrupted = INTERRUPTED
-    except KleashError as error:
-        # What can't be gone on with is left as it is.
-        if (directory / "ledger").is_dir() and not isinstance(error, InputError):
-            # What ended the run is the news, whatever becomes of its report.
-            with suppress(KleashError, OSError):
-                write_run_report(directory)
-            screen.note(f"what was done up to here is in {directory}")
+    except InputError:  # what can't be gone on with is left as it is
+        raise
+    except KleashError:
+        _report_what_there_is(screen, directory)
         raise
     if not (directory / "ledger").is_dir():  # stopped while models were loading
         raise typer.Exit(interrupted)
-    view, verification = write_run_report(directory)
-    _show_end(screen, directory, view, verification)
+    verification = _conclude(screen, directory)
     if not verification.ok:
         raise typer.Exit(TamperError.exit_code)
     if interrupted:
         screen.note(f"to go on: kleash train {config_file} --run {directory} --resume")
         raise typer.Exit(interrupted)
+
+
+def _report_what_there_is(screen: Screen, directory: Path) -> None:
+    """The report of a run that failed. What ended it is the news, whatever becomes of this."""
+    if (directory / "ledger").is_dir():
+        with suppress(KleashError, OSError):
+            write_run_report(directory)
+        screen.note(f"what was done up to here is in {directory}")
+
+
+def _made_by_another(records: Generator[StepRecord]) -> int:
+    """The exit code of a process that takes part in a run which another one writes.
+
+    A halt is that one's to tell of.
+    """
+    try:
+        with terminable(), closing(records):
+            for _ in records:
+                pass
+    except Terminated:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except LimitError as error:
+        return error.exit_code
+    return 0
 
 
 def watch(records: Iterator[StepRecord], config: "RunConfig", steps: Steps) -> None:
@@ -239,6 +272,13 @@ def write_run_report(directory: Path) -> tuple[RunView, Verification]:
     view = load_run(directory)
     write_report(render_run(view, verification.to_json()), directory / "report.html")
     return view, verification
+
+
+def _conclude(screen: Screen, directory: Path) -> Verification:
+    """Reports a run that is over, and shows how it ended."""
+    view, verification = write_run_report(directory)
+    _show_end(screen, directory, view, verification)
+    return verification
 
 
 def _show_end(screen: Screen, directory: Path, view: RunView, verification: Verification) -> None:

@@ -6,7 +6,7 @@ whether they are finished or not, so that dropping rows changes no sample.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ LOOK_EVERY = {"cpu": 1}
 """Tokens after which a device is asked which rows are finished, where that is not `LOOK_SELDOM`."""
 LOOK_SELDOM = 8
 """The same of all others: asking is waiting for it."""
+
+
+class Sharing(Protocol):
+    """How several processes divide the prompts of a rollout among them."""
+
+    def share(self, count: int, /) -> range:
+        """Which of so many prompts are this process's."""
+        ...
+
+    def gather(self, rows: Tensor, num_groups: int, /) -> Tensor:
+        """The rows of all processes, of which each has those of its prompts."""
+        ...
 
 
 def encode_prompts(
@@ -117,6 +129,7 @@ def sample(
     prompts: Sequence[str],
     config: RolloutConfig,
     generator: torch.Generator,
+    sharing: Sharing | None = None,
 ) -> Rollout:
     """G responses to each prompt, the group of the first prompt first.
 
@@ -125,13 +138,19 @@ def sample(
         prompts: P texts.
         config: group size, length, temperature.
         generator: the one source of randomness, on the CPU, so that seeds mean the same on every device.
+        sharing: among processes that answer some of the prompts each, and all get the whole; None: this one is alone.
     """
     ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
+    own = range(len(ids)) if sharing is None else sharing.share(len(ids))
     repeats = config.group_size
     prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))
     with policy.speaking():
-        decoding = _Decoding(policy, ids, mask, config, generator)
-        response_ids, response_mask, logprobs, finished = decoding.run()
+        decoding = _Decoding(policy, ids, mask, config, generator, own)
+        drawn = decoding.run()
+    if sharing is not None:
+        drawn = tuple(sharing.gather(x, len(ids)) for x in drawn)
+    response_ids, response_mask, logprobs, finished = drawn
+    decoding.give_back_numbers(int(response_mask.any(0).sum()))
     responses = decode_responses(
         policy.tokenizer,
         [row[-length:] for row, length in _rows(ids, mask)],
@@ -156,7 +175,10 @@ def _rows(ids: Tensor, mask: Tensor) -> Iterator[tuple[list[int], int]]:
 
 
 class _Decoding:
-    """One batch being sampled: the cache holds the rows still running, the outputs hold all."""
+    """One batch being sampled: the cache holds the rows still running, the outputs hold all.
+
+    Of several processes each samples the rows of some prompts, with the numbers that they have where one samples all.
+    """
 
     def __init__(
         self,
@@ -165,8 +187,12 @@ class _Decoding:
         mask: Tensor,
         config: RolloutConfig,
         generator: torch.Generator,
+        own: range,
     ) -> None:
         self.policy, self.config, self.generator = policy, config, generator
+        self.total = len(ids) * config.group_size
+        self.own = slice(own.start * config.group_size, own.stop * config.group_size)
+        ids, mask = ids[own.start : own.stop], mask[own.start : own.stop]
         self.prompt_ids, self.prompt_mask = ids, mask
         size, length, device = len(ids) * config.group_size, config.max_new_tokens, ids.device
         self.tokens = torch.full((size, length), policy.pad_id, device=device)
@@ -183,7 +209,8 @@ class _Decoding:
         self.states: list[Tensor] = []
         """Of the generator, after each token."""
 
-    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(self) -> tuple[Tensor, ...]:
+        """Tokens, their mask, their log-probabilities, and which rows ended themselves."""
         logits, last = self._prefill(), self.config.max_new_tokens - 1
         with ExitStack() as packing:
             packing.enter_context(packed(self.policy, len(self.rows)))
@@ -195,7 +222,6 @@ class _Decoding:
                     packing.close()
                     packing.enter_context(packed(self.policy, len(self.rows)))
                 logits = self._step(t)
-        self._give_back_numbers()
         return self.tokens, self.mask, self.logprobs, self.finished
 
     def _prefill(self) -> Tensor:
@@ -212,12 +238,8 @@ class _Decoding:
     def _take(self, t: int, logits: Tensor) -> None:
         """Draws token t of every running row and records it; a GPU is not waited for."""
         rows, device = self.rows, logits.device
-        uniform = torch.rand(
-            len(self.tokens),
-            generator=self.generator,
-            dtype=torch.double,
-            pin_memory=device.type == "cuda",
-        ).to(device, non_blocking=True)
+        uniform = self._numbers(pinned=device.type == "cuda")[self.own]
+        uniform = uniform.to(device, non_blocking=True)
         self.states.append(self.generator.get_state())
         running = ~self.finished[rows]
         logprobs = log_softmax(logits, self.config.temperature)
@@ -238,10 +260,21 @@ class _Decoding:
             self.cache.batch_select_indices(keep)
         return count == 0
 
-    def _give_back_numbers(self) -> None:
-        """Leaves the generator as the last token that anyone has left it: a look that came late drew more."""
-        length = int(self.mask.any(0).sum())
-        self.generator.set_state(self.states[length - 1])
+    def _numbers(self, *, pinned: bool = False) -> Tensor:
+        """One for every row of every process."""
+        return torch.rand(
+            self.total, generator=self.generator, dtype=torch.double, pin_memory=pinned
+        )
+
+    def give_back_numbers(self, length: int) -> None:
+        """Leaves the generator as the last token that anyone has left it.
+
+        A look that came late drew more, and a process whose rows were done before another's drew less.
+        """
+        for _ in range(length - len(self.states)):
+            self._numbers()
+        if length <= len(self.states):
+            self.generator.set_state(self.states[length - 1])
 
     def _step(self, t: int) -> Tensor:
         width = self.prompt_ids.shape[1] + t + 1

@@ -77,17 +77,10 @@ def experience_of(
     temperature: float,
     penalties: RewardConfig = NO_PENALTIES,
     micro_batch_size: int = 32,
-    keep_graph: bool = False,
 ) -> Experience:
-    """A rollout scored, and metered by the policy as it now is; `keep_graph` as `meter` has it."""
+    """A rollout scored, and metered by the policy as it now is."""
     scored = score(rollout, *scorers, penalties)
-    metered = meter(
-        learner,
-        rollout,
-        temperature=temperature,
-        micro_batch_size=micro_batch_size,
-        keep_graph=keep_graph,
-    )
+    metered = meter(learner, rollout, temperature=temperature, micro_batch_size=micro_batch_size)
     return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 

@@ -18,6 +18,7 @@ from kleash.rewards.scorers import Scorer
 from kleash.rewards.weighted import weigh
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
+from kleash.train.world import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +35,22 @@ class Metered:
     values: Tensor | None
     """Of the value head; None where there is none."""
     hidden: Tensor
-    """[B, T, H] of the policy: with `head`, its whole distribution at every state."""
+    """[B, T, H] of the policy: with `head`, its whole distribution at every state. They are large: of several
+    processes each has those of its own rows alone, which `own` says."""
     ref_hidden: Tensor
-    """[B, T, H] of the reference."""
+    """[B, T, H] of the reference; of the same rows."""
     head: Head
     """The policy's head as it was."""
+    first: int = 0
+    """The row that the hidden states begin with."""
     live: Tensor | None = None
     """[B, T', H], `hidden` up to the longest response with the way back to the weights; None where it wasn't kept. It
     can be gone once, and only while the weights are as they were."""
+
+    @property
+    def own(self) -> range:
+        """The rows whose hidden states are here: all of them, where one process makes the run."""
+        return range(self.first, self.first + len(self.hidden))
 
     @property
     def log_ratio(self) -> Tensor:
@@ -139,6 +148,7 @@ def meter(
     temperature: float,
     micro_batch_size: int,
     keep_graph: bool = False,
+    world: World = ALONE,
 ) -> Metered:
     """Exact KL, log-probabilities, entropy and values of every sampled token, a few responses at a time.
 
@@ -149,8 +159,10 @@ def meter(
         micro_batch_size: responses at a time.
         keep_graph: whether the policy's pass is kept for the first gradient step, which then needs none of its own; it
             is where all responses come in one piece.
+        world: each process of which meters its own rows; all get the whole.
     """
-    shape, device = rollout.mask.shape, rollout.mask.device
+    own, device = world.rows(rollout), rollout.mask.device
+    shape = (len(own), rollout.mask.shape[1])
     names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
     names += ["values"] if learner.value_head is not None else []
     flat = {name: torch.zeros(shape, device=device) for name in names}
@@ -161,30 +173,31 @@ def meter(
     head, live = learner.policy.head.frozen(), None
     keep_graph = keep_graph and shape[0] <= micro_batch_size
     for index in torch.arange(shape[0]).split(micro_batch_size):
-        part = rollout.rows(index)
+        part = rollout.rows(index + own.start)
         keep, length = part.mask, part.mask.shape[1]
         with torch.set_grad_enabled(keep_graph):
-            own = _hidden(learner.policy, part)
+            states = _hidden(learner.policy, part)
         if keep_graph:
-            live, own = own, own.detach()
+            live, states = states, states.detach()
         theirs = _hidden(learner.reference, part)
-        hidden[index, :length], ref_hidden[index, :length] = own, theirs
+        hidden[index, :length], ref_hidden[index, :length] = states, theirs
         tokens = part.response_ids[keep]
-        read = _read(head, own[keep], learner.reference, theirs[keep], tokens, temperature)
+        read = _read(head, states[keep], learner.reference, theirs[keep], tokens, temperature)
         origin_kl = read.kl
         if learner.origin is not learner.reference:
             first = _hidden(learner.origin, part)[keep]
-            origin_kl = _read(head, own[keep], learner.origin, first, tokens, temperature).kl
+            origin_kl = _read(head, states[keep], learner.origin, first, tokens, temperature).kl
         found = [*read, origin_kl]
         if learner.value_head is not None:
-            found.append(learner.value_head(own[keep]))
+            found.append(learner.value_head(states[keep]))
         for name, tensor in zip(names, found, strict=True):
             block = torch.zeros(keep.shape, device=device)
             block[keep] = tensor.float()
             flat[name][index, :length] = block
+    flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
     states = {"hidden": hidden, "ref_hidden": ref_hidden, "live": live}
-    return Metered(**states, head=head, values=values, **flat)
+    return Metered(**states, head=head, first=own.start, values=values, **flat)
 
 
 def _read(
@@ -287,6 +300,7 @@ def measure_update(
     micro_batch_size: int,
     direction: Literal["new_old", "old_new"] = "new_old",
     from_reference: bool = False,
+    world: World = ALONE,
 ) -> Moved:
     """All that is asked of an update before it is accepted, exact, in one pass of the new policy.
 
@@ -297,12 +311,14 @@ def measure_update(
         micro_batch_size: responses at a time.
         direction: which KL of the two policies.
         from_reference: whether the new policy's drift is measured there too; its states are the old policy's.
+        world: each process of which measures its own rows.
     """
     rollout, metered, reference = experience.rollout, experience.metered, learner.reference
-    kl, ratio, entropy, drift = (torch.zeros_like(metered.kl) for _ in range(4))
-    head = learner.policy.head
-    for index in torch.arange(len(kl)).split(micro_batch_size):
-        part = rollout.rows(index)
+    names = ["kl", "ratio", "entropy", *(["drift"] if from_reference else [])]
+    blank, head = metered.kl[metered.own.start : metered.own.stop], learner.policy.head
+    flat = {name: torch.zeros_like(blank) for name in names}
+    for index in torch.arange(len(metered.own)).split(micro_batch_size):
+        part = rollout.rows(index + metered.first)
         keep, tokens = part.mask, part.response_ids[part.mask]
         new = _hidden(learner.policy, part)
         old = metered.hidden[index, : new.shape[1]]
@@ -313,12 +329,13 @@ def measure_update(
         if from_reference:
             theirs = metered.ref_hidden[index, : new.shape[1]][keep]
             found["drift"] = _read(head, new[keep], reference, theirs, tokens, temperature).kl
-        flat = {"kl": kl, "ratio": ratio, "entropy": entropy, "drift": drift}
         for name, values in found.items():
-            block = torch.zeros(keep.shape, device=kl.device)
+            block = torch.zeros(keep.shape, device=blank.device)
             block[keep] = values.float()
             flat[name][index, : block.shape[1]] = block
+    flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     mask, clusters = rollout.mask, rollout.prompt_index
+    kl, ratio, entropy = (flat[name] for name in ("kl", "ratio", "entropy"))
     tails = measure_tails(kl, ratio, mask)
     return Moved(
         reading=measure_drift(
@@ -330,7 +347,7 @@ def measure_update(
             log_ratio_max=float(ratio[mask].abs().max()),
         ),
         entropy=float(entropy[mask].double().mean()),
-        from_reference=measure_drift(drift, mask, clusters, reference=reference.name)
+        from_reference=measure_drift(flat["drift"], mask, clusters, reference=reference.name)
         if from_reference
         else None,
     )

@@ -4,36 +4,44 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 from torch import Generator
 
 from kleash import control, guard
 from kleash.errors import LimitError
 from kleash.functional.losses import adapted_penalty
-from kleash.guard import Evidence, GuardState, concordance, observed
-from kleash.ledger import Ledger, UpdateEntry, encode
+from kleash.guard import Breach, Evidence, GuardState, concordance, observed
+from kleash.ledger import UpdateEntry, encode
 from kleash.records import KLReading, StepRecord, UpdateFacts, refreshed_share
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.data import Shuffled
-from kleash.train.evaluate import Samples, experience_of, fresh_drift
-from kleash.train.experience import Experience
+from kleash.train.evaluate import Samples, fresh_drift
+from kleash.train.experience import Experience, meter, score
 from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.progress import Mark, Progress
 from kleash.train.setup import Setup, seeded
 from kleash.train.signals import Measured, measure, out_of_reach
-from kleash.train.update import Beside, Check, Proposal, propose_update
+from kleash.train.update import Beside, Proposal, propose_update
 
 GoBack = Callable[[int], None]
 """Gives the learner the weights and the optimiser of the checkpoint after so many steps."""
 
 
+class Record(Protocol):
+    """What takes the entries of a run: a ledger, or what several processes have of one."""
+
+    def append(self, type: str, body: Mapping[str, Any]) -> object:
+        """Takes an entry; it is on the disk when this returns."""
+        ...
+
+
 def run_loop(
     setup: Setup,
-    ledger: Ledger,
+    ledger: Record,
     progress: Progress | None = None,
     go_back: GoBack | None = None,
 ) -> Iterator[StepRecord]:
@@ -68,8 +76,7 @@ def run_loop(
         kept, held = False, progress.hold()
         ledger.append("update.intent", _intent(step, experience, state))
         given = learner, algorithm, experience, targets, config, progress.generator
-        beside = Beside(setup.pretraining, setup.canary, _checker(config, before.guard, measured))
-        proposal = propose_update(*given, beside)
+        proposal = propose_update(*given, _beside(setup, before.guard, measured))
         try:
             decision = _decide(progress, measured, targets, proposal, state, rate, go_back)
             ledger.append("update", decision.entry.to_json())
@@ -195,9 +202,14 @@ def _evidence(config: RunConfig, measured: Measured, facts: UpdateFacts) -> Evid
     )
 
 
-def _checker(config: RunConfig, state: GuardState, measured: Measured) -> Check:
-    """What speaks against an update of a rollout, by what is measured of it."""
-    return lambda facts: guard.check(config.guard, state, _evidence(config, measured, facts))
+def _beside(setup: Setup, state: GuardState, measured: Measured) -> Beside:
+    """What an update takes beside its rollout; what speaks against it is told by what is measured of it."""
+    config = setup.config
+
+    def check(facts: UpdateFacts) -> Breach:
+        return guard.check(config.guard, state, _evidence(config, measured, facts))
+
+    return Beside(setup.pretraining, setup.canary, check, setup.world)
 
 
 def _decide(
@@ -259,16 +271,18 @@ def _intent(step: int, experience: Experience, state: control.State) -> dict[str
 
 
 def _read(setup: Setup, rollout: Rollout) -> Experience:
+    """A rollout scored, and metered by the policy as it now is; each process of several meters its own rows."""
     config = setup.config
-    return experience_of(
+    scored = score(rollout, setup.reward, setup.monitors, config.reward)
+    metered = meter(
         setup.learner,
         rollout,
-        (setup.reward, setup.monitors),
         temperature=config.rollout.temperature,
-        penalties=config.reward,
         micro_batch_size=config.train.micro_batch_size,
         keep_graph=config.algorithm.update == "gradient" and config.algorithm.num_minibatches == 1,
+        world=setup.world,
     )
+    return Experience(rollout=rollout, metered=metered, **scored._asdict())
 
 
 def _breached(progress: Progress, where: str, kl: KLReading) -> LimitError:

@@ -14,6 +14,7 @@ from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience
 from kleash.train.learner import Learner
+from kleash.train.world import World
 
 
 class Loss(NamedTuple):
@@ -57,14 +58,19 @@ def loss_pieces(
     """The loss of some responses in pieces whose sum it is, and so are their parts: of at most `size` responses each.
 
     Only one has to be in memory at a time. What was recorded is weighed over all rows first, as a token's weight may
-    depend on the others'; answers to one prompt come into one piece, where it is computed once.
+    depend on the others'; answers to one prompt come into one piece, where it is computed once. Of several processes
+    each makes the pieces of its own rows, if it has any among these.
     """
-    if len(rows) > size:
+    own, mask = experience.metered.own, experience.rollout.mask
+    if len(rows) > size or len(own) < len(mask):
         rows = rows[experience.rollout.prompt_index[rows].argsort(stable=True).to(rows.device)]
     batch = _recorded(experience, targets, rows, config)
-    count, start = len(batch.old_logprobs), 0
-    for some in rows.split(size):
-        tokens = slice(start, start + int(experience.rollout.mask[some].sum()))
+    before = rows[rows < own.start]
+    count, start = len(batch.old_logprobs), int(mask[before].sum()) if len(before) else 0
+    for some in rows[(rows >= own.start) & (rows < own.stop)].split(size):
+        tokens = slice(start, start + int(mask[some].sum()))
+        if not len(some):
+            return
         start = tokens.stop
         given = learner, algorithm, experience, targets, some, config
         yield _piece(*given, batch=batch.part(tokens), count=count)
@@ -84,7 +90,7 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
     """What some responses contribute to a loss that is a mean over `count` tokens."""
     part, metered = experience.rollout.rows(rows), experience.metered
     if metered.live is not None and len(rows) == len(metered.live):
-        hidden = metered.live[rows][part.mask]
+        hidden = metered.live[rows - metered.first][part.mask]
     else:
         given = part.prompt_ids, part.prompt_mask, part.response_ids
         hidden = learner.policy.hidden(*given)[part.mask]
@@ -103,7 +109,7 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
 
     against = nobody
     if targets.needs_exact_gradient:
-        against = learner.reference.head, _at(metered.ref_hidden, rows, part.mask)
+        against = learner.reference.head, _at(metered.ref_hidden, rows - metered.first, part.mask)
     loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
     terms = algorithm.token_terms(read, batch, targets, config.algorithm)
     moved = share * float(k3(batch.old_logprobs, read.logprobs).mean())
@@ -123,7 +129,7 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
 def accumulated(pieces: Iterable[Loss]) -> Loss:
     """A loss from its pieces, of which all but the last have gone back to the weights' gradients already.
 
-    Its `total` is the last piece's, from which the way back is still to be gone.
+    Its `total` is the last piece's, from which the way back is still to be gone; there is none from no pieces.
     """
     parts, moved, last = dict[str, float](), 0.0, None
     for piece in pieces:
@@ -133,8 +139,21 @@ def accumulated(pieces: Iterable[Loss]) -> Loss:
         moved += piece.moved
         for name, value in piece.parts.items():
             parts[name] = parts.get(name, 0.0) + value
-    assert last is not None, "a minibatch has responses"
-    return Loss(last, parts, moved)
+    return Loss(torch.zeros(()) if last is None else last, parts, moved)
+
+
+def summed(loss: Loss, world: World) -> Loss:
+    """The loss that the processes have a part of each: its numbers are the whole's, its way back is this one's."""
+    if world.size == 1:
+        return loss
+    total = float(loss.total.detach())
+    said = world.exchange({"parts": loss.parts, "moved": loss.moved, "total": total})
+    parts = dict[str, float]()
+    for each in said:
+        for name, value in each["parts"].items():
+            parts[name] = parts.get(name, 0.0) + value
+    others = sum(each["total"] for rank, each in enumerate(said) if rank != world.rank)
+    return Loss(loss.total + others, parts, sum(each["moved"] for each in said))
 
 
 def _recorded(

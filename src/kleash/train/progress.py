@@ -103,7 +103,10 @@ class Progress:
         config = self.setup.config.rollout
         while len(self.waiting) <= config.staleness:
             prompts = next(self.prompts)
-            self.waiting.append(sample(self.setup.learner.policy, prompts, config, self.generator))
+            setup = self.setup
+            self.waiting.append(
+                sample(setup.learner.policy, prompts, config, self.generator, setup.world)
+            )
         return self.waiting.popleft()
 
     def advance(

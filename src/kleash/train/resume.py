@@ -11,6 +11,7 @@ from kleash.errors import ConfigError, InputError, TamperError
 from kleash.ledger import (
     OVERRIDE,
     REPEATED,
+    Chain,
     Entry,
     Ledger,
     OverrideEntry,
@@ -24,6 +25,7 @@ from kleash.ledger import (
 )
 from kleash.records import StepRecord
 from kleash.replay import Plan, check_overrides
+from kleash.rewards.checks import shown
 from kleash.train.checkpoint import Saved, find_usable, load_checkpoint, path_of
 from kleash.train.config import RunConfig
 from kleash.train.directory import REPEATING
@@ -34,14 +36,17 @@ BEGUN = {"config.json", "config.json.tmp", "ledger"}
 """All that there is of a run which was killed before its first entry."""
 WATCHING = ("train.trackers", "train.tracker_options.")
 """Settings of what only watches a run: with a tracker out of order it goes on under others."""
+PROCESSES = "processes"
+"""Where the first entry says how many make the run; it says nothing of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Earlier:
-    """A run as it was left, its ledger open and locked."""
+    """A run as it was left."""
 
     run: Path
-    ledger: Ledger
+    ledger: Ledger | None
+    """Open and locked; None on a process of several that does not write it."""
     entries: tuple[Entry, ...]
     notes: tuple[str, ...]
     """What a crash left and was mended."""
@@ -86,12 +91,34 @@ def find_earlier(run: Path, signers: Sequence[Signer]) -> Earlier | None:
     ledger, chain = Ledger.open(run / "ledger", signers)
     try:
         _check_open_ended(run, chain.entries)
-        overrides, wrong = check_overrides(chain)
-        if wrong:
-            raise TamperError("the plan was overridden as it may not be", got=str(wrong[0]))
+        return _earlier(run, ledger, chain)
     except BaseException:
         ledger.close()
         raise
+
+
+def read_earlier(run: Path) -> Earlier:
+    """What there is of a run whose ledger another process has opened, and mended.
+
+    Raises:
+        InputError: there is none: this process sees other files.
+        TamperError: its ledger is not as it was written.
+    """
+    chain = verify_chain(run / "ledger")
+    if not chain.entries:
+        raise InputError(
+            f"{run} holds no run here",
+            expected="a directory that every process of the run sees",
+            got="one that the first process sees alone",
+            do="put --run on a file system that all machines share",
+        )
+    return _earlier(run, None, chain)
+
+
+def _earlier(run: Path, ledger: Ledger | None, chain: Chain) -> Earlier:
+    overrides, wrong = check_overrides(chain)
+    if wrong:
+        raise TamperError("the plan was overridden as it may not be", got=str(wrong[0]))
     return Earlier(
         run=run,
         ledger=ledger,
@@ -101,8 +128,10 @@ def find_earlier(run: Path, signers: Sequence[Signer]) -> Earlier | None:
     )
 
 
-def refuse_another(config: RunConfig, run: Path) -> None:
+def refuse_another(config: RunConfig, run: Path, processes: int = 1) -> None:
     """Refuses a configuration that is not the one a run was started with, before its ledger is opened to be written.
+
+    And another number of processes, by which its figures would be others in their last digits.
 
     Raises:
         ConfigError: it isn't.
@@ -112,6 +141,7 @@ def refuse_another(config: RunConfig, run: Path) -> None:
         return  # which opening it says more of
     try:
         check_same(config, started.body)
+        _check_processes(processes, started.body)
     except ConfigError:
         if not verify_chain(run / "ledger").problems:
             raise
@@ -136,6 +166,18 @@ def check_same(config: RunConfig, started: Mapping[str, Any]) -> None:
             expected="that of config.json in the run's directory: a run goes on as it was begun",
             got=f"another {', '.join(names[:5])}{' …' if len(names) > 5 else ''}",
             do="leave these as they were, or begin another run; kleash ledger override changes a limit of [guard]",
+        )
+
+
+def _check_processes(processes: int, started: Mapping[str, Any]) -> None:
+    recorded = started.get(PROCESSES, 1)
+    if processes != recorded:
+        raise ConfigError(
+            "the run was begun with another number of processes",
+            expected=f"{shown(recorded)}: more or fewer make sums in another order, so that what is made again would "
+            "differ from the record in its last digits",
+            got=str(processes),
+            do="launch as many, or begin another run",
         )
 
 

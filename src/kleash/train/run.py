@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,6 @@ from kleash.models.hub import vocabulary_digest
 from kleash.models.identity import are_same
 from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
-from kleash.rewards.weighted import load_monitors, load_reward
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import encode_prompts, sample
 from kleash.train.algorithms import ALGORITHMS
@@ -35,17 +34,21 @@ from kleash.train.directory import (
     begin,
     disk_failed,
 )
+from kleash.train.follow import follow
+from kleash.train.joint import JointRecord, check_as_one, check_together, load_scorers
 from kleash.train.learner import Learner, build_learner, resolve_device
 from kleash.train.loop import final_drift, run_loop
 from kleash.train.natural import check_size
 from kleash.train.progress import Progress
 from kleash.train.ptx import load_pretraining
 from kleash.train.resume import (
+    PROCESSES,
     Earlier,
     check_digests,
     check_same,
     find_earlier,
     last_record,
+    read_earlier,
     refuse_another,
     restore,
     to_repeat,
@@ -53,6 +56,7 @@ from kleash.train.resume import (
 from kleash.train.self_test import self_test
 from kleash.train.setup import Setup, seed_process, seeded
 from kleash.train.trackers import Trackers, check_trackers
+from kleash.train.world import ALONE, World, launched
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
 
@@ -64,6 +68,7 @@ def train(
     skip_self_test: bool = False,
     resume: bool = False,
     signers: Sequence[Signer] | None = None,
+    world: World | None = None,
 ) -> Generator[StepRecord]:
     """Trains, and yields each step's record once it is on disk.
 
@@ -78,6 +83,7 @@ def train(
         resume: go on with what is in the run directory, as if it had never stopped; from the beginning where nothing
             is. Steps that its ledger has and no checkpoint holds are made again, and must be the same.
         signers: who signs the ledger; None: the signing key at its usual place, made where there is none.
+        world: the processes that make it; None: those that a launcher began. The first of them writes.
 
     Raises:
         InputError, ConfigError: something that was asked for can't be had, or the self-test failed.
@@ -85,33 +91,64 @@ def train(
         TamperError: the run that is to be gone on with is not as it was written.
         RepeatError: it does not repeat itself.
     """
-    with _outside(run), ExitStack() as stack:
+    world = launched(config.train.device) if world is None else world
+    with world.attended(), _outside(run), ExitStack() as stack:
+        check_together(config, world)
+        if not world.is_first:
+            yield from _followed(config, world)
+            return
         signers = [open_signing_key()] if signers is None else signers
         if resume:
-            refuse_another(config, run)
+            refuse_another(config, run, world.size)
         earlier = find_earlier(run, signers) if resume else None
-        if earlier is not None:
-            stack.enter_context(earlier.ledger)
+        ledger = None if earlier is None else earlier.ledger
+        if ledger is not None:
+            stack.enter_context(ledger)
         elif not resume:
             check_vacant(run)
         if earlier is None or not earlier.entries:
-            ledger = None if earlier is None else earlier.ledger
-            directory = _begin(config, run, ledger, signers, skip_self_test=skip_self_test)
+            world.told([str(run), False])
+            setup = prepare(config, world)
+            directory = _begin(setup, run, ledger, signers, skip_self_test=skip_self_test)
         else:
-            directory = _go_on(config, earlier)
+            world.told([str(run), True])
+            directory = _go_on(config, earlier, world)
         stack.enter_context(directory)
-        assert directory.progress is not None
-        for record in run_loop(
-            directory.progress.setup, directory.ledger, directory.progress, directory.go_back
-        ):
-            directory.write(record)
-            if record.step % config.train.checkpoint_every == 0:
-                directory.checkpoint()
-            yield record
+        with world.attended():  # the others need not wait until this one has written its ending
+            yield from _written(directory, config)
+
+
+def _written(directory: RunDirectory, config: RunConfig) -> Iterator[StepRecord]:
+    """The steps of a run, each of which is on the disk by the time it is yielded."""
+    progress, ledger = directory.progress, directory.ledger
+    assert progress is not None, "what another trainer makes has no steps of ours"
+    learner, world = progress.setup.learner, progress.setup.world
+    record_to = ledger if world.size == 1 else JointRecord(world, ledger, learner)
+
+    def go_back(step: int) -> None:
+        directory.go_back(step)
+        world.meet()  # the others have read it too
+
+    for record in run_loop(progress.setup, record_to, progress, go_back):
+        directory.write(record)
+        if record.step % config.train.checkpoint_every == 0:
+            check_as_one(world, learner)
+            directory.checkpoint()
+        yield record
+    check_as_one(world, learner)
+
+
+def _followed(config: RunConfig, world: World) -> Iterator[StepRecord]:
+    """The steps of a run that another process writes."""
+    run, goes_on = world.told()
+    earlier = read_earlier(Path(run)) if goes_on else None
+    setup = prepare(config, world)
+    _joint_digests(setup)
+    yield from follow(setup, Path(run), earlier)
 
 
 def _begin(
-    config: RunConfig,
+    setup: Setup,
     run: Path,
     ledger: Ledger | None,
     signers: Sequence[Signer],
@@ -119,13 +156,15 @@ def _begin(
     skip_self_test: bool,
 ) -> RunDirectory:
     """The directory of a run at its beginning, its ledger's first entries written."""
-    setup = prepare(config)
+    config, world = setup.config, setup.world
+    found = _joint_digests(setup)
     tested = None if skip_self_test else check_setup(setup)
     started = {
         "config": config.model_dump(mode="json"),
         "versions": versions(LIBRARIES),
-        "digests": digests(setup.learner, setup.prompts),
+        "digests": found,
         "self_test": "skipped" if tested is None else tested.to_json(),
+        **({} if world.size == 1 else {PROCESSES: world.size}),
     }
     ledger = begin(run, started, signers, plan=plan_of(setup), ledger=ledger)
     try:
@@ -136,12 +175,13 @@ def _begin(
         raise
 
 
-def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
+def _go_on(config: RunConfig, earlier: Earlier, world: World) -> RunDirectory:
     """The directory of a run that is gone on with, what is to be made again expected."""
-    started = earlier.entries[0].body
+    started, ledger = earlier.entries[0].body, earlier.ledger
+    assert ledger is not None, "this process writes it"
     check_same(config, started)
-    setup = prepare(config)
-    check_digests(digests(setup.learner, setup.prompts), started)
+    setup = prepare(config, world)
+    check_digests(_joint_digests(setup), started)
     seed_process(config.train.seed)
     restored = restore(earlier, setup)
     checkpoint, step = restored.checkpoint, restored.progress.mark.step
@@ -153,12 +193,12 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
         "kleash": __version__,
     }
     if len(earlier.entries) == 1:  # killed between its first entry and its plan
-        earlier.ledger.append("plan.committed", plan_of(setup))
-    earlier.ledger.append("run.resumed", body)
-    earlier.ledger.expect(to_repeat(earlier, step))
+        ledger.append("plan.committed", plan_of(setup))
+    ledger.append("run.resumed", body)
+    ledger.expect(to_repeat(earlier, step))
     directory = RunDirectory(
         earlier.run,
-        earlier.ledger,
+        ledger,
         _conclusion(setup),
         _trackers(config),
         restored.progress,
@@ -167,6 +207,14 @@ def _go_on(config: RunConfig, earlier: Earlier) -> RunDirectory:
     )
     directory.kept, directory.last = restored.kept, last_record(earlier, step)
     return directory
+
+
+def _joint_digests(setup: Setup) -> dict[str, str]:
+    """What a run is made from, which is the same on every process, and their versions are."""
+    found = digests(setup.learner, setup.prompts)
+    canary = {} if setup.canary is None else {"canary": setup.canary.rollout.sha256()}
+    setup.world.agree("what the run is made from", {**found, **canary, **versions(LIBRARIES)})
+    return found
 
 
 def plan_of(setup: Setup) -> dict[str, Any]:
@@ -205,7 +253,7 @@ def _trackers(config: RunConfig) -> Trackers:
     return Trackers(train.trackers, resolve_device(train.device), train.tracker_options)
 
 
-def prepare(config: RunConfig) -> Setup:
+def prepare(config: RunConfig, world: World = ALONE) -> Setup:
     """Loads and checks all that the loop needs.
 
     Raises:
@@ -229,16 +277,18 @@ def prepare(config: RunConfig) -> Setup:
     if natural:  # what could not be told by the files
         check_size(config.model.policy, sum(p.numel() for p in learner.trained))
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
+    reward, monitors = load_scorers(config.reward, device, world)
     return Setup(
         config=config,
         learner=learner,
         prompts=prompts,
-        reward=load_reward(config.reward, device),
-        monitors=load_monitors(config.reward, device),
+        reward=reward,
+        monitors=monitors,
         pretraining=load_pretraining(
             config.ptx, learner.policy, seeded(config.train.seed, "pretraining")
         ),
         canary=build_canary(config, learner, prompts),
+        world=world,
     )
 
 

@@ -13,6 +13,7 @@ from kleash.train.canary import Canary
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
 from kleash.train.ptx import Pretraining
+from kleash.train.world import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,8 @@ class Setup:
     """Texts that the policy is not to forget."""
     canary: Canary | None = None
     """States that the guard measures the policy at."""
+    world: World = ALONE
+    """The processes that the run is made by."""
 
 
 def seeded(seed: int, purpose: str) -> torch.Generator:

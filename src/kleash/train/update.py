@@ -15,9 +15,11 @@ from kleash.train.canary import Canary
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience, measure_update
 from kleash.train.learner import Learner, Snapshot
-from kleash.train.loss import Loss, accumulated, loss_pieces, mean_parts
+from kleash.train.loss import Loss, accumulated, loss_pieces, mean_parts, summed
 from kleash.train.natural import natural_step
 from kleash.train.ptx import Pretraining
+from kleash.train.world import ALONE as BY_ITSELF
+from kleash.train.world import World
 
 Check = Callable[[UpdateFacts], Breach]
 """What speaks against an update as it was measured."""
@@ -48,6 +50,8 @@ class Beside(NamedTuple):
     """States that it is measured at too."""
     check: Check | None = None
     """By what it is shortened, where `guard.on_breach` says so."""
+    world: World = BY_ITSELF
+    """The processes that make it together."""
 
 
 ALONE = Beside()
@@ -117,14 +121,17 @@ def _epochs(
         learner.optimizer.zero_grad(set_to_none=True)
         size = config.train.micro_batch_size
         pieces = loss_pieces(learner, algorithm, experience, targets, rows, config, size=size)
-        loss = accumulated(pieces)
+        loss = summed(accumulated(pieces), beside.world)
         if losses and config.guard.stop_kl is not None and not loss.moved <= config.guard.stop_kl:
             break
         if beside.pretraining is not None:
-            loss = loss.beside("ptx_loss", beside.pretraining.loss(learner.policy), config.ptx.coef)
+            # Every process makes all of it, for the same texts: so that its gradient counts once, a share of each.
+            coef = config.ptx.coef / beside.world.size
+            loss = loss.beside("ptx_loss", beside.pretraining.loss(learner.policy), coef)
         losses.append(loss)
-        norms.append(_descend(learner, loss.total, config.optimizer.max_grad_norm))
-        if not (math.isfinite(norms[-1]) and bool(loss.total.isfinite())):
+        norm = _descend(learner, loss.total, config.optimizer.max_grad_norm, beside.world)
+        norms.append(norm)
+        if not (math.isfinite(norm) and bool(loss.total.isfinite())):
             break
     return losses, norms
 
@@ -143,12 +150,14 @@ def _minibatches(
     ]
 
 
-def _descend(learner: Learner, loss: Tensor, max_grad_norm: float) -> float:
+def _descend(learner: Learner, loss: Tensor, max_grad_norm: float, world: World) -> float:
     """One optimiser step, after the way back from the loss; returns the gradient's norm before clipping.
 
     No step is made on a norm that isn't finite.
     """
-    loss.backward()
+    if loss.requires_grad:  # not so where none of its rows is this process's
+        loss.backward()
+    world.sum_gradients(learner.trained)
     norm = float(torch.nn.utils.clip_grad_norm_(learner.trained, max_grad_norm))
     if math.isfinite(norm):
         learner.optimizer.step()
@@ -175,6 +184,7 @@ def _located(given: _Given, facts: UpdateFacts) -> UpdateFacts:
         temperature=config.rollout.temperature,
         micro_batch_size=config.train.micro_batch_size,
         from_reference=config.guard.max_kl is not None,
+        world=beside.world,
     )
     return replace(
         facts,

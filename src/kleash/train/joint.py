@@ -1,0 +1,133 @@
+"""What the processes of a run do as one: its record, its rewards, and that they are at the same point."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from kleash.errors import ConfigError
+from kleash.ledger import Ledger, encode
+from kleash.rewards.config import RewardConfig
+from kleash.rewards.scorers import Scorer
+from kleash.rewards.weighted import load_monitors, load_reward, weighted_scorer
+from kleash.train.config import RunConfig
+from kleash.train.learner import Learner
+from kleash.train.world import World, digest, fingerprint
+
+
+class JointRecord:
+    """A ledger that one process writes once all have come to the same entry, with the same weights.
+
+    None goes on before the entry is on the disk.
+
+    Args:
+        world: the processes.
+        ledger: of the first; None on the others.
+        learner: whose weights are compared.
+    """
+
+    def __init__(self, world: World, ledger: Ledger | None, learner: Learner) -> None:
+        self.world, self.ledger, self.learner = world, ledger, learner
+
+    def append(self, type: str, body: Mapping[str, Any]) -> None:
+        """Takes an entry.
+
+        Raises:
+            ResourceError: the processes have come apart, one is gone, or the disk failed.
+        """
+        found = {name: hashlib.sha256(encode(value)).hexdigest() for name, value in body.items()}
+        found["weights"] = fingerprint(self.learner.trained)
+        self.world.agree(f"{type} of step {body.get('step')}", found)
+        if self.ledger is not None:
+            self.ledger.append(type, body)
+        self.world.meet()
+
+
+def check_together(config: RunConfig, world: World) -> None:
+    """That so many processes can make a run, and are asked for the same one.
+
+    Raises:
+        ConfigError: they can't.
+        ResourceError: they aren't.
+    """
+    if world.size == 1:
+        return
+    if world.size > config.rollout.num_prompts:
+        raise ConfigError(
+            "there are more processes than prompts in a rollout",
+            expected=f"at most rollout.num_prompts = {config.rollout.num_prompts} processes: each answers whole groups",
+            got=str(world.size),
+            do="launch fewer, or raise rollout.num_prompts",
+        )
+    if config.algorithm.update == "natural":
+        raise ConfigError(
+            f"{config.algorithm.name} can't be made by several processes",
+            expected="an algorithm that goes down a gradient: conjugate gradients are not divided among processes",
+            got=f"{config.algorithm.name} on {world.size}",
+            do='launch one, or set algorithm.name = "ppo", which clips each token\'s step in place of a trust region',
+        )
+    asked = config.model_dump(mode="json")
+    world.agree(
+        "the configuration",
+        {name: hashlib.sha256(encode(section)).hexdigest() for name, section in asked.items()},
+    )
+
+
+def check_as_one(world: World, learner: Learner) -> None:
+    """That weights and optimiser are the same on every process, bit by bit.
+
+    Raises:
+        ResourceError: they aren't.
+    """
+    if world.size > 1:
+        tensors = {"weights": learner.trained, "optimiser": _remembered(learner)}
+        world.agree("the weights", {name: digest(each) for name, each in tensors.items()})
+
+
+def load_scorers(
+    config: RewardConfig, device: str, world: World
+) -> tuple[Scorer, Sequence[Scorer]]:
+    """The reward and the monitors. The first process asks them for all rows, and tells the others what they said.
+
+    So a reward that looks at other responses of the batch, draws at random or costs money is asked as one process would
+    ask it. The other processes load none.
+
+    Raises:
+        InputError, ConfigError: one can't be had.
+    """
+    if world.size == 1:
+        return load_reward(config, device), load_monitors(config, device)
+    if not world.is_first:
+        return _heard(config, world)
+    reward, monitors = load_reward(config, device), load_monitors(config, device)
+    if reward.parts:
+        parts = [(_telling(part, world), weight) for part, weight in reward.parts]
+        return weighted_scorer(parts), [_telling(each, world) for each in monitors]
+    return _telling(reward, world), [_telling(each, world) for each in monitors]
+
+
+def _heard(config: RewardConfig, world: World) -> tuple[Scorer, Sequence[Scorer]]:
+    """Scorers that another process asks."""
+
+    def hearing(name: str) -> Scorer:
+        return Scorer(name=name, score=lambda _prompts, _responses: world.told())
+
+    monitors = [hearing(name) for name in config.monitor]
+    if config.weights is None:
+        return hearing(config.name), monitors
+    return weighted_scorer([(hearing(n), weight) for n, weight in config.weights.items()]), monitors
+
+
+def _telling(scorer: Scorer, world: World) -> Scorer:
+    """A scorer whose scores the other processes are told."""
+    ask = scorer.score
+    return replace(scorer, score=lambda prompts, responses: world.told(ask(prompts, responses)))
+
+
+def _remembered(learner: Learner) -> list[Tensor]:
+    """What the optimiser holds, in the order of the weights."""
+    state = learner.optimizer.state
+    found = [state[p] for p in learner.trained if p in state]
+    return [each[name] for each in found for name in sorted(each) if isinstance(each[name], Tensor)]
