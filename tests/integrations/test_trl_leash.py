@@ -186,6 +186,7 @@ def test_trls_log_has_the_figures(held: Any) -> None:
     assert written[0]["kl_sampler_policy_per_token"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_leash_without_a_target_changes_nothing(kind: str, tmp_path: Path) -> None:
     free = build(kind, beta=0.1)
@@ -199,6 +200,7 @@ def test_a_leash_without_a_target_changes_nothing(kind: str, tmp_path: Path) -> 
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_at_beta_0_the_kl_is_measured_from_a_copy(tmp_path: Path) -> None:
     trainer = build("GRPO", beta=0.0)
     assert trainer.ref_model is None
@@ -210,6 +212,7 @@ def test_at_beta_0_the_kl_is_measured_from_a_copy(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "autocast"),
     [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)],
@@ -330,6 +333,7 @@ def test_over_max_kl_the_training_stops(tmp_path: Path) -> None:
     assert (found.ok, found.status) == (True, "failed")
 
 
+@pytest.mark.slow
 def test_several_optimiser_steps_of_a_rollout_are_one_update(tmp_path: Path) -> None:
     """2 passes over 2 slices: 4 steps an update, undone as one; what breaks off in the middle is judged."""
     trainer = build(
@@ -363,6 +367,7 @@ def test_several_optimiser_steps_of_a_rollout_are_one_update(tmp_path: Path) -> 
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_is_one_update(tmp_path: Path) -> None:
     trainer = build(
         "RLOO", beta=0.1, per_device_train_batch_size=8, gradient_accumulation_steps=2, max_steps=2
@@ -373,6 +378,7 @@ def test_gradient_accumulation_is_one_update(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_whatever_ends_a_training_the_record_has_an_ending(tmp_path: Path) -> None:
     calls: list[int] = []
 
@@ -390,6 +396,7 @@ def test_whatever_ends_a_training_the_record_has_an_ending(tmp_path: Path) -> No
     assert (found.ok, found.status, found.steps) == (True, "failed", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "aggregation"),
     [
@@ -521,6 +528,7 @@ def test_without_trl_the_import_says_what_to_install() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapters_reference_is_the_model_without_it(kind: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")

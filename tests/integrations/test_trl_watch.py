@@ -74,6 +74,7 @@ def test_a_watched_training_is_measured_recorded_and_unchanged(kind: str, tmp_pa
     assert kind in render_run(load_run(run), verification.to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_max_kl_it_stops(kind: str, tmp_path: Path) -> None:
     run, trainer = tmp_path / "run", build(kind)

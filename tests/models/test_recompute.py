@@ -68,6 +68,7 @@ def test_the_model_stays_in_evaluation_mode_and_samples_as_ever() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_run(tmp_path: Path) -> None:
     drift: list[list[float]] = []
     for recomputes in (False, True):

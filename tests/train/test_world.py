@@ -118,6 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("runs"), RUNS, (1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_the_figures_are_those_of_one_process(made: Path, name: str) -> None:
     assert_alike(made / f"{name} by 1", made / f"{name} by 2")
@@ -153,17 +154,20 @@ def assert_alike(alone: Path, together: Path) -> None:
     assert found.status == "finished"
 
 
+@pytest.mark.slow
 def test_the_line_search_is_made_by_all(made: Path) -> None:
     """Or the test above says nothing of it."""
     fractions = [line["step_fraction"] for line in metrics(made / "ppo by 2")]
     assert [x for x in fractions if x is not None]
 
 
+@pytest.mark.slow
 def test_the_ledger_says_how_many_made_the_run(made: Path) -> None:
     started = [read(made / f"ppo by {size}" / "ledger")[0].body for size in (1, 2)]
     assert [body.get("processes") for body in started] == [None, 2]
 
 
+@pytest.mark.slow
 def test_one_process_asks_nothing_of_torch_distributed(tmp_path: Path, made: Path) -> None:
     """And makes what it made where it knew of no others: a fork that was told of a world of one."""
     settings = json.loads((made / "ppo by 1/config.json").read_text())["config"]
@@ -182,6 +186,7 @@ def test_one_process_asks_nothing_of_torch_distributed(tmp_path: Path, made: Pat
         assert left == expected, name
 
 
+@pytest.mark.slow
 def test_a_run_of_two_goes_on_as_two_alone(made: Path) -> None:
     settings = json.loads((made / "ppo by 2/config.json").read_text())["config"]
     config = RunConfig.model_validate_json(json.dumps(settings))
@@ -294,7 +299,9 @@ def gradient(setup: Setup, experience: Experience, targets: Targets, rows: Tenso
     return torch.cat([grad.flatten() for grad in grads]).double()
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo"])
+@pytest.mark.parametrize(
+    "name", ["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ppo", "gspo"))]
+)
 @hypothesis_settings(max_examples=25)
 @given(
     chosen=st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True),
@@ -361,6 +368,7 @@ def test_what_is_not_done_is_refused_with_the_reason(
     assert "data parallelism only for now" in caught.value.expected
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_see_the_run_say_so(tmp_path: Path, made: Path) -> None:
     assert read_earlier(made / "ppo by 2").saved
     with pytest.raises(InputError):

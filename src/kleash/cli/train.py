@@ -106,14 +106,8 @@ def train(  # noqa: PLR0913, PLR0917 - the options of a command line
     interrupted = 0
     try:
         # Closing it ends the run as Ctrl-C inside it does.
-        training = run_training(
-            config,
-            directory,
-            skip_self_test=skip_self_test,
-            resume=resume,
-            signers=signers,
-            world=world,
-        )
+        how = {"skip_self_test": skip_self_test, "resume": resume}
+        training = run_training(config, directory, **how, signers=signers, world=world)
         published = _publishing(config, directory, (metrics_host, metrics_port), screen)
         with terminable(), closing(training) as records, screen.progress() as steps, published as p:
             watch(p(noting(_noting_start(records, directory, screen), screen)), config, steps)
