@@ -54,6 +54,7 @@ def test_what_is_promised_as_json_and_that_it_is_true(
     assert rloo["gain_lost"] < 0.05
 
 
+@pytest.mark.slow
 def test_it_is_shown_in_eighty_columns(problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--algorithms", "reinforce++", "--steps", "2", "--mdp", problem]
     assert cli.run(["lab", "closed-form", *words]) == 0

@@ -108,7 +108,7 @@ def poison(optimizer: Any) -> None:
         group["params"][0].grad.fill_(math.nan)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def held(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run to a target, spied upon: its spy, its leash, its directory."""
     run = tmp_path_factory.mktemp("held") / "run"

@@ -48,7 +48,7 @@ def short(name: str) -> Budget:
     return Budget(128, 80, 0.15, {"num_epochs": 1, "num_minibatches": 1})
 
 
-LIKE_ANOTHER = {"dr_grpo", "dapo", "ppo_kl", "reinforce++"}
+LIKE_ANOTHER = {"dr_grpo", "dapo", "ppo_kl", "reinforce", "reinforce++", "rloo", "gspo"}
 """Of another's lines but for a choice or two: these take their turn with what is slow."""
 
 

@@ -35,19 +35,12 @@ class Served:
     def __init__(self, url: str, answer: Answer) -> None:
         self.url, self.answer = url, answer
         self.requests: list[Asked] = []
-        self.most_at_once = 0
-        self._now, self._lock = 0, Lock()
+        self._lock = Lock()
 
     def take(self, handler: BaseHTTPRequestHandler, asked: Asked) -> None:
         with self._lock:
             self.requests.append(asked)
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
-        try:
-            self.answer(handler, asked)
-        finally:
-            with self._lock:
-                self._now -= 1
+        self.answer(handler, asked)
 
 
 @contextmanager

@@ -211,6 +211,7 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
     assert targets.kl_coef_effective == pytest.approx(share * KL_COEF, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", WHOLE, ids=lambda p: f"{p.placement}-{p.estimator}")
 def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
     problem: Problem, penalty: Penalty
