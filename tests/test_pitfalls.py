@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 WITHOUT = {
-    36: "resuming: a run can't be resumed yet",
-    37: "resuming: a run can't be resumed yet",
-    45: "sharded parameters: one process, one device",
+    45: "sharded parameters: of several processes each holds the whole model",
 }
 """Pitfalls of what kleash does not do (yet), and why there is no test."""
 

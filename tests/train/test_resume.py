@@ -174,7 +174,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_a_run_that_is_gone_on_with_is_the_one_that_never_stopped(
     settings: dict[str, Any], tmp_path: Path, place: Path, whole: Whole, name: str, step: int
 ) -> None:
-    """Bit for bit: weights, optimiser, streams, controller, record."""
+    """Bit for bit: weights, optimiser, streams, controller, record. Pitfalls 36 and 37: the reference and β too."""
     for section, values in VARIANTS[name].items():
         settings[section] = {**settings.get(section, {}), **values}
     if name == "trpo":

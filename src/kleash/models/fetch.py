@@ -19,7 +19,7 @@ from typing import Any, cast
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import InputError, ResourceError, TamperError
-from kleash.ledger.durable import publish_directory
+from kleash.ledger.durable import publish_directory, sync_tree
 from kleash.models.fetchable import Fetchable
 from kleash.models.hub import save_language_model
 from kleash.models.identity import weights_digest
@@ -60,6 +60,7 @@ def fetch(
             told(2, "converting")
             convert(model, work / "model.gguf", work / model.name)
             told(3, "done")
+            sync_tree(work / model.name)
             publish_directory(work / model.name, model.path)
     except OSError as error:
         raise ResourceError(
