@@ -27,7 +27,7 @@ from kleash.train.loss import accumulated, loss_pieces
 from kleash.train.resume import read_earlier
 from kleash.train.run import prepare, train
 from kleash.train.setup import Setup, seeded
-from kleash.train.world import ALONE, World, digest, fingerprint, launched
+from kleash.train.world import ALONE, World, launched
 from tests.train.small import LETTERS, in_memory, remains, small_settings
 
 ROOT = Path(__file__).parents[2]
@@ -334,15 +334,6 @@ def test_shares_are_all_there_is_once_and_alike(size: int, count: int) -> None:
     assert [each for share in shares for each in share] == list(range(count))
     lengths = [len(share) for share in shares]
     assert set(lengths) <= {math.floor(count / size), math.ceil(count / size)}
-
-
-def test_a_digest_tells_one_bit_and_a_fingerprint_tells_a_weight() -> None:
-    weights = [torch.linspace(-1, 1, 300), torch.ones(2, 3)]
-    moved = [x.clone() for x in weights]
-    assert (fingerprint(moved), digest(moved)) == (fingerprint(weights), digest(weights))
-    moved[0][7] = torch.nextafter(moved[0][7], torch.tensor(2.0))
-    assert digest(moved) != digest(weights)
-    assert fingerprint(moved) != fingerprint(weights)
 
 
 def test_what_is_not_done_is_refused_with_the_reason(

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from kleash.errors import ConfigError
 from kleash.ledger import Ledger, encode
+from kleash.models.identity import fingerprint, state_digest
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rewards.weighted import load_monitors, load_reward, weighted_scorer
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
-from kleash.train.world import World, digest, fingerprint
+from kleash.train.world import World
 
 
 class JointRecord:
@@ -38,7 +39,7 @@ class JointRecord:
             ResourceError: the processes have come apart, one is gone, or the disk failed.
         """
         found = {name: hashlib.sha256(encode(value)).hexdigest() for name, value in body.items()}
-        found["weights"] = fingerprint(self.learner.trained)
+        found["weights"] = str(fingerprint(_numbered(self.learner.trained)))
         self.world.agree(f"{type} of step {body.get('step')}", found)
         if self.ledger is not None:
             self.ledger.append(type, body)
@@ -83,7 +84,9 @@ def check_as_one(world: World, learner: Learner) -> None:
     """
     if world.size > 1:
         tensors = {"weights": learner.trained, "optimiser": _remembered(learner)}
-        world.agree("the weights", {name: digest(each) for name, each in tensors.items()})
+        world.agree(
+            "the weights", {name: state_digest(_numbered(each)) for name, each in tensors.items()}
+        )
 
 
 def load_scorers(
@@ -124,6 +127,10 @@ def _telling(scorer: Scorer, world: World) -> Scorer:
     """A scorer whose scores the other processes are told."""
     ask = scorer.score
     return replace(scorer, score=lambda prompts, responses: world.told(ask(prompts, responses)))
+
+
+def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {str(index): tensor for index, tensor in enumerate(tensors)}
 
 
 def _remembered(learner: Learner) -> list[Tensor]:

@@ -4,7 +4,6 @@ Every process holds the whole model and computes its own rows; what is small is 
 it, and gradients are summed. A process that fails says why before it goes; the others, which wait for it, then end.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -270,23 +269,6 @@ def _number(name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and 0 <= int(text) <= 2**20):
         raise ConfigError(f"{name} is no number of processes", got=shown(text))
     return int(text)
-
-
-def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """A digest of the sums of tensors and of their squares: quick, and another where weights have come apart."""
-    sums = [
-        torch.stack([x.sum(), x.square().sum()]) for x in (t.detach().double() for t in tensors)
-    ]
-    return hashlib.sha256(torch.stack(sums).cpu().numpy().tobytes()).hexdigest()
-
-
-def digest(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of tensors, bit by bit."""
-    whole = hashlib.sha256()
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().flatten()
-        whole.update(plain.view(torch.uint8).numpy().data)
-    return whole.hexdigest()
 
 
 def _first_sentence(error: Exception) -> str:
