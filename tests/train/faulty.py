@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-import kleash.train.evaluate as evaluate_module
+import kleash.train.loop as loop_module
 import kleash.train.progress as progress_module
 from kleash.errors import LimitError, RewardError
 from kleash.records import StepRecord
@@ -289,26 +290,24 @@ def _warmer(live: Live) -> Generator[None]:
     """A sampler at another temperature than the one that is learnt at."""
     real = progress_module.sample
 
-    def sample(policy: Any, prompts: Any, config: Any, generator: Any) -> Rollout:
-        return real(policy, prompts, config.model_copy(update={"temperature": 1.2}), generator)
+    def sample(policy: Any, prompts: Any, config: Any, *others: Any) -> Rollout:
+        return real(policy, prompts, config.model_copy(update={"temperature": 1.2}), *others)
 
-    progress_module.sample = sample
-    yield
-    progress_module.sample = real
+    with mock.patch.object(progress_module, "sample", sample):
+        yield
 
 
 @contextmanager
 def _negative(live: Live) -> Generator[None]:
     """A KL that an estimator's bug made negative."""
-    real = evaluate_module.meter
+    real = loop_module.meter
 
     def meter(*given: Any, **options: Any) -> Any:
         found = real(*given, **options)
         return replace(found, kl=-found.kl)
 
-    evaluate_module.meter = meter
-    yield
-    evaluate_module.meter = real
+    with mock.patch.object(loop_module, "meter", meter):
+        yield
 
 
 def _gradient(change: Callable[[Tensor], Tensor]) -> Fault:

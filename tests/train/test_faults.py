@@ -217,7 +217,7 @@ def test_where_there_is_no_room_for_a_file_a_run_says_so_and_goes_on_once_there_
 
 ALLOCATIONS: dict[str, tuple[str, str]] = {
     "sampling": ("kleash.train.progress", "sample"),
-    "reading": ("kleash.train.loop", "experience_of"),
+    "reading": ("kleash.train.loop", "meter"),
     "update": ("kleash.train.loop", "propose_update"),
     "copy": ("kleash.train.learner", "Snapshot"),
     "entry": ("kleash.ledger.store", "encode_entry"),

@@ -119,16 +119,18 @@ def spread_within(first: Tensor, second: Tensor, prompt_index: Tensor) -> Spread
         Spread(first_std=1.41421356, second_std=1.41421356, correlation=1.0)
     """
     both = torch.stack([first, second], -1).cpu().double()  # [B, 2]
-    prompts = prompt_index.cpu()
-    groups = [both[prompts == prompt] for prompt in prompts.unique()]
-    if len(groups) == len(both):
-        groups = [both]
-    freedom = len(both) - len(groups)
+    group, counts = torch.unique(prompt_index.cpu(), return_inverse=True, return_counts=True)[1:]
+    if len(counts) == len(both):
+        group, counts = torch.zeros_like(group), torch.tensor([len(both)])
+    freedom = len(both) - len(counts)
     if freedom < 1:
         return Spread(None, None, None)
     # From the first of each group, so that what is equal does not vary: a mean may be off by a last bit.
-    shifted = [group - group[0] for group in groups]
-    about = torch.cat([group - group.mean(0) for group in shifted])
+    first_of = torch.full_like(counts, len(both))
+    first_of.scatter_reduce_(0, group, torch.arange(len(both)), "amin")
+    shifted = both - both[first_of[group]]
+    means = shifted.new_zeros(len(counts), 2).index_add_(0, group, shifted) / counts.unsqueeze(-1)
+    about = shifted - means[group]
     covariance = about.T @ about / freedom
     stds = covariance.diagonal().sqrt()
     correlation = None
