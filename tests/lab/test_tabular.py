@@ -78,6 +78,6 @@ def test_the_value_of_a_prefix_is_its_own_column() -> None:
 def test_the_head_is_the_models_own() -> None:
     policy = tabular(SMALL)
     start = _starts(1, SMALL)
-    cached = policy.model(input_ids=start, past_key_values=policy.new_cache()).logits[0]
+    cached = policy.model(input_ids=start, past_key_values=policy.new_cache(1)).logits[0]
 
     torch.testing.assert_close(policy.head(policy.model.rows[:1]), cached)

@@ -12,7 +12,7 @@ from kleash.models.config import LoraConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.packed import MOST_ROWS, can_pack, packed
 from kleash.models.policy import LanguageModel
-from tests.models.test_sharing import small
+from tests.models.test_unpadded import small
 
 BASE = "tiny-reviews/base"
 CPU = torch.device("cpu")

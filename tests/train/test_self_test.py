@@ -89,8 +89,14 @@ def test_dropout_on_either_side_is_found(learner: Learner) -> None:
 class _RoundsByWidth(LanguageModel):
     """Kernels of half precision may add up in another order where a batch is wider, and be off by some last bits."""
 
-    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
-        states = LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids)
+    def hidden(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        states = LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids, mask)
         return states if bool(prompt_mask.all()) else states.to(torch.bfloat16).float()
 
 
@@ -127,8 +133,16 @@ def test_a_model_in_half_precision_passes(learner: Learner) -> None:
 class _CountsPadding(LanguageModel):
     """A model whose positions count the padding."""
 
-    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
-        return LanguageModel.hidden(self, prompt_ids, torch.ones_like(prompt_mask), response_ids)
+    def hidden(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return LanguageModel.hidden(
+            self, prompt_ids, torch.ones_like(prompt_mask), response_ids, mask
+        )
 
 
 def test_padding_that_matters_is_found(learner: Learner) -> None:
@@ -144,8 +158,14 @@ def test_padding_that_matters_is_found(learner: Learner) -> None:
 class _OtherTemperature(LanguageModel):
     """A model that is trained at a temperature it was not sampled at."""
 
-    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
-        return 0.98 * LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids)
+    def hidden(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return 0.98 * LanguageModel.hidden(self, prompt_ids, prompt_mask, response_ids, mask)
 
 
 def test_a_temperature_on_one_side_is_found(learner: Learner) -> None:

@@ -89,9 +89,15 @@ class Blend:
         """The widths together."""
         return sum(part.hidden_size for part in self.parts)
 
-    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+    def hidden(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """[B, T, H]: of each response token, the hidden states of all references side by side."""
-        states = [part.hidden(prompt_ids, prompt_mask, response_ids) for part in self.parts]
+        states = [part.hidden(prompt_ids, prompt_mask, response_ids, mask) for part in self.parts]
         return torch.cat(states, dim=-1)
 
     def whole(self, read: TokenKL, hidden: Tensor, tokens: Tensor, temperature: float) -> TokenKL:

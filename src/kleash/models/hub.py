@@ -15,7 +15,7 @@ from kleash.errors import ConfigError, InputError
 from kleash.models.adapters import CONFIG_FILE, base_of, is_adapter, load_adapter, new_adapter
 from kleash.models.config import DType, LoraConfig
 from kleash.models.loading import locate, quietly, readable
-from kleash.models.policy import LanguageModel, can_share_prompts, check_head
+from kleash.models.policy import LanguageModel, can_unpad, check_head
 
 
 def load_language_model(
@@ -84,7 +84,7 @@ def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
         )
     loaded = LanguageModel(name, model.to(device).eval(), tokenizer)
     check_head(loaded)
-    return replace(loaded, shares_prompts=can_share_prompts(loaded))
+    return replace(loaded, unpads=can_unpad(loaded))
 
 
 def freeze(language_model: LanguageModel) -> LanguageModel:

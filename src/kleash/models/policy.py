@@ -22,6 +22,7 @@ from kleash.models.cache import reserved_cache
 from kleash.models.chat import Chat
 from kleash.models.identity import state_digest
 from kleash.models.recompute import recomputed
+from kleash.models.unpadded import Unpadded, attending, unpad
 
 
 class _Options(TypedDict):
@@ -32,8 +33,8 @@ class _Options(TypedDict):
     ref_softcap: float | None
 
 
-WORTH_SHARING = 0.25
-"""Share of the positions that has to be saved for prompts to be computed apart: two passes cost more than one."""
+WORTH_UNPADDING = 0.05
+"""Share of a batch's positions that one row has to save: attention finds its way in it at a price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +139,8 @@ class LanguageModel:
     """What it computes in, where its weights are kept in more; None: in what they are."""
     recomputes: bool = False
     """Whether a pass that gradients go back through keeps the inputs of its layers alone."""
-    shares_prompts: bool = False
-    """Whether a prompt's keys and values can stand for it in many rows: `can_share_prompts` says so."""
+    unpads: bool = False
+    """Whether a batch can be one row of tokens, without padding and with each prompt once: `can_unpad` says so."""
 
     @property
     def device(self) -> torch.device:
@@ -237,97 +238,66 @@ class LanguageModel:
         with torch.autocast(self.device.type, enabled=False):
             return self.head(output.last_hidden_state[:, -1].to(self.dtype))
 
-    def new_cache(self, length: int | None = None) -> Cache:
-        """An empty key-value cache.
+    def new_cache(self, length: int) -> Cache:
+        """An empty cache for so many tokens: with room for them no token copies those before it."""
+        return reserved_cache(length) if self.unpads else DynamicCache()
 
-        Args:
-            length: tokens that will come into it: with room for them no token copies those before it. None: it grows,
-                and gradients can flow through it.
-        """
-        if length is None or not self.shares_prompts:
-            return DynamicCache()
-        return reserved_cache(length)
-
-    def hidden(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
+    def hidden(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states from which each response token is predicted.
 
         Prompts are padded on the left and responses on the right; a position's number counts real tokens only, so
-        that padding changes nothing. A prompt that many rows have is computed once, where that is worth it: its keys
-        and values are given to all of them, and gradients flow back through them.
+        that padding changes nothing. Where that saves enough it isn't computed, nor is a prompt more than once.
 
         Args:
             prompt_ids: [B, P].
             prompt_mask: [B, P], True at real tokens.
             response_ids: [B, T].
+            mask: [B, T], True at real tokens; None: all are.
 
         Returns:
-            [B, T, H]; the state at t has seen the prompt and the response's tokens before t.
+            [B, T, H]; the state at t has seen the prompt and the response's tokens before t. Of no use where padded.
         """
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        with self.speaking(), recomputed(self.model) if recomputes else nullcontext():
+            if self.unpads:
+                row = unpad(prompt_ids, prompt_mask, response_ids, mask)
+                rows, width = prompt_ids.shape
+                whole = rows * (width + response_ids.shape[1] - 1)
+                if len(row.ids) <= (1 - WORTH_UNPADDING) * whole:
+                    return self._of_row(row)
+            return self._of_rows(prompt_ids, prompt_mask, response_ids)
+
+    def _of_row(self, row: Unpadded) -> Tensor:
+        with attending(self.model):
+            states = self.model.base_model(
+                input_ids=row.ids.unsqueeze(0),
+                position_ids=row.positions.unsqueeze(0),
+                # A mask of four dimensions is one that transformers need not make.
+                attention_mask=torch.empty(1, 1, 1, 1, device=row.ids.device),
+                use_cache=False,
+                layout=row.layout,
+            ).last_hidden_state[0]
+        taken = states.index_select(0, row.out.flatten())
+        return taken.view(*row.out.shape, -1).to(self.dtype)
+
+    def _of_rows(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor) -> Tensor:
         width = prompt_ids.shape[1]
         inputs = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
         mask = torch.ones_like(inputs)
         mask[:, :width] = prompt_mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        rows = inputs, mask, positions
-        recomputes = self.recomputes and torch.is_grad_enabled()
-        # Layers that are computed twice would enter their keys and values twice.
-        groups = None if recomputes else self._groups(prompt_ids, prompt_mask, inputs.shape[1])
-        with self.speaking(), recomputed(self.model) if recomputes else nullcontext():
-            if groups is not None:
-                return self._by_groups(rows, width, *groups)
-            output = self.model.base_model(
-                input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False
-            )
-            return output.last_hidden_state[:, width - 1 :].to(self.dtype)
-
-    def _groups(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, length: int
-    ) -> tuple[Tensor, Tensor] | None:
-        """A row of each prompt [U], and which of these each row has [B]; None where sharing them saves too little."""
-        count, width = prompt_ids.shape
-        if not self.shares_prompts or width < length * WORTH_SHARING or count == 1:
-            return None
-        keys = torch.cat([prompt_ids, prompt_mask.long()], dim=1)
-        unique, group = torch.unique(keys, dim=0, return_inverse=True)
-        if width * (count - len(unique)) < WORTH_SHARING * count * length:
-            return None
-        first = torch.full((len(unique),), count, device=group.device)
-        first.scatter_reduce_(0, group, torch.arange(count, device=group.device), "amin")
-        return first, group
-
-    def _by_groups(
-        self, rows: tuple[Tensor, Tensor, Tensor], width: int, first: Tensor, group: Tensor
-    ) -> Tensor:
-        """The hidden states, each prompt's part of them computed once.
-
-        Args:
-            rows: token ids, mask and positions of whole rows, [B, P + T - 1] each.
-            width: P.
-            first: [U], a row of each prompt.
-            group: [B], which of these prompts each row has.
-        """
-        inputs, mask, positions = rows
-        cache = self.new_cache()
-        trunk = self.model.base_model
-        prompts = trunk(
-            input_ids=inputs[first, :width],
-            attention_mask=mask[first, :width],
-            position_ids=positions[first, :width],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        start = prompts.last_hidden_state[:, -1:][group]
-        if inputs.shape[1] == width:
-            return start.to(self.dtype)
-        cache.batch_select_indices(group)
-        responses = trunk(
-            input_ids=inputs[:, width:],
+        states = self.model.base_model(
+            input_ids=inputs,
             attention_mask=mask,
-            position_ids=positions[:, width:],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return torch.cat([start, responses.last_hidden_state], dim=1).to(self.dtype)
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        return states[:, width - 1 :].to(self.dtype)
 
 
 def check_head(language_model: LanguageModel) -> None:
@@ -352,24 +322,26 @@ def check_head(language_model: LanguageModel) -> None:
         )
 
 
-def can_share_prompts(language_model: LanguageModel) -> bool:
-    """Whether hidden states are the same where a prompt is computed once for two rows: it is tried.
+def can_unpad(language_model: LanguageModel) -> bool:
+    """Whether hidden states are the same where a batch is one row of tokens: it is tried.
 
-    Not so of architectures whose past is more than keys and values.
+    Not so of architectures whose past is more than keys and values, or whose attention transformers can't replace.
     """
-    sharing = replace(language_model, shares_prompts=True)
-    alone = replace(language_model, shares_prompts=False)
+    kinds = getattr(language_model.model.config, "layer_types", None) or []
+    if not {*kinds} <= {"full_attention", "sliding_attention"}:
+        return False
+    row, rows = (replace(language_model, unpads=unpads) for unpads in (True, False))
     device = language_model.device
     prompts = torch.tensor([[1, 2, 3], [1, 2, 3], [0, 1, 4]], device=device)
     mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.bool, device=device)
-    responses = torch.tensor([[1, 2], [3, 4], [3, 1]], device=device)
+    responses = torch.tensor([[1, 2, 4], [3, 4, 1], [3, 1, 0]], device=device)
+    real = responses > 0
     with torch.no_grad():
-        expected = alone.hidden(prompts, mask, responses)
+        expected = rows.hidden(prompts, mask, responses)[real]
         try:
-            found = sharing.hidden(prompts, mask, responses)
-        except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            found = row.hidden(prompts, mask, responses, real)[real]
+        except (AttributeError, TypeError, ValueError, RuntimeError):
             return False
     rounding = max(1e-3, 8.0 * torch.finfo(language_model.dtype).eps)
     scale = float(expected.abs().max())
-    same = found.shape == expected.shape
-    return same and torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)
+    return torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)

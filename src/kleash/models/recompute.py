@@ -5,12 +5,13 @@ would make a policy another than the one that was sampled from: so a layer is to
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 
 from kleash.errors import ConfigError
+from kleash.models.unpadded import attending
 
 
 def enable_recompute(name: str, model: Any) -> None:
@@ -22,8 +23,13 @@ def enable_recompute(name: str, model: Any) -> None:
     # The older name is deprecated, and all that older releases have.
     enable = getattr(model, "activation_checkpointing_enable", None)
     enable = enable or model.gradient_checkpointing_enable
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Of a layer's first pass, and of its second: that attends as the first does, long after it."""
+        return nullcontext(), attending(model, model.config._attn_implementation)
+
     try:
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": contexts})
     except ValueError as error:
         raise ConfigError(
             f"{name} can't be trained with gradient checkpointing",

@@ -94,7 +94,7 @@ class Canary:
         parts: list[Tensor] = []
         for index in torch.arange(len(self.rollout.mask)).split(self.rows):
             part = self.rollout.rows(index)
-            hidden = model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+            hidden = model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids, part.mask)
             parts.append(hidden[part.mask])
         return torch.cat(parts)
 

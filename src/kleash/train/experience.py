@@ -216,7 +216,7 @@ def _read(
 
 
 def _hidden(model: LanguageModel | Blend, part: Rollout) -> Tensor:
-    return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+    return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids, part.mask)
 
 
 class Scored(NamedTuple):

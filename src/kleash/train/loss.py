@@ -92,7 +92,7 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
     if metered.live is not None and len(rows) == len(metered.live):
         hidden = metered.live[rows - metered.first][part.mask]
     else:
-        given = part.prompt_ids, part.prompt_mask, part.response_ids
+        given = part.prompt_ids, part.prompt_mask, part.response_ids, part.mask
         hidden = learner.policy.hidden(*given)[part.mask]
     head, tokens = learner.policy.head, part.response_ids[part.mask]
     # What is not penalised here is not read: it costs a product, and 0 · inf is NaN.

@@ -142,7 +142,7 @@ class Fisher:
         policy, trained = self.learner.policy, self.learner.trained
         # Of attention's kernels only the plain one can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
-            hidden = policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+            hidden = policy.hidden(part.prompt_ids, part.prompt_mask, part.response_ids, part.mask)
             logits = policy.head(hidden[part.mask]) / self.config.rollout.temperature
             logprobs = torch.log_softmax(logits, -1)
             cross = -(logprobs.detach().exp() * logprobs).sum() / self.tokens

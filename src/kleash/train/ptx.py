@@ -49,7 +49,8 @@ class Pretraining:
         mask = torch.tensor([[t < len(row) for t in range(1, longest)] for row in rows])
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         first, rest = ids[:, :1], ids[:, 1:]
-        hidden = policy.hidden(first, torch.ones_like(first, dtype=torch.bool), rest)[mask]
+        start = torch.ones_like(first, dtype=torch.bool)
+        hidden = policy.hidden(first, start, rest, mask)[mask]
         nobody = policy.head.uniform(), hidden.new_zeros(len(hidden), 0)
         loss, _ = policy.head.read_loss(
             hidden, *nobody, rest[mask], 1.0, lambda read, _: -read.logprobs / len(hidden)

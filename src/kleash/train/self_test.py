@@ -142,7 +142,7 @@ def _dropout(learner: Learner, rollout: Rollout) -> Check:
 
 @torch.no_grad()
 def _states(side: LanguageModel | Blend, part: Rollout) -> Tensor:
-    return side.hidden(part.prompt_ids, part.prompt_mask, part.response_ids)
+    return side.hidden(part.prompt_ids, part.prompt_mask, part.response_ids, part.mask)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from kleash.errors import ConfigError
 from kleash.models.adapters import POLICY, Adapter
 from kleash.models.hub import freeze
 from kleash.models.loading import locate
-from kleash.models.policy import LanguageModel, check_head
+from kleash.models.policy import LanguageModel, can_unpad, check_head
 from kleash.train.learner import Learner
 
 
@@ -41,9 +41,11 @@ def models_of(trainer: Any) -> Models:
     policy = LanguageModel(name, inner, tokenizer, adapter)
     _check_output_layer(inner)
     check_head(policy)
+    policy = replace(policy, unpads=can_unpad(policy))
     reference = getattr(trainer, "ref_model", None)
     if reference is not None:
         held = LanguageModel(name, trainer.accelerator.unwrap_model(reference), tokenizer)
+        held = replace(held, unpads=policy.unpads and can_unpad(held))
     elif adapter is not None:
         held = replace(
             policy, name=f"{name}, its adapter off", adapter=replace(adapter, name=_first(model))
