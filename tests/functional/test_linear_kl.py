@@ -52,13 +52,17 @@ def plain(x: dict[str, Tensor], temperature: float = 1.0, softcap: float | None 
 
 def fused(x: dict[str, Tensor], **options: Any) -> TokenKL:
     main = [x[k] for k in ("hidden", "weight", "ref_hidden", "ref_weight", "tokens")]
-    return linear_kl(*main, bias=x["bias"], ref_bias=x["ref_bias"], **options)
+    return linear_kl(*main, bias=x["bias"], ref_bias=x["ref_bias"], **{**HOLDING, **options})
 
 
-@pytest.fixture(params=["one chunk", "many chunks"], autouse=True)
+HOLDING = {"hold": False}
+
+
+@pytest.fixture(params=["one chunk", "many chunks", "held"], autouse=True)
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers must not depend on how the rows are cut."""
-    if request.param == "many chunks":
+    """The numbers must not depend on how the rows are cut, nor on whether they are held for the way back."""
+    monkeypatch.setitem(HOLDING, "hold", request.param == "held")
+    if request.param != "one chunk":
         monkeypatch.setattr(chunks, "CHUNK_BYTES", 5 * V * 8)
         monkeypatch.setattr(chunks, "BLOCK_BYTES", 2 * V * 8)
         monkeypatch.setattr(chunks, "TILE", 10)
@@ -184,6 +188,28 @@ def test_gradients_add_up_over_calls() -> None:
         assert grad is not None
         assert expected is not None
         torch.testing.assert_close(grad, 2 * expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("room", [2 * N * V * 8, 2 * N * V * 8 - 1])
+def test_what_is_held_is_not_made_again_but_the_second_time(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is held that is larger than there is room for."""
+    monkeypatch.setattr(chunks, "HELD_BYTES", room)
+    made, real = list[int](), chunks._product
+
+    def product(hidden: Tensor, *others: Any) -> None:
+        made.append(len(hidden))
+        real(hidden, *others)
+
+    monkeypatch.setattr(chunks, "_product", product)
+    x = watched(case())
+    kl, found = fused(x, hold=True).kl.sum(), list[tuple[Tensor, ...]]()
+    for passes in ((1, 2), (2, 3))[room % 2]:
+        found.append(torch.autograd.grad(kl, [x[name] for name in NAMES], retain_graph=True))
+        assert sum(made) == passes * 2 * N
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)
 
 
 def test_a_gradient_of_the_gradient_is_refused() -> None:

@@ -297,9 +297,16 @@ class _Doubled(Head):
     """A head whose KL is right and whose gradient is twice that."""
 
     def read(
-        self, hidden: Tensor, ref: Head, ref_hidden: Tensor, tokens: Tensor, temperature: float
+        self,
+        hidden: Tensor,
+        ref: Head,
+        ref_hidden: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        *,
+        hold: bool = False,
     ) -> TokenKL:
-        found = Head.read(self, hidden, ref, ref_hidden, tokens, temperature)
+        found = Head.read(self, hidden, ref, ref_hidden, tokens, temperature, hold=hold)
         return found._replace(kl=2 * found.kl - found.kl.detach())
 
 

@@ -349,7 +349,10 @@ def test_the_pass_that_metered_is_the_first_that_learns(name: str, learner: Lear
     for keep in (False, True):
         hook = trunk.register_forward_pre_hook(count)
         passes[0] = 0
-        metered = meter(learner, rollout, temperature=1.0, micro_batch_size=32, keep_graph=keep)
+        temperature = config.rollout.temperature
+        metered = meter(
+            learner, rollout, temperature=temperature, micro_batch_size=32, keep_graph=keep
+        )
         scored = score(rollout, LENGTH, [], RewardConfig())
         experience = Experience(rollout=rollout, metered=metered, **scored._asdict())
         assert (experience.metered.live is not None) == keep
@@ -360,10 +363,10 @@ def test_the_pass_that_metered_is_the_first_that_learns(name: str, learner: Lear
         found.append(([p.detach().clone() for p in learner.trained], proposal.facts))
         learner.restore(before)
     (plain, facts), (kept, same) = found
-    # Of its own passes with shared prompts each is two.
-    assert counts[0] - counts[1] in (1, 2)
+    assert counts[0] - counts[1] == 1
     for one, other in zip(plain, kept, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        # AdamW's first steps are 1e-3 long, be a gradient ever so near to 0.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert facts.kl_new_old is not None
     assert same.kl_new_old is not None
     assert facts.kl_new_old.value > 1e-5

@@ -24,6 +24,9 @@ CHUNK_BYTES = 160 * 2**20
 """Of one buffer. Larger chunks read the heads less often; smaller ones take less memory."""
 CUDA_CHUNK_BYTES = 2**30
 """The same on a GPU: with fewer rows the head's gradient, read and written for each chunk, is a share of the time."""
+HELD_BYTES = 512 * 2**20
+"""Of the logits of both models that may be held from a reading to the gradient of it, so as not to be made again."""
+CUDA_HELD_BYTES = 2 * 2**30
 BLOCK_BYTES = 2 * 2**20
 """Of the rows that a thread reduces together: what stays in its cache between one pass and the next."""
 TILE = 4096
@@ -45,6 +48,10 @@ class TokenKL(NamedTuple):
     """Exact KL(π(·|h_t) ‖ π_ref(·|h_t))."""
     entropy: Tensor
     """H(π(·|h_t))."""
+
+    def detached(self) -> "TokenKL":
+        """The same numbers, with no way back."""
+        return TokenKL(*(x.detach() for x in self))
 
     @classmethod
     def empty(cls, tokens: Tensor, dtype: torch.dtype) -> "TokenKL":
@@ -169,13 +176,21 @@ class FusedChunk:
         return self.out
 
 
-def chunks(policy: Policy, given: Constants) -> Iterator[tuple[slice, Chunk | FusedChunk]]:
-    """Every row once, some at a time, in buffers that the next rows overwrite."""
+def can_hold(policy: Policy) -> bool:
+    """Whether all rows can be one chunk that is held."""
+    logits = 2 * len(policy.hidden) * len(policy.weight) * wide(policy.hidden.dtype).itemsize
+    return 0 < logits <= (CUDA_HELD_BYTES if policy.hidden.is_cuda else HELD_BYTES)
+
+
+def chunks(
+    policy: Policy, given: Constants, *, whole: bool = False
+) -> Iterator[tuple[slice, Chunk | FusedChunk]]:
+    """Every row once, some at a time, in buffers that the next rows overwrite; or, as a whole, in one chunk."""
     count, vocab = len(policy.hidden), len(policy.weight)
     device, dtype = policy.hidden.device, wide(policy.hidden.dtype)
     row_bytes = vocab * dtype.itemsize
     at_once = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
-    size = max(1, min(count, at_once // row_bytes))
+    size = count if whole else max(1, min(count, at_once // row_bytes))
     block = max(1, min(size, BLOCK_BYTES * torch.get_num_threads() // row_bytes))
     own, theirs = (torch.empty(size, vocab, dtype=dtype, device=device) for _ in range(2))
     fused = dtype == torch.float32 and has_kernels(device)

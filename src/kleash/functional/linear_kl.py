@@ -5,9 +5,9 @@ plainly holds half a dozen. Here a chunk of rows is multiplied out, reduced whil
 the gradient of its own logits (`chunks`); no [N, V] tensor exists.
 
 Two ways in. `linear_kl` gives the four quantities per token, and makes the chunks again when the loss calls back for
-gradients: six vocabulary-sized products in all. `linear_kl_loss` is told the loss of a token, makes the gradient while
-the chunk is there, and needs four. On a CUDA device that has Triton a chunk is read once by one kernel and turned into
-its gradient by another (`fused`); the numbers are the same.
+gradients: six vocabulary-sized products in all; four, where it may hold what it made. `linear_kl_loss` is told the
+loss of a token, makes the gradient while the chunk is there, and needs four. On a CUDA device that has Triton a chunk
+is read once by one kernel and turned into its gradient by another (`fused`); the numbers are the same.
 
 What is read of a row, and its gradient by `hidden`, depend on no other row's numbers, bit for bit. The gradients of
 `weight` and `bias` are sums over rows: NaN in one is NaN in all, so tokens that a mask leaves out have to be left out
@@ -25,11 +25,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kleash.functional.chunks import (
+    Chunk,
     Constants,
+    FusedChunk,
     Gradients,
     Policy,
     TokenKL,
     accumulate,
+    can_hold,
     chunks,
     wide,
 )
@@ -50,6 +53,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
     temperature: float = 1.0,
     softcap: float | None = None,
     ref_softcap: float | Literal["same"] | None = "same",
+    hold: bool = False,
 ) -> TokenKL:
     """Log-probabilities, exact KL and entropy of every token, without its logits ever being held.
 
@@ -68,6 +72,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
         temperature: divides the logits of both.
         softcap: bounds the logits of both, as in Gemma 2.
         ref_softcap: of the reference, where it has another, or none.
+        hold: whether both logits are held for the first backward pass, if they are no more than `HELD_BYTES`.
 
     Returns:
         [N] each, nats.
@@ -87,7 +92,7 @@ def linear_kl(  # noqa: PLR0913 - two heads are ten things; they stand together 
     _check(Policy(hidden, weight, bias), given)
     # Autocast would round what is reduced here, in silence.
     with torch.autocast(hidden.device.type, enabled=False):
-        return TokenKL(*_LinearKL.apply(hidden, weight, bias, given))
+        return TokenKL(*_LinearKL.apply(hidden, weight, bias, given, hold))
 
 
 def linear_kl_loss(  # noqa: PLR0913 - as above
@@ -128,17 +133,25 @@ def linear_kl_loss(  # noqa: PLR0913 - as above
 
 
 class _LinearKL(torch.autograd.Function):
-    """Readings per token; the backward pass makes each chunk again."""
+    """Readings per token; the backward pass makes each chunk again, but one that was held."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, given: Constants
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        given: Constants,
+        hold: bool,
     ) -> tuple[Tensor, ...]:
+        policy, held = Policy(hidden, weight, bias), None
+        hold = hold and any(ctx.needs_input_grad) and can_hold(policy)
         read = TokenKL.empty(given.tokens, wide(hidden.dtype))
-        for rows, chunk in chunks(Policy(hidden, weight, bias), given):
+        for rows, chunk in chunks(policy, given, whole=hold):
             _store(read, rows, chunk.reduce())
+            held = chunk if hold else None
         ctx.save_for_backward(hidden, weight, bias)
-        ctx.given = given
+        ctx.given, ctx.held = given, held
         ctx.mark_non_differentiable(read.ref_logprobs)
         return tuple(read)
 
@@ -150,7 +163,13 @@ class _LinearKL(torch.autograd.Function):
         of_logprobs, _, of_kl, of_entropy = grad_outputs
         upstream = torch.stack([of_logprobs, of_kl, of_entropy])
         policy = Policy(*ctx.saved_tensors)
-        return (*_gradients(policy, ctx.given, upstream, ctx.needs_input_grad), None)
+        # The gradient is made in its place: whoever comes a second time finds it gone.
+        held, ctx.held = ctx.held, None
+        if held is None:
+            grads = _gradients(policy, ctx.given, upstream, ctx.needs_input_grad)
+        else:
+            grads = _made_of(held, policy, upstream, ctx.needs_input_grad)
+        return (*grads, None, None)
 
 
 class _LinearKLLoss(torch.autograd.Function):
@@ -206,6 +225,15 @@ def _gradients(
     for rows, chunk in chunks(policy, given):
         chunk.reduce()
         accumulate(grads, rows, chunk.differentiate(*upstream[:, rows]), policy)
+    return _cast(grads, policy)
+
+
+def _made_of(
+    chunk: Chunk | FusedChunk, policy: Policy, upstream: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The same of the one chunk that has been read already."""
+    grads = _zeros(policy, wanted)
+    accumulate(grads, slice(len(policy.hidden)), chunk.differentiate(*upstream), policy)
     return _cast(grads, policy)
 
 

@@ -55,9 +55,16 @@ class Head:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def read(
-        self, hidden: Tensor, ref: "Head", ref_hidden: Tensor, tokens: Tensor, temperature: float
+        self,
+        hidden: Tensor,
+        ref: "Head",
+        ref_hidden: Tensor,
+        tokens: Tensor,
+        temperature: float,
+        *,
+        hold: bool = False,
     ) -> TokenKL:
-        """Log-probabilities, exact KL from `ref` and entropy at some tokens, [N] each; no logits are held.
+        """Log-probabilities, exact KL from `ref` and entropy at some tokens, [N] each, without all logits at once.
 
         Args:
             hidden: [N, H] of this head's model.
@@ -65,9 +72,10 @@ class Head:
             ref_hidden: [N, R] of that model.
             tokens: [N], the tokens that were sampled.
             temperature: divides the logits of both.
+            hold: whether logits are held for the way back after all, where they are not too large.
         """
         given = self._given(hidden, ref, ref_hidden, tokens)
-        return linear_kl(*given, **self._options(ref, temperature))
+        return linear_kl(*given, **self._options(ref, temperature), hold=hold)
 
     def read_loss(
         self,

@@ -43,9 +43,8 @@ class Metered:
     """The policy's head as it was."""
     first: int = 0
     """The row that the hidden states begin with."""
-    live: Tensor | None = None
-    """[B, T', H], `hidden` up to the longest response with the way back to the weights; None where it wasn't kept. It
-    can be gone once, and only while the weights are as they were."""
+    live: "Live | None" = None
+    """The policy's pass with the way back to the weights; None where it wasn't kept."""
 
     @property
     def own(self) -> range:
@@ -56,6 +55,25 @@ class Metered:
     def log_ratio(self) -> Tensor:
         """u_t = log π/π_ref of the tokens drawn, [B, T]."""
         return self.logprobs - self.ref_logprobs
+
+
+class Live(NamedTuple):
+    """What a pass over all own rows read, with the way back. It can be gone once, while the weights are the same."""
+
+    read: TokenKL
+    """[N], of all tokens in the order of rows; of several references against the heads alone."""
+    hidden: Tensor
+    """[N, H]."""
+
+    def at(self, rows: Tensor, mask: Tensor) -> "Live":
+        """The same, row by row as they are asked for; of all of them.
+
+        Args:
+            rows: [B].
+            mask: [B, T], which tokens there are.
+        """
+        number = (mask.flatten().cumsum(0) - 1).view_as(mask)[rows][mask[rows]]
+        return Live(TokenKL(*(x[number] for x in self.read)), self.hidden[number])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,8 +179,8 @@ def meter(
             is where all responses come in one piece.
         world: each process of which meters its own rows; all get the whole.
     """
-    own, device = world.rows(rollout), rollout.mask.device
-    shape = (len(own), rollout.mask.shape[1])
+    share, device = world.rows(rollout), rollout.mask.device
+    shape = (len(share), rollout.mask.shape[1])
     names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
     names += ["values"] if learner.value_head is not None else []
     flat = {name: torch.zeros(shape, device=device) for name in names}
@@ -173,16 +191,19 @@ def meter(
     head, live = learner.policy.head.frozen(), None
     keep_graph = keep_graph and shape[0] <= micro_batch_size
     for index in torch.arange(shape[0]).split(micro_batch_size):
-        part = rollout.rows(index + own.start)
+        part = rollout.rows(index + share.start)
         keep, length = part.mask, part.mask.shape[1]
+        theirs, tokens = _hidden(learner.reference, part), part.response_ids[keep]
+        against = learner.reference.head, theirs[keep], tokens, temperature
         with torch.set_grad_enabled(keep_graph):
             states = _hidden(learner.policy, part)
-        if keep_graph:
-            live, states = states, states.detach()
-        theirs = _hidden(learner.reference, part)
+            if keep_graph:
+                own = states[keep]
+                live = Live(learner.policy.head.read(own, *against, hold=True), own)
+        states = states.detach()
         hidden[index, :length], ref_hidden[index, :length] = states, theirs
-        tokens = part.response_ids[keep]
-        read = _read(head, states[keep], learner.reference, theirs[keep], tokens, temperature)
+        read = head.read(states[keep], *against) if live is None else live.read.detached()
+        read = _whole(read, learner.reference, theirs[keep], tokens, temperature)
         origin_kl = read.kl
         if learner.origin is not learner.reference:
             first = _hidden(learner.origin, part)[keep]
@@ -196,8 +217,8 @@ def meter(
             flat[name][index, :length] = block
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
-    states = {"hidden": hidden, "ref_hidden": ref_hidden, "live": live}
-    return Metered(**states, head=head, first=own.start, values=values, **flat)
+    states = {"hidden": hidden, "ref_hidden": ref_hidden}
+    return Metered(**states, live=live, head=head, first=share.start, values=values, **flat)
 
 
 def _read(
@@ -210,6 +231,17 @@ def _read(
 ) -> TokenKL:
     """What a policy's head and hidden states say against a reference, or against several."""
     read = head.read(own, reference.head, theirs, tokens, temperature)
+    return _whole(read, reference, theirs, tokens, temperature)
+
+
+def _whole(
+    read: TokenKL,
+    reference: LanguageModel | Blend,
+    theirs: Tensor,
+    tokens: Tensor,
+    temperature: float,
+) -> TokenKL:
+    """What was read against a reference's head, against the reference itself."""
     if isinstance(reference, Blend):
         return reference.whole(read, theirs, tokens, temperature)
     return read

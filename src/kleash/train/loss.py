@@ -12,7 +12,7 @@ from kleash.functional.kl import k3
 from kleash.train.algorithms import Algorithm, AlgorithmConfig, Minibatch, Targets
 from kleash.train.algorithms.functions import sequence_anchors, token_weights
 from kleash.train.config import RunConfig
-from kleash.train.experience import Experience
+from kleash.train.experience import Experience, Live
 from kleash.train.learner import Learner
 from kleash.train.world import World
 
@@ -89,8 +89,9 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
 ) -> Loss:
     """What some responses contribute to a loss that is a mean over `count` tokens."""
     part, metered = experience.rollout.rows(rows), experience.metered
-    if metered.live is not None and len(rows) == len(metered.live):
-        hidden = metered.live[rows - metered.first][part.mask]
+    live = _live(experience, targets, rows)
+    if live is not None:
+        hidden = live.hidden
     else:
         given = part.prompt_ids, part.prompt_mask, part.response_ids, part.mask
         hidden = learner.policy.hidden(*given)[part.mask]
@@ -100,17 +101,23 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
     temperature, share = config.rollout.temperature, len(hidden) / count
     if config.algorithm.ratio == "sequence":
         with torch.no_grad():
-            now = head.read(hidden, *nobody, tokens, temperature).logprobs
-        batch = batch._replace(anchor_logprobs=sequence_anchors(now, batch.old_logprobs, part.mask))
+            now = live.read if live else head.read(hidden, *nobody, tokens, temperature)
+            anchors = sequence_anchors(now.logprobs, batch.old_logprobs, part.mask)
+        batch = batch._replace(anchor_logprobs=anchors)
 
     def token_loss(read: TokenKL, rows: slice) -> Tensor:
         terms = algorithm.token_terms(read, batch.part(rows), targets, config.algorithm)
         return terms.total / count
 
-    against = nobody
-    if targets.needs_exact_gradient:
-        against = learner.reference.head, _at(metered.ref_hidden, rows - metered.first, part.mask)
-    loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
+    if live is not None:
+        loss = token_loss(live.read, slice(None)).sum(dtype=torch.float64).to(live.read.kl.dtype)
+        read = live.read.detached()
+    else:
+        against = nobody
+        if targets.needs_exact_gradient:
+            theirs = _at(metered.ref_hidden, rows - metered.first, part.mask)
+            against = learner.reference.head, theirs
+        loss, read = head.read_loss(hidden, *against, tokens, temperature, token_loss)
     terms = algorithm.token_terms(read, batch, targets, config.algorithm)
     moved = share * float(k3(batch.old_logprobs, read.logprobs).mean())
     parts = {
@@ -124,6 +131,18 @@ def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
         value = share * algorithm.value_loss(values, batch, config.algorithm)
         return Loss(loss, parts, moved).beside("value_loss", value, config.algorithm.value_coef)
     return Loss(loss, parts, moved)
+
+
+def _live(experience: Experience, targets: Targets, rows: Tensor) -> Live | None:
+    """The pass that metered, where these are all its rows and it has the gradient that is asked for."""
+    metered = experience.metered
+    if metered.live is None or len(rows) != len(metered.own):
+        return None
+    # An infinite KL has no gradient, but there is one of the rest, by itself.
+    if not targets.needs_exact_gradient and not bool(metered.live.read.kl.isfinite().all()):
+        return None
+    mask = experience.rollout.mask[metered.own.start : metered.own.stop]
+    return metered.live.at(rows - metered.first, mask)
 
 
 def accumulated(pieces: Iterable[Loss]) -> Loss:
