@@ -1,8 +1,10 @@
 """A batch as one row of tokens, against its rows with their padding."""
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,3 +180,27 @@ def test_a_past_that_is_more_than_keys_and_values_is_rows(kind: str) -> None:
 
 def test_what_is_loaded_is_without_padding() -> None:
     assert load_language_model("tiny-reviews/base").unpads
+
+
+def test_layers_are_told_by_the_configuration_that_they_hold() -> None:
+    """A trainer may have put a copy in the model's place."""
+    model = replace(small("llama"), unpads=True)
+    expected = model.hidden(*batch())
+    model.model.config = copy.deepcopy(model.model.config)
+    assert can_unpad(model)
+    assert torch.equal(model.hidden(*batch()), expected)
+
+
+def test_an_attention_that_does_not_ask_is_found() -> None:
+    model = small("llama")
+    for layer in model.model.model.layers:
+        layer.self_attn.config = Stubborn(_attn_implementation="eager")
+    assert not can_unpad(model)
+    with pytest.raises(RuntimeError, match="asked"):
+        replace(model, unpads=True).hidden(*batch())
+
+
+class Stubborn(SimpleNamespace):
+    """A configuration that stays what it is."""
+
+    def __setattr__(self, name: str, value: object) -> None: ...

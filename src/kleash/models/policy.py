@@ -287,10 +287,12 @@ class LanguageModel:
                 input_ids=row.ids.unsqueeze(0),
                 position_ids=row.positions.unsqueeze(0),
                 # A mask of four dimensions is one that transformers need not make.
-                attention_mask=torch.empty(1, 1, 1, 1, device=row.ids.device),
+                attention_mask=torch.zeros(1, 1, 1, 1, device=row.ids.device),
                 use_cache=False,
                 layout=row.layout,
             ).last_hidden_state[0]
+        if not row.layout.masks:
+            raise RuntimeError("no layer's attention asked where it may look")
         taken = states.index_select(0, row.out.flatten())
         return taken.view(*row.out.shape, -1).to(self.dtype)
 

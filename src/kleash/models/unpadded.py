@@ -128,13 +128,20 @@ def unpad(
 @contextmanager
 def attending(model: Any, by: str = ATTENTION) -> Generator[None]:
     """Within it a model's attention is told by a layout where to look; or is what transformers knows as `by`."""
-    config = model.config
-    before = config._attn_implementation
-    config._attn_implementation = by
+    # Whoever trains a model may have given it another configuration than its layers hold.
+    configs = {id(module.config): module.config for module in model.modules() if _is_told(module)}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = by
     try:
         yield
     finally:
-        config._attn_implementation = before
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+def _is_told(module: Any) -> bool:
+    return hasattr(getattr(module, "config", None), "_attn_implementation")
 
 
 class _ToGrids(torch.autograd.Function):
