@@ -24,6 +24,7 @@ def problem(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_what_is_promised_as_json_and_that_it_is_true(
     problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

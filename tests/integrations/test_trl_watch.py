@@ -51,7 +51,7 @@ def measurements(run: Path) -> list[MeasurementEntry]:
     return [MeasurementEntry.from_json(entry.body) for entry in entries]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["DPO", pytest.param("SFT", marks=pytest.mark.slow)])
 def test_a_watched_training_is_measured_recorded_and_unchanged(kind: str, tmp_path: Path) -> None:
     run, free = tmp_path / "run", build(kind)
     free.train()

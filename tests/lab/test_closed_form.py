@@ -48,14 +48,24 @@ def short(name: str) -> Budget:
     return Budget(128, 80, 0.15, {"num_epochs": 1, "num_minibatches": 1})
 
 
-LIKE_ANOTHER = {"dr_grpo", "dapo", "ppo_kl", "reinforce", "reinforce++", "rloo", "gspo"}
+IN_TURN = {
+    "trpo",
+    "ppo",
+    "dr_grpo",
+    "dapo",
+    "ppo_kl",
+    "reinforce",
+    "reinforce++",
+    "rloo",
+    "gspo",
+}
 """Of another's lines but for a choice or two: these take their turn with what is slow."""
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in LIKE_ANOTHER else name
+        pytest.param(name, marks=pytest.mark.slow) if name in IN_TURN else name
         for name in algorithm_names()
     ],
 )

@@ -172,6 +172,7 @@ def test_a_charge_moves_the_odds_by_itself_over_beta(mdp: MDP, charge: float, be
         assert found == pytest.approx(0.0340, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_training_for_the_reward_alone_leaves_a_misbehaving_base_as_it_was() -> None:
     """A20: most of what there is to gain is gained, and B is as likely as it was."""
     flagged = Flagged(small(5, 4, 1), 1)

@@ -129,6 +129,7 @@ def test_a_policy_without_a_weight_to_train_is_refused() -> None:
         trainable(policy)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     one = TrainConfig(steps=1, threads=1, device="cpu", num_samples=2, trackers=())
     first = list(train(_config(train=one), tmp_path / "a"))

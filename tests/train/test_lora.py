@@ -47,6 +47,7 @@ def test_an_adapter_learns_and_the_base_stays(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_trained_before_is_its_own_reference(tmp_path: Path) -> None:
     """Pitfall 35: measured from the base, the first step would read what the adapter had learnt before."""
     first = settings(tmp_path, lora={"rank": 2})

@@ -396,7 +396,10 @@ TAILS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "metrics" else pytest.param(name, marks=pytest.mark.slow) for name in FILES],
+)
 def test_a_file_of_lines_whose_end_is_torn_is_made_whole(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, left: Path, name: str, tail: str
 ) -> None:

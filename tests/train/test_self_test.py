@@ -432,7 +432,9 @@ def test_the_test_changes_no_number_and_the_ledger_says_whether_it_was_made(tmp_
     assert "self_test" in str(verify_run(tmp_path / "tested").problems)
 
 
-@pytest.mark.parametrize("placement", ["reward", "loss", "forward"])
+@pytest.mark.parametrize(
+    "placement", ["reward", *(pytest.param(x, marks=pytest.mark.slow) for x in ("loss", "forward"))]
+)
 def test_every_placement_trains_and_holds_its_record(placement: str, tmp_path: Path) -> None:
     config = CONFIG.model_copy(
         update={"penalty": PenaltyConfig.model_validate({"placement": placement})}
