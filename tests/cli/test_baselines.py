@@ -52,7 +52,7 @@ def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("method", ["dpo", "sft"])
+@pytest.mark.parametrize("method", ["dpo", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_run_is_trained_verified_and_reported(
     method: str, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

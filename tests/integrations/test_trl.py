@@ -214,6 +214,7 @@ def test_every_metric_is_on_its_page(run: tuple[Path, list[StepRecord]]) -> None
     assert {name for record in run[1] for name in record.metrics} <= names
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bytes_however_often_it_is_metered(
     run: tuple[Path, list[StepRecord]], tmp_path: Path
 ) -> None:

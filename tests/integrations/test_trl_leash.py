@@ -235,7 +235,7 @@ def test_half_precision_is_metered_as_it_is(
     assert verify_run(tmp_path / "run").ok
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["GRPO", pytest.param("RLOO", marks=pytest.mark.slow)])
 def test_a_refused_update_was_never_made(kind: str, tmp_path: Path) -> None:
     """Weights and moments bit for bit; the schedule of the learning rate goes on."""
     trainer = build(kind, beta=0.1, max_steps=3)
@@ -285,6 +285,7 @@ def test_a_gradient_that_is_no_number_is_undone(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_to_the_last_good_policy(tmp_path: Path) -> None:
     trainer = build("GRPO", beta=0.1, max_steps=5)
     seen: list[list[torch.Tensor]] = []
@@ -307,6 +308,7 @@ def test_a_rollback_goes_to_the_last_good_policy(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_over_max_kl_the_training_stops(tmp_path: Path) -> None:
     trainer = build("GRPO", beta=0.1, max_steps=6)
     guard = {"max_kl": 1e-3, "max_rollbacks": 0}

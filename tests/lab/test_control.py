@@ -245,7 +245,7 @@ def test_the_published_controllers_flaws(
 
 
 @pytest.mark.parametrize("target", [TARGET, 0.5])
-@pytest.mark.parametrize("eta", [0.1, 0.3])
+@pytest.mark.parametrize("eta", [pytest.param(0.1, marks=pytest.mark.slow), 0.3])
 @pytest.mark.parametrize("delay", [0, 1])
 def test_tilt_meets_the_target_as_fast_as_can_be_and_stays(
     target: float, eta: float, delay: int, simulated: Plant

@@ -70,6 +70,7 @@ def test_every_single_flipped_bit_of_every_file_is_found(ledger: Path, every: in
     assert verify_chain(ledger).problems == ()
 
 
+@pytest.mark.slow
 def test_every_truncation_of_every_file_is_found(ledger: Path) -> None:
     for path in files_of(ledger):
         content = path.read_bytes()

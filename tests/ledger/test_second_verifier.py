@@ -193,6 +193,7 @@ def test_both_say_the_same_of_a_ledger_and_of_what_a_crash_leaves(ledger: Path) 
     assert verify_chain(ledger).problems
 
 
+@pytest.mark.slow
 def test_both_find_flipped_bits_in_every_file(ledger: Path) -> None:
     """One bit of each of many bytes: all of them are tried on the first verifier."""
     missed: list[tuple[str, int]] = []

@@ -52,7 +52,16 @@ def whole(place: Path, config: RunConfig) -> dict[str, bytes]:
     return remains(place / "whole")
 
 
-@pytest.fixture(scope="module", params=["a run", "going on", "going on from the one before"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "a run",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("going on", "going on from the one before")
+        ),
+    ],
+)
 def before(request: pytest.FixtureRequest, place: Path, config: RunConfig) -> Path | None:
     """What there is of a run: nothing; or what a kill left, its newest checkpoint damaged or not, and some rubbish."""
     if request.param == "a run":

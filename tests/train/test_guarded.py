@@ -189,6 +189,7 @@ def test_drift_is_refused_before_it_is_applied(settings: dict[str, Any], tmp_pat
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_after_repeated_refusals_it_goes_back_with_more_beta(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +277,7 @@ def test_a_reward_that_a_held_out_one_contradicts_rings(
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_epochs_stop_early(settings: dict[str, Any], tmp_path: Path) -> None:
     """Fewer gradient steps, and less moved."""
     settings["algorithm"] = {"name": "ppo", "num_epochs": 6}
@@ -312,6 +314,7 @@ def test_what_is_not_finite_is_refused(
     assert found.ok, found.problems
 
 
+@pytest.mark.slow
 def test_what_was_measured_of_an_update_is_what_the_next_is_measured_from(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

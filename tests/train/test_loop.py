@@ -204,6 +204,7 @@ def test_the_reference_never_moves() -> None:
     assert weights_digest(setup.learner.reference.model) == before
 
 
+@pytest.mark.slow
 def test_micro_batches_change_memory_and_not_results(tmp_path: Path) -> None:
     """Pitfalls 20 and 42."""
     entropies: list[float | None] = []

@@ -229,7 +229,7 @@ def test_on_any_problem_a_smaller_step_is_nearer_to_its_quadratic_form(
     assert half > 0.6 * radius
 
 
-@pytest.mark.parametrize("radius", [0.1, 0.01])
+@pytest.mark.parametrize("radius", [0.1, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_no_step_is_accepted_that_does_not_better_the_surrogate(mdp: MDP, radius: float) -> None:
     """A3: at every step of a run, whichever problem; and steps are accepted."""
     case = Case(mdp, step_kl=radius)

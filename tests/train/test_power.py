@@ -35,7 +35,7 @@ def config(place: Path) -> RunConfig:
     return RunConfig.model_validate(settings)
 
 
-@pytest.fixture(scope="module", params=["a run", "going on"])
+@pytest.fixture(scope="module", params=["a run", pytest.param("going on", marks=pytest.mark.slow)])
 def trace(request: pytest.FixtureRequest, place: Path, config: RunConfig) -> Trace:
     """Of a whole run, its directory's own making included; or of going on with one, its newest checkpoint damaged."""
     root = place / request.param

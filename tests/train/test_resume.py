@@ -339,7 +339,13 @@ def left(common: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
         return killed(common, tmp_path_factory.mktemp("left"), 6)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(x, marks=[] if number % 3 == 0 else pytest.mark.slow)
+        for number, x in enumerate(DAMAGES)
+    ],
+)
 def test_a_checkpoint_that_is_damaged_is_not_used_and_the_one_before_is(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, left: Path, damage: str
 ) -> None:
@@ -493,7 +499,7 @@ def test_after_a_reward_that_did_not_repeat_itself_the_right_one_goes_on(
     assert_same(directory, whole(settings))
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7])
+@pytest.mark.parametrize("step", [1, 4, *(pytest.param(x, marks=pytest.mark.slow) for x in (3, 7))])
 def test_a_reward_that_fails_and_is_mended(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, step: int
 ) -> None:
@@ -596,7 +602,7 @@ def test_of_two_runs_that_begin_in_one_place_the_first_stays_as_it_was_begun(
     )
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7])
+@pytest.mark.parametrize("step", [3, 7, *(pytest.param(x, marks=pytest.mark.slow) for x in (1, 5))])
 def test_a_run_whose_iterator_was_closed(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, step: int
 ) -> None:
