@@ -67,7 +67,7 @@ def prompts_of(model: str, tokens: int) -> list[str]:
 
 def without_end(directory: str, model: str) -> str:
     """A copy of a model that never ends a response by itself: its end of sequence is never likely."""
-    loaded = AutoModelForCausalLM.from_pretrained(locate(model), dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(locate(model), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(locate(model))
     # A token that is nowhere in the texts ends a response from now on.
     rare = "<|reserved|>"
@@ -85,7 +85,9 @@ def without_end(directory: str, model: str) -> str:
     return directory
 
 
-def ours(model: str, prompts: list[str], responses: int, run: Path) -> Iterator[StepRecord]:
+def ours(
+    model: str, prompts: list[str], responses: int, run: Path, algorithm: str = "grpo"
+) -> Iterator[StepRecord]:
     """Steps of kleash."""
     run.mkdir()
     (run / "prompts.txt").write_text("\n".join(prompts) + "\n")
@@ -99,7 +101,7 @@ def ours(model: str, prompts: list[str], responses: int, run: Path) -> Iterator[
         },
         "reward": {"model": f"{__name__}:count_e"},
         "rl": {"controller": "fixed", "kl_coef": BETA},
-        "algorithm": {"name": "grpo", "num_epochs": 1, "num_minibatches": 1},
+        "algorithm": {"name": algorithm, "num_epochs": 1, "num_minibatches": 1},
         "optimizer": {"learning_rate": RATE},
         "train": {
             "device": "cpu",
@@ -118,7 +120,9 @@ def ours(model: str, prompts: list[str], responses: int, run: Path) -> Iterator[
         yield from run_loop(setup, ledger)
 
 
-class _EachStep(TrainerCallback):
+class EachStep(TrainerCallback):
+    """Says when a step has ended."""
+
     def __init__(self, give: Any) -> None:
         self.give = give
 
@@ -160,7 +164,7 @@ def theirs(
         trainer.remove_callback(PrinterCallback)
 
         def work(give: Any) -> None:
-            trainer.add_callback(_EachStep(give))
+            trainer.add_callback(EachStep(give))
             trainer.train()
 
         yield from handed_over(work)
@@ -173,17 +177,51 @@ def timed(steps: Iterator[Any]) -> float:
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description="A step of GRPO here and in TRL.")
+def compare(sides: dict[str, Iterator[Any]], pairs: int) -> None:
+    """Alternates, and prints; the first pair warms up."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(pairs + 1):
+        for side, steps in sides.items():
+            times[side].append(timed(steps))
+    found = {side: seconds[1:] for side, seconds in times.items()}
+    ratios = sorted(b / a for a, b in zip(found["kleash"], found["trl"], strict=True))
+    for side, seconds in found.items():
+        print(f"{side:>7} {statistics.median(seconds):8.3f} s a step, {min(seconds):.3f} at best")
+    print(
+        f"TRL's step is {statistics.median(ratios):.2f} of ours, median of {pairs} pairs "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+
+
+def peak(steps: Iterator[Any]) -> float:
+    """MiB that the process had at most, after two steps."""
+    for _ in range(2):
+        next(steps)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What both comparisons are asked by."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", default="tiny-reviews/base")
     parser.add_argument("--responses", type=int, help="64, or 16 of a model that is not embedded")
     parser.add_argument("--prompt-tokens", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--trl", choices=("best", "default"), default="best")
     parser.add_argument("--memory", choices=("kleash", "trl"))
+    return parser
+
+
+def responses_of(asked: argparse.Namespace) -> int:
+    """How many responses a step takes."""
+    return asked.responses or (64 if asked.model.startswith("tiny") else 16)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = arguments("A step of GRPO here and in TRL.")
+    parser.add_argument("--trl", choices=("best", "default"), default="best")
     asked = parser.parse_args()
-    responses = asked.responses or (64 if asked.model.startswith("tiny") else 16)
+    responses = responses_of(asked)
     prompts = prompts_of(asked.model, asked.prompt_tokens)
     with TemporaryDirectory() as name:
         root = Path(name)
@@ -193,27 +231,14 @@ def main() -> None:
             "kleash": ours(model, prompts, responses, root / "kleash"),
             "trl": theirs(model, prompts, responses, root / "trl", best=asked.trl == "best"),
         }
-        if asked.memory is not None:
-            for _ in range(2):
-                next(sides[asked.memory])
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-            print(f"{asked.memory}: peak {peak:.0f} MiB after two steps")
-            return
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for _ in range(asked.pairs + 1):
-            for side, steps in sides.items():
-                times[side].append(timed(steps))
-        found = {side: seconds[1:] for side, seconds in times.items()}
-        ratio = statistics.median(b / a for a, b in zip(found["kleash"], found["trl"], strict=True))
         print(
             f"{asked.model}, {responses} responses × {TOKENS} tokens to prompts of {asked.prompt_tokens}, groups of "
             f"{GROUP}, {torch.get_num_threads()} thread(s), TRL's {asked.trl} settings"
         )
-        for side, seconds in found.items():
-            print(
-                f"{side:>7} {statistics.median(seconds):8.3f} s a step, {min(seconds):.3f} at best"
-            )
-        print(f"TRL's step is {ratio:.2f} of ours, median of {asked.pairs} pairs")
+        if asked.memory is not None:
+            print(f"{asked.memory}: peak {peak(sides[asked.memory]):.0f} MiB after two steps")
+        else:
+            compare(sides, asked.pairs)
 
 
 if __name__ == "__main__":
