@@ -127,6 +127,7 @@ class EachStep(TrainerCallback):
         self.give = give
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """As TRL asks of a callback."""
         self.give(state.global_step)
 
 

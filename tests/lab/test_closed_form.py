@@ -167,7 +167,7 @@ def test_preferences_come_as_near_as_their_pairs_let_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "vocab", "length"), [(11, 4, 5), (12, 10, 2)])
+@pytest.mark.parametrize(("seed", "vocab", "length"), [(12, 10, 2)])
 def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
     found = solve(drawn(seed, vocab, length), "rloo", BETA, seed, budget=Budget(512, 600, 0.1))
 

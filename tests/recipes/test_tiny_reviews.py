@@ -180,9 +180,10 @@ def test_the_prompts_are_openings() -> None:
 
 BUILD = """
 import sys; sys.path.insert(0, {recipe!r})
-import build
+import build, gold, language_model
 from pathlib import Path
 build.SAMPLES, build.THREADS = 4, 1
+gold.FOLDS, language_model.GENERAL_PASSES, language_model.SPECIAL_PASSES = 2, 1, 2
 build.build(Path({data!r}), Path({out!r}), 0, tuning=False, keep_base=False)
 """
 
