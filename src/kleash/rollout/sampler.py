@@ -264,12 +264,11 @@ class _Decoding:
     def _step(self) -> Tensor:
         """The logits of each row's next token; all rows end where the longest does."""
         length = self.lengths[self.rows] + self.drawn
+        places = self.places[-(self.width + self.oldest) :]
         return self.policy.next_logits(
             self.cache,
             input_ids=self.tokens[self.rows, self.drawn - 1].unsqueeze(-1),
-            attention_mask=(
-                self.places[-(self.width + self.oldest) :] <= length.unsqueeze(-1)
-            ).long(),
+            attention_mask=(places <= length.unsqueeze(-1)).long(),
             position_ids=(length - 1).unsqueeze(-1),
         )
 
