@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -52,10 +52,11 @@ def llama() -> LanguageModel:
 
 
 def sampled(
-    model: LanguageModel, prompts: Sequence[str] = PROMPTS, seed: int = 0, **settings: int | None
+    model: LanguageModel, prompts: Sequence[str] = PROMPTS, seed: int = 0, **shape: int
 ) -> tuple[Rollout, Tensor]:
     """A rollout, and the state of the generator after it."""
-    config = RolloutConfig(num_prompts=len(prompts), **{"max_new_tokens": 24, **settings})
+    given = {"num_prompts": len(prompts), "max_new_tokens": 24, **shape}
+    config = RolloutConfig.model_validate(given)
     generator = torch.Generator().manual_seed(seed)
     return sample(model, prompts, config, generator), generator.get_state()
 
@@ -105,6 +106,7 @@ def test_so_in_every_architecture(
     assert_same(sampled(model, group_size=3, max_running=4), sampled(model, group_size=3))
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.text("abcdefgh", min_size=1, max_size=LONGEST), min_size=1, max_size=6),
     st.integers(1, 4),
@@ -114,14 +116,20 @@ def test_so_in_every_architecture(
     st.integers(0, 99),
 )
 def test_so_for_any_rollout(
-    prompts: list[str], group_size: int, running: int, length: int, look_every: int, seed: int
+    llama: LanguageModel,
+    prompts: list[str],
+    group_size: int,
+    running: int,
+    length: int,
+    look_every: int,
+    seed: int,
 ) -> None:
     """Also where a device is asked seldom, so that rows go on beyond their end and their limit."""
-    model, settings = policy(), {"group_size": group_size, "max_new_tokens": length}
-    whole = sampled(model, prompts, seed, **settings)
+    shape = {"group_size": group_size, "max_new_tokens": length}
+    whole = sampled(llama, prompts, seed, **shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sampler.LOOK_EVERY, "cpu", look_every)
-        assert_same(sampled(model, prompts, seed, max_running=running, **settings), whole)
+        assert_same(sampled(llama, prompts, seed, max_running=running, **shape), whole)
 
 
 def test_the_embedded_model_agrees_with_itself() -> None:
