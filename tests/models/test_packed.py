@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kleash.models.cache import reserved_cache
+from kleash.models.cache import Reserved, reserved_cache
 from kleash.models.config import LoraConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.packed import MOST_ROWS, can_pack, packed
@@ -135,3 +135,22 @@ def test_a_token_copies_none_of_those_before_it() -> None:
     where = [cast(Any, layer).keys.data_ptr() for layer in cache.layers]
     model.model(input_ids=ids[:, :1], past_key_values=cache)
     assert [cast(Any, layer).keys.data_ptr() for layer in cache.layers] == where
+
+
+def test_what_is_given_up_makes_way_in_the_same_memory() -> None:
+    layer = Reserved(5)
+    first, second, third, other = (torch.randn(2, 1, n, 4) for n in (3, 2, 1, 2))
+    layer.update(first, -first)
+    room = layer.room
+    layer.narrow(2)
+    assert layer.get_seq_length() == 2
+    layer.update(second, -second)
+    keys, values = layer.update(third, -third)
+    assert layer.room is room
+    assert torch.equal(keys, torch.cat([first[:, :, 1:], second, third], dim=2))
+    assert torch.equal(values, -keys)
+    layer.seat(torch.tensor([1]), other[:1], -other[:1])
+    keys, values = layer.held()
+    assert torch.equal(keys[1, :, -2:], other[0])
+    assert torch.equal(keys[0, :, -1:], third[0])
+    assert torch.equal(values, -keys)

@@ -128,7 +128,7 @@ def _unexpected(error: Exception) -> KleashError:
         return ResourceError(
             "there is not enough memory",
             got=got[:300],
-            do="lower rollout.num_prompts, rollout.group_size or rollout.max_new_tokens",
+            do="set rollout.max_running, or lower rollout.num_prompts, rollout.group_size or rollout.max_new_tokens",
         )
     if isinstance(error, OSError):
         return ResourceError(

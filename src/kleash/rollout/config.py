@@ -24,6 +24,9 @@ class RolloutConfig(BaseModel):
 
     staleness: int = Field(default=0, ge=0, le=64)
     """Updates between a rollout's sampling and its own: 0 is on-policy, k what a sampler k rollouts ahead gives."""
+    max_running: int | None = Field(default=None, gt=0)
+    """How many responses a process decodes at once, the next beginning where one ends; None: all. It is what keys and
+    values need memory for, and changes no sample."""
 
     @property
     def num_responses(self) -> int:

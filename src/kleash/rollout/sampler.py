@@ -1,7 +1,7 @@
-"""The local sampler: a key-value cache, prompts computed once per group, finished rows dropped.
+"""The local sampler: a key-value cache, prompts computed once per group, finished rows replaced by those that wait.
 
 A token is drawn by inverting the distribution function at one uniform number a row; the numbers are drawn for all rows
-whether they are finished or not, so that dropping rows changes no sample.
+whether they run or not, so that it changes no sample when a row begins, nor when finished ones are dropped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,17 +11,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kleash.errors import InputError
+from kleash.errors import ConfigError, InputError
 from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.models.cache import Cache, narrow, seat
 from kleash.models.packed import packed
 from kleash.models.policy import LanguageModel
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
+from kleash.rollout.waiting import Waiting
 
 WORTH_DROPPING = 0.5
 """Share of rows that have to be finished for these to be dropped from the cache."""
 LEAST_SAVED = 300
 """Rows dropped times tokens left: with fewer, packing the weights anew for the rest costs more than that saves."""
+WORTH_MOVING = 8
+"""The longest sequence through this is how many tokens a cache has room for beyond it, until what it holds is moved."""
 LOOK_EVERY = {"cpu": 1}
 """Tokens after which a device is asked which rows are finished, where that is not `LOOK_SELDOM`."""
 LOOK_SELDOM = 8
@@ -136,10 +140,14 @@ def sample(
     Args:
         policy: who answers.
         prompts: P texts.
-        config: group size, length, temperature.
+        config: group size, length, temperature, how many run at once.
         generator: the one source of randomness, on the CPU, so that seeds mean the same on every device.
         sharing: among processes that answer some of the prompts each, and all get the whole; None: this one is alone.
+
+    Raises:
+        InputError: a prompt is empty or too long, or rows of this policy can't begin at different times.
     """
+    check_running(policy, config)
     ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
     own = range(len(ids)) if sharing is None else sharing.share(len(ids))
     repeats = config.group_size
@@ -169,16 +177,35 @@ def sample(
     )
 
 
+def check_running(policy: LanguageModel, config: RolloutConfig) -> None:
+    """That rows of a policy can begin at different times, where that is asked for.
+
+    Raises:
+        ConfigError: its past is not keys and values that can be kept row by row.
+    """
+    if config.max_running is not None and not policy.unpads:
+        raise ConfigError(
+            f"responses of {policy.name} can't begin at different times",
+            expected="no rollout.max_running, or a model with keys and values of all of its past",
+            got=f"rollout.max_running = {config.max_running}, and {type(policy.model).__name__}",
+            do="leave out rollout.max_running; fewer rollout.num_prompts need less memory",
+        )
+
+
 def _rows(ids: Tensor, mask: Tensor) -> Iterator[tuple[list[int], int]]:
     """Each row of ids with the number of those that count; one copy from a device for all."""
     return zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)
 
 
 class _Decoding:
-    """One batch being sampled: the cache holds the rows still running, the outputs hold all.
+    """Some responses being sampled: the cache holds the rows that run, the outputs hold all.
 
     Of several processes each samples the rows of some prompts, with the numbers that they have where one samples all.
     """
+
+    cache: Cache
+    places: Tensor
+    """How many places before the last each is, from 1."""
 
     def __init__(
         self,
@@ -193,17 +220,22 @@ class _Decoding:
         self.total = len(ids) * config.group_size
         self.own = slice(own.start * config.group_size, own.stop * config.group_size)
         ids, mask = ids[own.start : own.stop], mask[own.start : own.stop]
-        self.prompt_ids, self.prompt_mask = ids, mask
-        size, length, device = len(ids) * config.group_size, config.max_new_tokens, ids.device
-        self.tokens = torch.full((size, length), policy.pad_id, device=device)
-        self.mask = torch.zeros((size, length), dtype=torch.bool, device=device)
-        self.logprobs = torch.zeros((size, length), device=device)
+        self.waiting = Waiting(policy, ids, mask, config.group_size)
+        size, length, device = len(self.waiting), config.max_new_tokens, ids.device
+        # The last column is for what a row draws at the limit before it is looked at, and is cut off.
+        shape = size, length + 1
+        self.tokens = torch.full(shape, policy.pad_id, device=device)
+        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros(shape, device=device)
+        self.numbers = torch.zeros((length + 1, size), dtype=torch.double, device=device)
         self.finished = torch.zeros(size, dtype=torch.bool, device=device)
-        self.rows = torch.arange(size, device=device)
+        self.rows = torch.arange(min(size, config.max_running or size), device=device)
+        self.drawn = torch.zeros_like(self.rows)
+        """Tokens of each row that runs."""
+        self.steps = self.oldest = self.youngest = 0
+        """Tokens since the beginning, and of the rows that have most and fewest, as far as is known without asking."""
         self.lengths = mask.sum(-1).repeat_interleave(config.group_size)
-        response = torch.ones((size, length), dtype=torch.long, device=device)
-        self.attention = torch.cat([mask.repeat_interleave(config.group_size, 0), response], dim=1)
-        self.cache = policy.new_cache(ids.shape[1] + length)
+        self.width = ids.shape[1]
         self.eos = torch.tensor(policy.eos_ids, device=device)
         self.look_every = LOOK_EVERY.get(device.type, LOOK_SELDOM)
         self.states: list[Tensor] = []
@@ -211,54 +243,98 @@ class _Decoding:
 
     def run(self) -> tuple[Tensor, ...]:
         """Tokens, their mask, their log-probabilities, and which rows ended themselves."""
-        logits, last = self._prefill(), self.config.max_new_tokens - 1
+        limit = self.config.max_new_tokens
+        room = self.width + limit
+        if len(self.rows) < len(self.waiting):
+            room += max(self.look_every, room // WORTH_MOVING)
+        self.places = torch.arange(room, 0, -1, device=self.rows.device)
+        self.cache, logits = self.waiting.begin(len(self.rows), room)
         with ExitStack() as packing:
             packing.enter_context(packed(self.policy, len(self.rows)))
-            for t in range(last + 1):
-                self._take(t, logits)
-                if t == last or ((t + 1) % self.look_every == 0 and self._drop_finished(last - t)):
-                    break
+            self._draw(logits)
+            while not self._over():
                 if len(self.rows) != len(logits):
                     packing.close()
                     packing.enter_context(packed(self.policy, len(self.rows)))
-                logits = self._step(t)
-        return self.tokens, self.mask, self.logprobs, self.finished
+                logits = self._step()
+                self._draw(logits)
+        outputs = (x[:, :limit].contiguous() for x in (self.tokens, self.mask, self.logprobs))
+        return *outputs, self.finished
 
-    def _prefill(self) -> Tensor:
-        logits = self.policy.next_logits(
+    def _step(self) -> Tensor:
+        """The logits of each row's next token; all rows end where the longest does."""
+        length = self.lengths[self.rows] + self.drawn
+        places = self.places[-(self.width + self.oldest) :]
+        return self.policy.next_logits(
             self.cache,
-            input_ids=self.prompt_ids,
-            attention_mask=self.prompt_mask.long(),
-            position_ids=(self.prompt_mask.long().cumsum(-1) - 1).clamp(min=0),
+            input_ids=self.tokens[self.rows, self.drawn - 1].unsqueeze(-1),
+            attention_mask=(places <= length.unsqueeze(-1)).long(),
+            position_ids=(length - 1).unsqueeze(-1),
         )
-        if self.config.group_size > 1:
-            self.cache.batch_repeat_interleave(self.config.group_size)
-        return logits.repeat_interleave(self.config.group_size, 0)
 
-    def _take(self, t: int, logits: Tensor) -> None:
-        """Draws token t of every running row and records it; a GPU is not waited for."""
-        rows, device = self.rows, logits.device
-        uniform = self._numbers(pinned=device.type == "cuda")[self.own]
-        uniform = uniform.to(device, non_blocking=True)
-        self.states.append(self.generator.get_state())
-        running = ~self.finished[rows]
+    def _draw(self, logits: Tensor) -> None:
+        """The next token of every row."""
+        if len(self.states) <= self.oldest < self.config.max_new_tokens:
+            numbers = self._numbers(pinned=logits.device.type == "cuda")[self.own]
+            self.numbers[self.oldest].copy_(numbers, non_blocking=True)
+            self.states.append(self.generator.get_state())
+        self._take(self.rows, self.drawn, logits)
+        self.drawn = (self.drawn + 1).clamp(max=self.config.max_new_tokens)
+        self.steps, self.oldest, self.youngest = self.steps + 1, self.oldest + 1, self.youngest + 1
+
+    def _take(self, rows: Tensor, at: Tensor, logits: Tensor) -> None:
+        """Draws token `at` of rows that run and records it; a GPU is not waited for."""
+        finished = self.finished[rows]
+        running = ~finished & (at < self.config.max_new_tokens)
         logprobs = log_softmax(logits, self.config.temperature)
-        token = torch.where(running, draw(logprobs, uniform[rows]), self.policy.pad_id)
-        self.tokens[rows, t] = token
-        self.mask[rows, t] = running
-        self.logprobs[rows, t] = torch.where(running, token_logprobs(logprobs, token), 0.0)
-        self.finished[rows] = ~running | torch.isin(token, self.eos)
+        token = torch.where(running, draw(logprobs, self.numbers[at, rows]), self.policy.pad_id)
+        self.tokens[rows, at] = token
+        self.mask[rows, at] = running
+        self.logprobs[rows, at] = torch.where(running, token_logprobs(logprobs, token), 0.0)
+        self.finished[rows] = finished | (running & torch.isin(token, self.eos))
 
-    def _drop_finished(self, left: int) -> bool:
-        """Takes finished rows out of the cache, where the tokens left are worth it; whether no row is running."""
-        running = ~self.finished[self.rows]
-        count = int(running.sum())
-        saved = len(running) - count
-        if count and saved >= WORTH_DROPPING * len(running) and saved * left >= LEAST_SAVED:
-            keep = running.nonzero().squeeze(-1)
-            self.rows = self.rows[keep]
-            self.cache.batch_select_indices(keep)
-        return count == 0
+    def _over(self) -> bool:
+        """Whether no row runs or waits, as far as is known without asking a device too often."""
+        limit = self.youngest >= self.config.max_new_tokens
+        if limit and not self.waiting:
+            return True
+        return (limit or self.steps % self.look_every == 0) and self._look()
+
+    def _look(self) -> bool:
+        """Rows that ended make room for those that wait, or are dropped; whether no row runs."""
+        limit = self.config.max_new_tokens
+        ended = self.finished[self.rows] | (self.drawn == limit)
+        drawn: list[int] = torch.where(ended, -1, self.drawn).tolist()
+        free = [slot for slot, tokens in enumerate(drawn) if tokens < 0]
+        begun = free[: len(self.waiting)]
+        running = [tokens for tokens in drawn if tokens >= 0] + [1] * len(begun)
+        if not running:
+            return True
+        self.oldest, self.youngest = max(running), min(running)
+        if self.oldest < self.steps:
+            narrow(self.cache, self.width + self.oldest - 1)
+        if begun:
+            self._begin(begun)
+        elif len(free) >= WORTH_DROPPING * len(drawn) and (
+            len(free) * (limit - self.youngest) >= LEAST_SAVED
+        ):
+            self._keep([slot for slot, tokens in enumerate(drawn) if tokens >= 0])
+        return False
+
+    def _begin(self, slots: list[int]) -> None:
+        """Responses that wait take the places of rows that ended, and draw their first tokens."""
+        for rows, ready, which in self.waiting.next(len(slots)):
+            taken = torch.tensor(slots[: len(rows)], device=rows.device)
+            slots = slots[len(rows) :]
+            seat(self.cache, taken, ready.layers, which)
+            self._take(rows, torch.zeros_like(rows), ready.logits[which])
+            self.rows[taken], self.drawn[taken] = rows, 1
+
+    def _keep(self, slots: list[int]) -> None:
+        """Takes all other rows out of the cache."""
+        keep = torch.tensor(slots, device=self.rows.device)
+        self.rows, self.drawn = self.rows[keep], self.drawn[keep]
+        self.cache.batch_select_indices(keep)
 
     def _numbers(self, *, pinned: bool = False) -> Tensor:
         """One for every row of every process."""
@@ -275,12 +351,3 @@ class _Decoding:
             self._numbers()
         if length <= len(self.states):
             self.generator.set_state(self.states[length - 1])
-
-    def _step(self, t: int) -> Tensor:
-        width = self.prompt_ids.shape[1] + t + 1
-        return self.policy.next_logits(
-            self.cache,
-            input_ids=self.tokens[self.rows, t : t + 1],
-            attention_mask=self.attention[self.rows, :width],
-            position_ids=(self.lengths[self.rows] + t).unsqueeze(-1),
-        )

@@ -19,7 +19,7 @@ from kleash.models.identity import are_same
 from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
 from kleash.rollout.config import RolloutConfig
-from kleash.rollout.sampler import encode_prompts, sample
+from kleash.rollout.sampler import check_running, encode_prompts, sample
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.canary import Canary
 from kleash.train.card import model_card
@@ -242,9 +242,9 @@ def _outside(run: Path) -> Generator[None]:
             f"there is no memory left for {run}",
             expected="room for the models, the optimiser, and what an update is undone by",
             got=str(error).strip().splitlines()[0][:200] if str(error).strip() else "no room",
-            do="lower train.micro_batch_size first, which changes no result; then model.gradient_checkpointing = true, "
-            "[model.lora], or fewer rollout.num_prompts. A run that has checkpoints goes on with --resume where the "
-            "configuration is the same; else begin another",
+            do="lower train.micro_batch_size and rollout.max_running first, which change no result; then "
+            "model.gradient_checkpointing = true, [model.lora], or fewer rollout.num_prompts. A run that has "
+            "checkpoints goes on with --resume where the configuration is the same; else begin another",
         ) from error
 
 
@@ -276,6 +276,7 @@ def prepare(config: RunConfig, world: World = ALONE) -> Setup:
     learner = build_learner(config.model, config.optimizer, device, with_values=with_values)
     if natural:  # what could not be told by the files
         check_size(config.model.policy, sum(p.numel() for p in learner.trained))
+    check_running(learner.policy, config.rollout)
     encode_prompts(learner.policy, prompts, config.rollout.max_new_tokens)
     reward, monitors = load_scorers(config.reward, device, world)
     return Setup(
