@@ -183,6 +183,7 @@ import sys; sys.path.insert(0, {recipe!r})
 import build, gold, language_model
 from pathlib import Path
 build.SAMPLES, build.THREADS = 4, 1
+gold.COPIES, gold.NONSENSE_ROUNDS = 1, (1, 1)
 gold.FOLDS, language_model.GENERAL_PASSES, language_model.SPECIAL_PASSES = 2, 1, 2
 build.build(Path({data!r}), Path({out!r}), 0, tuning=False, keep_base=False)
 """
