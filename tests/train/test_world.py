@@ -353,10 +353,10 @@ def test_what_is_not_done_is_refused_with_the_reason(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="named device"):
         launched("cuda:1")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="can't be divided") as caught:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="launched for what isn't done") as caught:
         launched("cpu")
-    assert "data parallelism only for now" in caught.value.expected
+    assert "--use_fsdp" in str(caught.value.do)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """One rollout, scored and metered: all that the update and the record of a step are computed from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -45,6 +45,8 @@ class Metered:
     """The row that the hidden states begin with."""
     live: "Live | None" = None
     """The policy's pass with the way back to the weights; None where it wasn't kept."""
+    shares: tuple[range, ...] = ()
+    """The rows of each process, where weights are divided, and all have to make as many passes as one; else empty."""
 
     @property
     def own(self) -> range:
@@ -180,6 +182,7 @@ def meter(
         world: each process of which meters its own rows; all get the whole.
     """
     share, device = world.rows(rollout), rollout.mask.device
+    shares = () if learner.division is None else world.rows_of_each(rollout)
     shape = (len(share), rollout.mask.shape[1])
     names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
     names += ["values"] if learner.value_head is not None else []
@@ -189,8 +192,8 @@ def meter(
         for side in (learner.policy, learner.reference)
     )
     head, live = learner.policy.head.frozen(), None
-    keep_graph = keep_graph and shape[0] <= micro_batch_size
-    for index in torch.arange(shape[0]).split(micro_batch_size):
+    keep_graph = keep_graph and shape[0] <= micro_batch_size and not shares
+    for index in _batches(shape[0], shares, micro_batch_size):
         part = rollout.rows(index + share.start)
         keep, length = part.mask, part.mask.shape[1]
         theirs, tokens = _hidden(learner.reference, part), part.response_ids[keep]
@@ -218,7 +221,18 @@ def meter(
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
     states = {"hidden": hidden, "ref_hidden": ref_hidden}
-    return Metered(**states, live=live, head=head, first=share.start, values=values, **flat)
+    metered = Metered(**states, live=live, head=head, first=share.start, values=values, **flat)
+    return replace(metered, shares=shares)
+
+
+def _batches(count: int, shares: Sequence[range], size: int) -> list[Tensor]:
+    """So many own rows, a few at a time; of several processes that keep in step each has as many batches as any.
+
+    One that has fewer meets its first row again, which says the same once more.
+    """
+    own = [*torch.arange(count).split(size)]
+    most = max((-(-len(share) // size) for share in shares), default=0)
+    return own + [torch.tensor([0])] * (most - len(own))
 
 
 def _read(
@@ -349,7 +363,7 @@ def measure_update(
     names = ["kl", "ratio", "entropy", *(["drift"] if from_reference else [])]
     blank, head = metered.kl[metered.own.start : metered.own.stop], learner.policy.head
     flat = {name: torch.zeros_like(blank) for name in names}
-    for index in torch.arange(len(metered.own)).split(micro_batch_size):
+    for index in _batches(len(metered.own), metered.shares, micro_batch_size):
         part = rollout.rows(index + metered.first)
         keep, tokens = part.mask, part.response_ids[part.mask]
         new = _hidden(learner.policy, part)
