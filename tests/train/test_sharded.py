@@ -14,9 +14,19 @@ from kleash.train.config import RunConfig
 from kleash.train.joint import as_launched, check_together
 from kleash.train.world import World, launched
 from tests.train.small import in_memory, remains
-from tests.train.test_world import GUARD, TWICE, assert_alike, launch, metrics, settings_of
+from tests.train.test_world import (
+    GUARD,
+    ILL_CONDITIONED,
+    TWICE,
+    assert_alike,
+    launch,
+    metrics,
+    settings_of,
+)
 
 SHARD = {"shard": True}
+ILL = ILL_CONDITIONED | {"kl_coef_effective"}
+"""A fit to three groups of three: pieces of another size move it by 6e-6 on one process."""
 RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": TWICE, "guard": GUARD},
     # Three prompts, so that shares are unequal, and minibatches of which a process may have no row.
@@ -68,7 +78,9 @@ def alone_and_divided(root: Path, name: str, sizes: tuple[int, ...]) -> None:
 def test_the_figures_are_those_of_one_process(tmp_path: Path, name: str) -> None:
     alone_and_divided(tmp_path, name, (2, 3))
     for size in (2, 3):
-        assert_alike(tmp_path / "1", tmp_path / f"{size}")
+        assert_alike(
+            tmp_path / "1", tmp_path / f"{size}", ILL if name == "grpo" else ILL_CONDITIONED
+        )
         (own,), (other,) = (
             [*(tmp_path / run / "final").glob("*.safetensors")] for run in ("1", f"{size}")
         )

@@ -238,13 +238,13 @@ class Division:
 
     def clip(self, trained: Sequence[Tensor], max_norm: float) -> float:
         """Scales the gradient, the parts of all processes together, down to a norm; returns that before."""
-        pairs = zip(trained, self.sources, strict=True)
-        squares = [torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double)]
-        for own, source in pairs:
+        grads: tuple[list[Tensor], list[Tensor]] = [], []
+        for own, source in zip(trained, self.sources, strict=True):
             if own.grad is not None:
-                squares[isinstance(source, DTensor)] += own.grad.norm().double().cpu() ** 2
-        dist.all_reduce(squares[1])
-        norm = (squares[0] + squares[1]).sqrt().float()
+                grads[isinstance(source, DTensor)].append(own.grad)
+        same, parts = (torch.nn.utils.get_total_norm(each).double().cpu() ** 2 for each in grads)
+        dist.all_reduce(parts)
+        norm = (same + parts).sqrt().float()
         torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
         return float(norm)
 

@@ -216,7 +216,7 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         put_random(tensors)
         return progress, {str(n): int(extent["length"]) for n, extent in data["files"].items()}
     except (
-        KeyError,
+        LookupError,
         TypeError,
         ValueError,
         AttributeError,
