@@ -7,7 +7,7 @@ many of both. The head is read apart from the model, and is gathered where it is
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -134,13 +134,14 @@ def held_whole(model: Any) -> Generator[None]:
 
     No gradients flow. What is not divided stays as it is.
     """
-    base: Any = model.base_model
-    units = [module for module in base.modules() if isinstance(module, FSDPModule)]
-    if not units:
+    base: Any = getattr(model, "base_model", None)
+    if not isinstance(base, FSDPModule):
         yield
         return
+    units = [m for m in cast(nn.Module, base).modules() if isinstance(m, FSDPModule)]
     outer = [(m, key, p) for m in _outside(model) for key, p in _own(m) if isinstance(p, DTensor)]
-    divided = {id(p): (m, key) for m in base.modules() for key, p in _own(m)}
+    inner = cast(nn.Module, base).modules()
+    divided = {id(p): (m, key) for m in inner for key, p in _own(m)}
     base.set_reshard_after_forward(False)
     try:
         for unit in units:

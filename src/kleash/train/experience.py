@@ -1,7 +1,7 @@
 """One rollout, scored and metered: all that the update and the record of a step are computed from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -177,8 +177,7 @@ def meter(
         rollout: whose tokens.
         temperature: of the run.
         micro_batch_size: responses at a time.
-        keep_graph: whether the policy's pass is kept for the first gradient step, which then needs none of its own; it
-            is where all responses come in one piece.
+        keep_graph: whether the policy's pass is kept for the first gradient step, where all responses are one piece.
         world: each process of which meters its own rows; all get the whole.
     """
     share, device = world.rows(rollout), rollout.mask.device
@@ -214,15 +213,20 @@ def meter(
         found = [*read, origin_kl]
         if learner.value_head is not None:
             found.append(learner.value_head(states[keep]))
-        for name, tensor in zip(names, found, strict=True):
-            block = torch.zeros(keep.shape, device=device)
-            block[keep] = tensor.float()
-            flat[name][index, :length] = block
+        _fill(flat, dict(zip(names, found, strict=True)), index, keep)
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
     states = {"hidden": hidden, "ref_hidden": ref_hidden}
-    metered = Metered(**states, live=live, head=head, first=share.start, values=values, **flat)
-    return replace(metered, shares=shares)
+    return Metered(
+        **states, head=head, live=live, first=share.start, shares=shares, values=values, **flat
+    )
+
+
+def _fill(flat: dict[str, Tensor], found: dict[str, Tensor], rows: Tensor, keep: Tensor) -> None:
+    for name, values in found.items():
+        block = torch.zeros(keep.shape, device=keep.device)
+        block[keep] = values.float()
+        flat[name][rows, : block.shape[1]] = block
 
 
 def _batches(count: int, shares: Sequence[range], size: int) -> list[Tensor]:
@@ -375,10 +379,7 @@ def measure_update(
         if from_reference:
             theirs = metered.ref_hidden[index, : new.shape[1]][keep]
             found["drift"] = _read(head, new[keep], reference, theirs, tokens, temperature).kl
-        for name, values in found.items():
-            block = torch.zeros(keep.shape, device=blank.device)
-            block[keep] = values.float()
-            flat[name][index, : block.shape[1]] = block
+        _fill(flat, found, index, keep)
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     mask, clusters = rollout.mask, rollout.prompt_index
     kl, ratio, entropy = (flat[name] for name in ("kl", "ratio", "entropy"))
