@@ -26,9 +26,9 @@ from kleash.records import StepRecord
 from kleash.replay import verify_run
 from kleash.rewards.scorers import Scorer, function_scorer
 from kleash.rollout.rollout import Rollout
-from kleash.train.checkpoint import random_tensors
 from kleash.train.config import RunConfig
 from kleash.train.loop import run_loop
+from kleash.train.process import random_tensors
 from kleash.train.progress import Progress
 from kleash.train.setup import Setup
 from tests.train.small import save_prompts, save_small_model

@@ -4,7 +4,8 @@
 
 JOBS is a JSON list, of which each is `{"settings", "run", "size"}`, and where it is to be so: `"resume": true`;
 `"kill": [rank, step]`, by which that process ends by SIGKILL as it begins that update of its life; `"fail"`, the same
-by an error; `"nudge"`, one of its weights is moved there, which none of the others knows. What is printed is, for each
+by an error; `"nudge"`, one of its weights is moved there, which none of the others knows; `"weigh"`, it says there how
+many numbers it has of what. What is printed is, for each
 job, the processes' exit codes and the last that each wrote.
 """
 
@@ -23,6 +24,7 @@ import torch
 
 import kleash.train.loop as loop_module
 from kleash.errors import KleashError, ResourceError
+from kleash.models.sharded import part
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
 from kleash.train.run import train
@@ -69,7 +71,22 @@ def nudge(learner: Learner) -> None:
     learner.trained[0].view(-1)[0] += 1e-6
 
 
-ACTS = {"kill": kill, "fail": fail, "nudge": nudge}
+def weigh(learner: Learner) -> None:
+    moments = [x for each in learner.optimizer.state.values() for x in each.values() if x.ndim]
+    spare = learner.spare
+    assert spare is not None
+    held = {
+        "weights": [part(p) for p in learner.policy.own_weights.values()],
+        "gradients": [p.grad for p in learner.trained if p.grad is not None],
+        "moments": moments,
+        "snapshot": spare.parameters,
+        "reference": [part(p) for p in learner.reference.own_weights.values()],
+    }
+    counts = {name: sum(x.numel() for x in each) for name, each in held.items()}
+    sys.stderr.write(json.dumps(counts) + "\n")
+
+
+ACTS = {"kill": kill, "fail": fail, "nudge": nudge, "weigh": weigh}
 
 
 def live(job: dict[str, Any], rank: int) -> int:
@@ -80,7 +97,8 @@ def live(job: dict[str, Any], rank: int) -> int:
     try:
         config = RunConfig.model_validate(job["settings"])
         run, resume = Path(job["run"]), job.get("resume", False)
-        for _ in train(config, run, skip_self_test=True, resume=resume):
+        skip = not job.get("self_test", False)
+        for _ in train(config, run, skip_self_test=skip, resume=resume):
             pass
     except KleashError as error:
         sys.stderr.write(f"{error}\n")
@@ -99,6 +117,7 @@ def fork(job: dict[str, Any], rank: int, port: int, log: int) -> int:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["size"]}
         os.environ.update(place, **{name: str(number) for name, number in numbers.items()})
+        os.environ.update(job.get("environment", {}))
         code = live(job, rank)
     except BaseException:
         traceback.print_exc()

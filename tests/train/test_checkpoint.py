@@ -16,11 +16,11 @@ from kleash.train.checkpoint import (
     load_checkpoint,
     load_weights,
     path_of,
-    random_tensors,
     save_checkpoint,
 )
 from kleash.train.config import RunConfig
 from kleash.train.loop import run_loop
+from kleash.train.process import random_tensors
 from kleash.train.progress import Progress
 from kleash.train.run import prepare
 from kleash.train.setup import Setup

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.config import LoraConfig
+from kleash.models.sharded import whole
 
 POLICY = "default"
 """peft's name for an adapter that is saved without a directory of its own."""
@@ -57,7 +58,9 @@ class Adapter:
     @property
     def adds_nothing(self) -> bool:
         """Whether the model is the base: no adapter, or one whose every B is 0."""
-        return all(not x.any() for name, x in self.own_weights.items() if "lora_B" in name)
+        return all(
+            not whole(x.detach()).any() for name, x in self.own_weights.items() if "lora_B" in name
+        )
 
     def state(self) -> dict[str, Tensor]:
         """What the model is computed from, by the names of the plain base; an adapter that adds nothing is none."""
@@ -67,6 +70,12 @@ class Adapter:
             if _OURS.search(name) is None
         }
         return state if self.adds_nothing else state | self.own_weights
+
+    @property
+    def all_matrices(self) -> dict[str, Tensor]:
+        """Those of every adapter of the base, by peft's own names."""
+        named = self.peft.state_dict(keep_vars=True).items()
+        return {name: tensor for name, tensor in named if _OURS.search(name) is not None}
 
     @contextmanager
     def speaking(self) -> Generator[None]:
@@ -105,12 +114,13 @@ class Adapter:
         self.peft.base_model.set_adapter(POLICY)
         return copy
 
-    def save(self, directory: Path, base: str) -> None:
+    def save(self, directory: Path, base: str, weights: dict[str, Tensor] | None = None) -> None:
         """Writes the adapter as peft does: its configuration, and its weights as safetensors.
 
         Args:
             directory: where.
             base: what its configuration says that it is a difference from.
+            weights: `all_matrices`, where these are whole elsewhere; None: as they are.
         """
         config = self.peft.peft_config[self.name]
         before, config.base_model_name_or_path = config.base_model_name_or_path, base
@@ -118,6 +128,7 @@ class Adapter:
             self.peft.save_pretrained(
                 directory,
                 safe_serialization=True,
+                state_dict=weights,
                 selected_adapters=[self.name],
                 save_embedding_layers=False,  # else it looks the base up, on the hub too
             )

@@ -128,8 +128,21 @@ def vocabulary_digest(tokenizer: Any) -> str:
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
 
 
+def own_state(language_model: LanguageModel) -> dict[str, Tensor]:
+    """What `save_language_model` writes, by the names that it is written from."""
+    adapter = language_model.adapter
+    if adapter is not None:
+        return adapter.all_matrices
+    return dict(language_model.model.state_dict(keep_vars=True))
+
+
 def save_language_model(
-    language_model: LanguageModel, directory: Path, card: str, *, findable: bool = False
+    language_model: LanguageModel,
+    directory: Path,
+    card: str,
+    *,
+    findable: bool = False,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes a plain Hugging Face directory: safetensors, tokenizer, model card; of an adapter as peft has it.
 
@@ -138,22 +151,24 @@ def save_language_model(
         directory: where.
         card: README.md.
         findable: whether an adapter names its base by where it lies, for peft to find it, and not as it was given.
+        weights: `own_state`, collected from the processes that have a part of it each; None: it is here.
     """
     directory.mkdir(parents=True, exist_ok=True)
     adapter = language_model.adapter
     with quietly():
         if adapter is None:
-            language_model.model.save_pretrained(directory, safe_serialization=True)
+            language_model.model.save_pretrained(
+                directory, safe_serialization=True, state_dict=weights
+            )
         else:
             path = Path(locate(adapter.base))
-            adapter.save(
-                directory, str(path.resolve()) if findable and path.is_dir() else adapter.base
-            )
+            base = str(path.resolve()) if findable and path.is_dir() else adapter.base
+            adapter.save(directory, base, weights)
         language_model.tokenizer.save_pretrained(directory)
-    for weights in directory.glob("*.safetensors"):
+    for file in directory.glob("*.safetensors"):
         # safetensors writes for the owner alone, whatever the umask says of the rest.
         config = CONFIG_FILE if adapter is not None else "config.json"
-        shutil.copymode(directory / config, weights)
+        shutil.copymode(directory / config, file)
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -19,7 +19,8 @@ def weights_digest(model: nn.Module) -> str:
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over every tensor's name, shape and bytes: the identity of a set of weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
+    for name in sorted(state):  # one at a time: it may be gathered as it is asked for
+        tensor = state[name]
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(
             tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -49,11 +50,14 @@ def fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
         >>> fingerprint({"x": torch.tensor([1.0, 1.0])}) == fingerprint({"x": torch.tensor([2.0, 2.0])})
         False
     """
-    words = [_words(tensor) for _, tensor in sorted(state.items())]
-    return Fingerprint(
-        tuple(int(x.sum(dtype=torch.int64)) for x in words),
-        tuple(int(torch.hash_tensor(x).view(torch.int64)) for x in words),
-    )
+    found = [_summed(state[name]) for name in sorted(state)]
+    sums, parities = zip(*found, strict=True) if found else ((), ())
+    return Fingerprint(sums, parities)
+
+
+def _summed(tensor: Tensor) -> tuple[int, int]:
+    words = _words(tensor)
+    return int(words.sum(dtype=torch.int64)), int(torch.hash_tensor(words).view(torch.int64))
 
 
 def _words(tensor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from kleash.models.cache import reserved_cache
 from kleash.models.chat import Chat
 from kleash.models.identity import state_digest
 from kleash.models.recompute import recomputed
+from kleash.models.sharded import gathered, held_whole, whole
 from kleash.models.unpadded import Unpadded, attending, unpad
 
 
@@ -194,9 +195,10 @@ class LanguageModel:
         config, linear = self.model.config, self.model.get_output_embeddings()
         scale = getattr(config, "logit_scale", None) or 1.0
         scale /= getattr(config, "logits_scaling", None) or 1.0
+        bias = getattr(linear, "bias", None)
         return Head(
-            linear.weight.to(self.dtype),
-            getattr(linear, "bias", None),
+            whole(linear.weight).to(self.dtype),
+            None if bias is None else whole(bias),
             float(scale),
             getattr(config, "final_logit_softcapping", None),
         )
@@ -218,7 +220,7 @@ class LanguageModel:
 
     def state(self) -> Mapping[str, Tensor]:
         """All that it is computed from, by name."""
-        return self.model.state_dict() if self.adapter is None else self.adapter.state()
+        return gathered(self.model.state_dict() if self.adapter is None else self.adapter.state())
 
     def digest(self) -> str:
         """The identity of the weights that it computes with: `state_digest` of all of them."""
@@ -229,6 +231,12 @@ class LanguageModel:
         """Within it, `model` is this one, also where it shares its weights with the policy, and computes as it does."""
         adapter = nullcontext() if self.adapter is None else self.adapter.speaking()
         with adapter, torch.autocast(self.device.type, self.compute, self.compute is not None):
+            yield
+
+    @contextmanager
+    def sampling(self) -> Generator[None]:
+        """The same for many short passes without gradients: what is divided among processes is gathered once."""
+        with self.speaking(), held_whole(self.model):
             yield
 
     def next_logits(self, cache: Cache, **given: Tensor) -> Tensor:

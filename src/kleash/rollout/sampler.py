@@ -152,7 +152,7 @@ def sample(
     own = range(len(ids)) if sharing is None else sharing.share(len(ids))
     repeats = config.group_size
     prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))
-    with policy.speaking():
+    with policy.sampling():
         decoding = _Decoding(policy, ids, mask, config, generator, own)
         drawn = decoding.run()
     if sharing is not None:

@@ -9,7 +9,6 @@ manifest.json       every file by size and digest; the ledger has the digest of 
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,10 +31,12 @@ from kleash.ledger.durable import (
     remove_directory,
 )
 from kleash.ledger.manifest import check_sealed, seal
-from kleash.models.hub import read_weights, save_language_model
+from kleash.models.hub import own_state, read_weights, save_language_model
 from kleash.models.policy import LanguageModel
+from kleash.models.sharded import collected, put
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
+from kleash.train.process import put_random
 from kleash.train.progress import Mark, Progress, Tally
 from kleash.train.setup import Setup
 
@@ -51,6 +51,14 @@ class Saved:
 
     step: int
     manifest_sha256: str
+
+
+class Content(NamedTuple):
+    """What training changed, as files have it: whole, on the host."""
+
+    policy: dict[str, Tensor]
+    """Its `own_state`."""
+    tensors: dict[str, Tensor]
 
 
 class Extent(NamedTuple):
@@ -77,8 +85,23 @@ def path_of(run: Path, step: int) -> Path:
     return run / CHECKPOINT_DIRECTORY / checkpoint_name(step)
 
 
+def collect(progress: Progress) -> Content | None:
+    """What a checkpoint has of a run whose weights are divided, on the first process; all have to ask for it.
+
+    Tensors are gathered one at a time. None where every process has all of them.
+    """
+    learner = progress.setup.learner
+    if learner.division is None:
+        return None
+    return Content(collected(own_state(learner.policy)), collected(_changed(progress)))
+
+
 def save_checkpoint(
-    run: Path, progress: Progress, files: Mapping[str, Extent], recorded: str | None = None
+    run: Path,
+    progress: Progress,
+    files: Mapping[str, Extent],
+    recorded: str | None = None,
+    content: Content | None = None,
 ) -> Saved:
     """Writes a run between two steps; when this returns it is on the disk and was found to be as written.
 
@@ -87,6 +110,7 @@ def save_checkpoint(
         progress: whose weights are settled.
         files: what of each of the run's files belongs to the steps made.
         recorded: the digest that it must have, where it was made before.
+        content: what was collected of it; None: this process has all.
 
     Raises:
         OSError: the disk failed; no checkpoint has become worse.
@@ -100,9 +124,9 @@ def save_checkpoint(
     make_directory(target.parent)
     if temporary.exists():
         shutil.rmtree(temporary)
-    save_language_model(learner.policy, temporary / "policy", CARD)
-    tensors = {**_learner_tensors(learner), **_mark_tensors(mark), **progress.process}
-    tensors |= {f"under.{i}": x for i, x in enumerate(progress.under or ())}
+    policy, changed = (None, _changed(progress)) if content is None else content
+    save_language_model(learner.policy, temporary / "policy", CARD, weights=policy)
+    tensors = {**changed, **_mark_tensors(mark), **progress.process}
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     save_file(plain, temporary / "state.safetensors")
     extents = {name: extent._asdict() for name, extent in files.items()}
@@ -188,11 +212,11 @@ def load_checkpoint(directory: Path, setup: Setup) -> tuple[Progress, dict[str, 
         progress = Progress(setup, _mark(data, tensors, setup))
         under = [tensors[f"under.{i}"] for i in range(_count(tensors, "under"))]
         progress.answers = data["answers"]
-        progress.under = [x.to(setup.learner.policy.device) for x in under] or None
-        _put_random(tensors)
+        progress.under = [setup.learner.own(i, x) for i, x in enumerate(under)] or None
+        put_random(tensors)
         return progress, {str(n): int(extent["length"]) for n, extent in data["files"].items()}
     except (
-        KeyError,
+        LookupError,
         TypeError,
         ValueError,
         AttributeError,
@@ -219,13 +243,23 @@ def load_weights(directory: Path, learner: Learner) -> None:
     _put_learner(learner, policy, tensors, reference)
 
 
+def _changed(progress: Progress) -> dict[str, Tensor]:
+    """All that training changes, but the policy itself; what of a divided learner is parts, is joined."""
+    learner = progress.setup.learner
+    tensors = _learner_tensors(learner)
+    for index, tensor in enumerate(progress.under or ()):
+        tensors[f"under.{index}"] = learner.joined(index, tensor)
+    return tensors
+
+
 def _learner_tensors(learner: Learner) -> dict[str, Tensor]:
-    """All that training changes, but the policy itself."""
     tensors: dict[str, Tensor] = {}
     if learner.value_head is not None:
         tensors |= {f"value_head.{name}": x for name, x in learner.value_head.named_parameters()}
     for index, state in learner.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(x) for name, x in state.items()}
+        for name, x in state.items():
+            joined = learner.joined(index, torch.as_tensor(x))
+            tensors[f"optimizer.{index}.{name}"] = joined
     if learner.origin is not learner.reference:
         named = learner.reference.own_weights.items()
         tensors |= {f"reference.{name}": x for name, x in named}
@@ -255,7 +289,7 @@ def _optimizer_state(learner: Learner, tensors: Mapping[str, Tensor]) -> dict[st
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(tensors, "optimizer").items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = learner.own(int(index), tensor)
     return {**learner.optimizer.state_dict(), "state": state}
 
 
@@ -264,7 +298,7 @@ def _copy(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         given = tensors[name]
         if given.shape != parameter.shape:
             raise KeyError(f"{name} has another shape")
-        parameter.copy_(given)
+        put(parameter, given)
 
 
 def _mark_tensors(mark: Mark) -> dict[str, Tensor]:
@@ -314,43 +348,6 @@ def _mark(data: Mapping[str, Any], tensors: Mapping[str, Tensor], setup: Setup) 
         shuffles={name: (tuple(order), taken) for name, (order, taken) in data["shuffles"].items()},
         waiting=tuple(waiting),
     )
-
-
-def random_tensors() -> dict[str, Tensor]:
-    """The states of the streams that are the process's own: a reward of the user's may draw from them."""
-    version, words, gauss = random.getstate()
-    legacy = cast(Any, np.random.get_state(legacy=False))
-    tensors = {
-        "random.torch": torch.get_rng_state(),
-        "random.python": torch.tensor([version, *words]),
-        "random.numpy": torch.tensor([*legacy["state"]["key"].tolist(), legacy["state"]["pos"]]),
-        "random.gauss": torch.tensor(
-            [torch.nan if gauss is None else gauss, legacy["has_gauss"], legacy["gauss"]],
-            dtype=torch.double,
-        ),
-    }
-    number = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
-    for index in range(number):  # pragma: no cover - needs a GPU
-        tensors[f"random.cuda.{index}"] = torch.cuda.get_rng_state(index)
-    return tensors
-
-
-def _put_random(tensors: Mapping[str, Tensor]) -> None:
-    gauss, has_gauss, legacy_gauss = tensors["random.gauss"].tolist()
-    version, *words = tensors["random.python"].tolist()
-    *key, pos = tensors["random.numpy"].tolist()
-    random.setstate((version, tuple(words), None if gauss != gauss else gauss))
-    np.random.set_state(
-        {
-            "bit_generator": "MT19937",
-            "state": {"key": np.array(key, dtype=np.uint32), "pos": pos},
-            "has_gauss": int(has_gauss),
-            "gauss": legacy_gauss,
-        }
-    )
-    torch.set_rng_state(tensors["random.torch"])
-    for index in range(_count(tensors, "random.cuda")):  # pragma: no cover - needs a GPU
-        torch.cuda.set_rng_state(tensors[f"random.cuda.{index}"], index)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

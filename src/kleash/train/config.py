@@ -81,6 +81,8 @@ class TrainConfig(BaseModel):
     """CPU threads; None: as many as torch takes by itself."""
     micro_batch_size: int = Field(default=32, gt=0)
     """Responses per forward and backward pass: changes memory, and results in their last digits only."""
+    shard: bool = False
+    """Whether several processes have a part of the weights each; one process has them all."""
     sample_every: int = Field(default=10, gt=0)
     """Steps between the samples written to samples.jsonl; the last step always writes them."""
     num_samples: int = Field(default=8, gt=0)

@@ -11,15 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from kleash import __version__
-from kleash.errors import (
-    KleashError,
-    LimitError,
-    RepeatError,
-    ResourceError,
-    TamperError,
-)
+from kleash.errors import KleashError, LimitError, RepeatError, ResourceError, TamperError
 from kleash.ledger import (
     CHECKPOINT_DIRECTORY,
     Ledger,
@@ -41,15 +36,9 @@ from kleash.ledger.manifest import check_sealed
 from kleash.models.hub import save_language_model
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading, StepRecord
-from kleash.train.checkpoint import (
-    Extent,
-    Saved,
-    keep_only,
-    load_weights,
-    random_tensors,
-    save_checkpoint,
-)
+from kleash.train.checkpoint import Content, Extent, Saved, keep_only, load_weights, save_checkpoint
 from kleash.train.loop import metrics_line
+from kleash.train.process import random_tensors
 from kleash.train.progress import Progress
 from kleash.train.trackers import Trackers, open_trackers
 
@@ -168,6 +157,8 @@ class Conclusion(NamedTuple):
     card: str
     drift: KLReading | None
     """KL(π‖π_ref) of the weights that are saved; None where it was not measured."""
+    weights: dict[str, Tensor] | None = None
+    """The policy's `own_state`, where it was collected from several processes."""
 
 
 Conclude = Callable[[Ending], Conclusion]
@@ -230,8 +221,11 @@ class RunDirectory:
             named = {name: value for name, value in record.metrics.items() if name != "step"}
             self.tracker.log({**named, **_seconds(record)}, step=record.step)
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, content: Content | None = None) -> None:
         """Stores the run as it is between two steps, and removes what is older than the newest two.
+
+        Args:
+            content: what was collected of it from several processes; None: this one has all.
 
         Raises:
             ResourceError: the disk failed; the checkpoints before it are as they were.
@@ -242,7 +236,9 @@ class RunDirectory:
             return
         try:
             recorded = self.recorded.get(step)
-            saved = save_checkpoint(self.run, self.progress, self.files.extents(), recorded)
+            saved = save_checkpoint(
+                self.run, self.progress, self.files.extents(), recorded, content
+            )
             if recorded is None:
                 body = {"step": step, "manifest_sha256": saved.manifest_sha256}
                 self.ledger.append("checkpoint.saved", body)
@@ -272,7 +268,7 @@ class RunDirectory:
             self.tracker.end_training()
         try:
             # The ledger closed itself when the disk failed: there is nothing more to be written.
-            if kind is not ResourceError:
+            if kind is not ResourceError and self._has_all(error):
                 self._end(error)
         except OSError as failure:
             raise disk_failed(self.run, failure) from failure
@@ -280,6 +276,11 @@ class RunDirectory:
             for field in fields(_Files):
                 getattr(self.files, field.name).close()
             self.ledger.close()
+
+    def _has_all(self, error: BaseException | None) -> bool:
+        """Not so where others have a part of the weights, and are elsewhere: what is left is as after a kill."""
+        agreed = error is None or isinstance(error, LimitError)
+        return agreed or self.progress is None or self.progress.setup.learner.division is None
 
     def _end(self, error: BaseException | None) -> None:
         if self._may_go_on(error):
@@ -320,7 +321,8 @@ class RunDirectory:
         temporary = self.run / ".final.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed at its end
-            save_language_model(conclusion.policy, temporary, conclusion.card, findable=True)
+            given = conclusion.policy, temporary, conclusion.card
+            save_language_model(*given, findable=True, weights=conclusion.weights)
             sync_tree(temporary)
             publish_directory(temporary, self.run / "final")
         except (OSError, SafetensorError) as error:

@@ -45,6 +45,8 @@ class Metered:
     """The row that the hidden states begin with."""
     live: "Live | None" = None
     """The policy's pass with the way back to the weights; None where it wasn't kept."""
+    shares: tuple[range, ...] = ()
+    """The rows of each process, where weights are divided, and all have to make as many passes as one; else empty."""
 
     @property
     def own(self) -> range:
@@ -175,11 +177,11 @@ def meter(
         rollout: whose tokens.
         temperature: of the run.
         micro_batch_size: responses at a time.
-        keep_graph: whether the policy's pass is kept for the first gradient step, which then needs none of its own; it
-            is where all responses come in one piece.
+        keep_graph: whether the policy's pass is kept for the first gradient step, where all responses are one piece.
         world: each process of which meters its own rows; all get the whole.
     """
     share, device = world.rows(rollout), rollout.mask.device
+    shares = () if learner.division is None else world.rows_of_each(rollout)
     shape = (len(share), rollout.mask.shape[1])
     names = ["logprobs", "ref_logprobs", "kl", "entropy", "origin_kl"]
     names += ["values"] if learner.value_head is not None else []
@@ -189,8 +191,8 @@ def meter(
         for side in (learner.policy, learner.reference)
     )
     head, live = learner.policy.head.frozen(), None
-    keep_graph = keep_graph and shape[0] <= micro_batch_size
-    for index in torch.arange(shape[0]).split(micro_batch_size):
+    keep_graph = keep_graph and shape[0] <= micro_batch_size and not shares
+    for index in _batches(shape[0], shares, micro_batch_size):
         part = rollout.rows(index + share.start)
         keep, length = part.mask, part.mask.shape[1]
         theirs, tokens = _hidden(learner.reference, part), part.response_ids[keep]
@@ -211,14 +213,30 @@ def meter(
         found = [*read, origin_kl]
         if learner.value_head is not None:
             found.append(learner.value_head(states[keep]))
-        for name, tensor in zip(names, found, strict=True):
-            block = torch.zeros(keep.shape, device=device)
-            block[keep] = tensor.float()
-            flat[name][index, :length] = block
+        _fill(flat, dict(zip(names, found, strict=True)), index, keep)
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     values = flat.pop("values", None)
     states = {"hidden": hidden, "ref_hidden": ref_hidden}
-    return Metered(**states, live=live, head=head, first=share.start, values=values, **flat)
+    return Metered(
+        **states, head=head, live=live, first=share.start, shares=shares, values=values, **flat
+    )
+
+
+def _fill(flat: dict[str, Tensor], found: dict[str, Tensor], rows: Tensor, keep: Tensor) -> None:
+    for name, values in found.items():
+        block = torch.zeros(keep.shape, device=keep.device)
+        block[keep] = values.float()
+        flat[name][rows, : block.shape[1]] = block
+
+
+def _batches(count: int, shares: Sequence[range], size: int) -> list[Tensor]:
+    """So many own rows, a few at a time; of several processes that keep in step each has as many batches as any.
+
+    One that has fewer meets its first row again, which says the same once more.
+    """
+    own = [*torch.arange(count).split(size)]
+    most = max((-(-len(share) // size) for share in shares), default=0)
+    return own + [torch.tensor([0])] * (most - len(own))
 
 
 def _read(
@@ -349,7 +367,7 @@ def measure_update(
     names = ["kl", "ratio", "entropy", *(["drift"] if from_reference else [])]
     blank, head = metered.kl[metered.own.start : metered.own.stop], learner.policy.head
     flat = {name: torch.zeros_like(blank) for name in names}
-    for index in torch.arange(len(metered.own)).split(micro_batch_size):
+    for index in _batches(len(metered.own), metered.shares, micro_batch_size):
         part = rollout.rows(index + metered.first)
         keep, tokens = part.mask, part.response_ids[part.mask]
         new = _hidden(learner.policy, part)
@@ -361,10 +379,7 @@ def measure_update(
         if from_reference:
             theirs = metered.ref_hidden[index, : new.shape[1]][keep]
             found["drift"] = _read(head, new[keep], reference, theirs, tokens, temperature).kl
-        for name, values in found.items():
-            block = torch.zeros(keep.shape, device=blank.device)
-            block[keep] = values.float()
-            flat[name][index, : block.shape[1]] = block
+        _fill(flat, found, index, keep)
     flat = {name: world.gather_responses(tensor, rollout) for name, tensor in flat.items()}
     mask, clusters = rollout.mask, rollout.prompt_index
     kl, ratio, entropy = (flat[name] for name in ("kl", "ratio", "entropy"))

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kleash.records import StepRecord
-from kleash.train.checkpoint import load_weights, path_of
+from kleash.train.checkpoint import collect, load_weights, path_of
 from kleash.train.joint import JointRecord, check_as_one
 from kleash.train.loop import run_loop
+from kleash.train.parting import Parting
 from kleash.train.progress import Progress
 from kleash.train.resume import Earlier, restore
 from kleash.train.setup import Setup, seed_process
@@ -31,8 +32,11 @@ def follow(setup: Setup, run: Path, earlier: Earlier | None) -> Iterator[StepRec
         load_weights(path_of(run, step), learner)
         world.meet()
 
-    for record in run_loop(progress.setup, JointRecord(world, None, learner), progress, go_back):
-        if record.step % setup.config.train.checkpoint_every == 0:
-            check_as_one(world, learner)
-        yield record
-    check_as_one(world, learner)
+    record_to = JointRecord(world, None, learner)
+    with Parting(setup).together():
+        for record in run_loop(progress.setup, record_to, progress, go_back):
+            if record.step % setup.config.train.checkpoint_every == 0:
+                check_as_one(world, learner)
+                collect(progress)
+            yield record
+        check_as_one(world, learner)

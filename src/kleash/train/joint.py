@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kleash.errors import ConfigError
 from kleash.ledger import Ledger, encode
 from kleash.models.identity import fingerprint, state_digest
+from kleash.models.sharded import gathered
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
 from kleash.rewards.weighted import load_monitors, load_reward, weighted_scorer
 from kleash.train.config import RunConfig
-from kleash.train.learner import Learner
-from kleash.train.world import World
+from kleash.train.learner import Learner, resolve_device
+from kleash.train.world import World, asks_to_shard
 
 
 class JointRecord:
@@ -39,11 +41,19 @@ class JointRecord:
             ResourceError: the processes have come apart, one is gone, or the disk failed.
         """
         found = {name: hashlib.sha256(encode(value)).hexdigest() for name, value in body.items()}
-        found["weights"] = str(fingerprint(_numbered(self.learner.trained)))
+        found["weights"] = str(fingerprint(_numbered(_held_by_all(self.learner))))
         self.world.agree(f"{type} of step {body.get('step')}", found)
         if self.ledger is not None:
             self.ledger.append(type, body)
         self.world.meet()
+
+
+def as_launched(config: RunConfig, world: World) -> RunConfig:
+    """The configuration with what the launcher was asked for: several processes divide weights where it says so."""
+    if world.size == 1 or not asks_to_shard():
+        return config
+    train = config.train.model_copy(update={"shard": True})
+    return config.model_copy(update={"train": train})
 
 
 def check_together(config: RunConfig, world: World) -> None:
@@ -69,6 +79,8 @@ def check_together(config: RunConfig, world: World) -> None:
             got=f"{config.algorithm.name} on {world.size}",
             do='launch one, or set algorithm.name = "ppo", which clips each token\'s step in place of a trust region',
         )
+    if config.train.shard:
+        _check_sharding(config, world)
     asked = config.model_dump(mode="json")
     world.agree(
         "the configuration",
@@ -76,16 +88,35 @@ def check_together(config: RunConfig, world: World) -> None:
     )
 
 
+def _check_sharding(config: RunConfig, world: World) -> None:
+    if isinstance(config.model.reference, dict):
+        raise ConfigError(
+            "the weights of several references can't be divided among processes",
+            expected="one model.reference, or none, where train.shard is true",
+            got=f"{len(config.model.reference)}",
+            do="name one, or leave train.shard out: every process then holds all of them",
+        )
+    if resolve_device(config.train.device) != "cpu" and not world.over_gpus:
+        raise ConfigError(
+            "weights can't be divided among processes that share a GPU",
+            expected="a GPU for each process where train.shard is true",
+            got=f"{world.size} processes, {torch.cuda.device_count()} GPUs here",
+            do="launch as many processes as there are GPUs",
+        )
+
+
 def check_as_one(world: World, learner: Learner) -> None:
-    """That weights and optimiser are the same on every process, bit by bit.
+    """That weights and optimiser are the same on every process, bit by bit; or what all gather of them, if divided.
 
     Raises:
         ResourceError: they aren't.
     """
     if world.size > 1:
-        tensors = {"weights": learner.trained, "optimiser": _remembered(learner)}
+        weights = [learner.joined(i, own) for i, own in enumerate(learner.trained)]
+        tensors = {"weights": weights, "optimiser": _remembered(learner)}
         world.agree(
-            "the weights", {name: state_digest(_numbered(each)) for name, each in tensors.items()}
+            "the weights",
+            {name: state_digest(gathered(_numbered(each))) for name, each in tensors.items()},
         )
 
 
@@ -136,5 +167,16 @@ def _numbered(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
 def _remembered(learner: Learner) -> list[Tensor]:
     """What the optimiser holds, in the order of the weights."""
     state = learner.optimizer.state
-    found = [state[p] for p in learner.trained if p in state]
-    return [each[name] for each in found for name in sorted(each) if isinstance(each[name], Tensor)]
+    found = [(index, state[p]) for index, p in enumerate(learner.trained) if p in state]
+    return [
+        learner.joined(index, each[name])
+        for index, each in found
+        for name in sorted(each)
+        if isinstance(each[name], Tensor)
+    ]
+
+
+def _held_by_all(learner: Learner) -> list[Tensor]:
+    """The trained weights that every process has, and can be told apart by: none has another's part of the rest."""
+    division = learner.division
+    return learner.trained if division is None else division.held_whole(learner.trained)

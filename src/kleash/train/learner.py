@@ -15,6 +15,7 @@ from kleash.models.config import ModelConfig
 from kleash.models.hub import freeze, load_language_model, load_reference
 from kleash.models.policy import LanguageModel
 from kleash.models.recompute import enable_recompute
+from kleash.models.sharded import Division, divide, part
 from kleash.models.value_head import ValueHead
 from kleash.train.optimizer_config import OptimizerConfig
 
@@ -32,7 +33,9 @@ class Learner:
     """None where the algorithm has no use for one."""
     optimizer: torch.optim.Optimizer
     trained: list[Tensor] = field(repr=False)
-    """Every parameter that the optimiser moves."""
+    """Every parameter that the optimiser moves; this process's part of it, where weights are divided."""
+    division: Division | None = None
+    """What those are parts of; None: every process has all weights."""
     spare: "Snapshot | None" = field(default=None, repr=False)
     """A snapshot that nobody goes back to any more: memory for the next, which is slow to be had anew."""
     settled: bool = True
@@ -45,7 +48,8 @@ class Learner:
         self.settled = False
         moved = self.policy.own_weights
         for name, held in self.reference.own_weights.items():
-            held.lerp_(moved[name], share) if share < 1.0 else held.copy_(moved[name])
+            own, other = part(held), part(moved[name])
+            own.lerp_(other, share) if share < 1.0 else own.copy_(other)
         name = f"{self.origin.name}, brought nearer by {share:g} after step {step}"
         self.reference = replace(self.reference, name=name)
 
@@ -82,10 +86,26 @@ class Learner:
         ]
         # A sum that is finite has finite terms, and reads them once, where to ask each takes four times as long. One
         # that is not may have overflowed.
-        return all(
+        finite = all(
             bool(x.sum().isfinite()) or bool(x.isfinite().all())
             for x in (*self.trained, *remembered)
         )
+        return finite if self.division is None else self.division.everywhere(finite)
+
+    def joined(self, index: int, own: Tensor) -> Tensor:
+        """What this process has of a trained weight, or of something of its shape, as a part of the whole."""
+        return own if self.division is None else self.division.joined(index, own)
+
+    def own(self, index: int, value: Tensor) -> Tensor:
+        """What this process has of a whole tensor of a trained weight's shape, where that weight is."""
+        part = value if self.division is None else self.division.own(index, value).clone()
+        return part.to(self.policy.device) if part.ndim else part
+
+    def forget_gradients(self) -> None:
+        """So that the next way back begins anew."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.division is not None:
+            self.division.forget_gradients()
 
     @torch.no_grad()
     def interpolate(self, start: list[Tensor], end: list[Tensor], fraction: float) -> None:
@@ -120,21 +140,39 @@ class Snapshot:
 
 
 def build_learner(
-    model: ModelConfig, optimizer: OptimizerConfig, device: str, *, with_values: bool = True
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    device: str,
+    *,
+    with_values: bool = True,
+    shard: bool = False,
 ) -> Learner:
     """Loads policy and reference, adds the value head where one is wanted, and sets up AdamW.
 
+    Args:
+        model: which.
+        optimizer: of AdamW.
+        device: where all of it is to be.
+        with_values: whether there is a value head.
+        shard: whether the weights are divided among all processes, each of which loads them on the host first.
+
     Raises:
-        ConfigError: nothing in the policy can be trained.
+        ConfigError: nothing in the policy can be trained, or what is to be divided can't be.
     """
+    place = "cpu" if shard else device
     policy = _as_configured(
-        load_language_model(model.policy, device, model.lora, model.dtype), model
+        load_language_model(model.policy, place, model.lora, model.dtype), model
     )
     reference = origin = _load(policy, model.reference)
     if model.refresh_every is not None:
         reference, origin = _to_be_refreshed(policy, reference, model.refresh_share)
     value_head = ValueHead(policy.hidden_size).to(device) if with_values else None
+    for side in (policy, reference, origin) if shard else ():
+        assert isinstance(side, LanguageModel), "several references are not divided"
+        divide(side.name, side.model, device)
     trained = [*trainable(policy), *(value_head.parameters() if value_head else ())]
+    division = Division(tuple(trained)) if shard else None
+    trained = trained if division is None else division.trained
     adam = torch.optim.AdamW(
         trained,
         lr=optimizer.learning_rate,
@@ -142,7 +180,7 @@ def build_learner(
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    return Learner(policy, reference, origin, value_head, adam, trained)
+    return Learner(policy, reference, origin, value_head, adam, trained=trained, division=division)
 
 
 def _as_configured(policy: LanguageModel, model: ModelConfig) -> LanguageModel:

@@ -59,7 +59,8 @@ def loss_pieces(
 
     Only one has to be in memory at a time. What was recorded is weighed over all rows first, as a token's weight may
     depend on the others'; answers to one prompt come into one piece, where it is computed once. Of several processes
-    each makes the pieces of its own rows, if it has any among these.
+    each makes the pieces of its own rows, if it has any among these; and passes of no weight beside, where weights are
+    divided and another has more.
     """
     own, mask = experience.metered.own, experience.rollout.mask
     if len(rows) > size or len(own) < len(mask):
@@ -67,13 +68,28 @@ def loss_pieces(
     batch = _recorded(experience, targets, rows, config)
     before = rows[rows < own.start]
     count, start = len(batch.old_logprobs), int(mask[before].sum()) if len(before) else 0
-    for some in rows[(rows >= own.start) & (rows < own.stop)].split(size):
+    most = max(
+        (-(-len(_among(rows, share)) // size) for share in experience.metered.shares), default=0
+    )
+    for some in _among(rows, own).split(size):
         tokens = slice(start, start + int(mask[some].sum()))
         if not len(some):
-            return
+            break
         start = tokens.stop
         given = learner, algorithm, experience, targets, some, config
         yield _piece(*given, batch=batch.part(tokens), count=count)
+        most -= 1
+    for _ in range(most):
+        some = torch.tensor([own.start], device=rows.device)
+        given = learner, algorithm, experience, targets, some, config
+        blank = _recorded(experience, targets, some, config)
+        piece = _piece(*given, batch=blank, count=count)
+        yield Loss(0.0 * piece.total, {}, 0.0)
+
+
+def _among(rows: Tensor, share: range) -> Tensor:
+    """Those of some rows that are in a share."""
+    return rows[(rows >= share.start) & (rows < share.stop)]
 
 
 def _piece(  # noqa: PLR0913 - what `minibatch_loss` takes, and its share of it
@@ -145,16 +161,23 @@ def _live(experience: Experience, targets: Targets, rows: Tensor) -> Live | None
     return metered.live.at(rows - metered.first, mask)
 
 
-def accumulated(pieces: Iterable[Loss]) -> Loss:
+def accumulated(pieces: Iterable[Loss], *, at_once: bool = False) -> Loss:
     """A loss from its pieces, of which all but the last have gone back to the weights' gradients already.
 
     Its `total` is the last piece's, from which the way back is still to be gone; there is none from no pieces.
+
+    Args:
+        pieces: one after another.
+        at_once: whether the last goes back too: a pass over divided weights is to be gone back through before the next.
     """
     parts, moved, last = dict[str, float](), 0.0, None
     for piece in pieces:
-        if last is not None:
+        if last is not None and not at_once:
             last.backward()
         last = piece.total
+        if at_once:
+            last.backward()
+            last = last.detach()
         moved += piece.moved
         for name, value in piece.parts.items():
             parts[name] = parts.get(name, 0.0) + value

@@ -22,23 +22,27 @@ from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import check_running, encode_prompts, sample
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.canary import Canary
-from kleash.train.card import model_card
+from kleash.train.checkpoint import collect
 from kleash.train.checks import SelfTest
 from kleash.train.config import RunConfig
 from kleash.train.data import check_enough, load_prompts, load_slices
 from kleash.train.directory import (
-    Conclude,
-    Conclusion,
-    Ending,
     RunDirectory,
     begin,
     disk_failed,
 )
 from kleash.train.follow import follow
-from kleash.train.joint import JointRecord, check_as_one, check_together, load_scorers
+from kleash.train.joint import (
+    JointRecord,
+    as_launched,
+    check_as_one,
+    check_together,
+    load_scorers,
+)
 from kleash.train.learner import Learner, build_learner, resolve_device
-from kleash.train.loop import final_drift, run_loop
+from kleash.train.loop import run_loop
 from kleash.train.natural import check_size
+from kleash.train.parting import Parting
 from kleash.train.progress import Progress
 from kleash.train.ptx import load_pretraining
 from kleash.train.resume import (
@@ -93,6 +97,7 @@ def train(
     """
     world = launched(config.train.device) if world is None else world
     with world.attended(), _outside(run), ExitStack() as stack:
+        config = as_launched(config, world)
         check_together(config, world)
         if not world.is_first:
             yield from _followed(config, world)
@@ -107,11 +112,11 @@ def train(
         elif not resume:
             check_vacant(run)
         if earlier is None or not earlier.entries:
-            world.told([str(run), False])
+            world.told([str(run), False, not skip_self_test])
             setup = prepare(config, world)
             directory = _begin(setup, run, ledger, signers, skip_self_test=skip_self_test)
         else:
-            world.told([str(run), True])
+            world.told([str(run), True, False])
             directory = _go_on(config, earlier, world)
         stack.enter_context(directory)
         with world.attended():  # the others need not wait until this one has written its ending
@@ -123,27 +128,32 @@ def _written(directory: RunDirectory, config: RunConfig) -> Iterator[StepRecord]
     progress, ledger = directory.progress, directory.ledger
     assert progress is not None, "what another trainer makes has no steps of ours"
     learner, world = progress.setup.learner, progress.setup.world
+    parting = directory.conclude
+    assert isinstance(parting, Parting)
     record_to = ledger if world.size == 1 else JointRecord(world, ledger, learner)
 
     def go_back(step: int) -> None:
         directory.go_back(step)
         world.meet()  # the others have read it too
 
-    for record in run_loop(progress.setup, record_to, progress, go_back):
-        directory.write(record)
-        if record.step % config.train.checkpoint_every == 0:
-            check_as_one(world, learner)
-            directory.checkpoint()
-        yield record
-    check_as_one(world, learner)
+    with parting.together():
+        for record in run_loop(progress.setup, record_to, progress, go_back):
+            directory.write(record)
+            if record.step % config.train.checkpoint_every == 0:
+                check_as_one(world, learner)
+                directory.checkpoint(collect(progress))
+            yield record
+        check_as_one(world, learner)
 
 
 def _followed(config: RunConfig, world: World) -> Iterator[StepRecord]:
     """The steps of a run that another process writes."""
-    run, goes_on = world.told()
+    run, goes_on, tests = world.told()
     earlier = read_earlier(Path(run)) if goes_on else None
     setup = prepare(config, world)
     _joint_digests(setup)
+    if tests and setup.learner.division is not None:  # in which the first process needs the others
+        check_setup(setup)
     yield from follow(setup, Path(run), earlier)
 
 
@@ -169,7 +179,7 @@ def _begin(
     ledger = begin(run, started, signers, plan=plan_of(setup), ledger=ledger)
     try:
         seed_process(config.train.seed)
-        return RunDirectory(run, ledger, _conclusion(setup), _trackers(config), Progress(setup))
+        return RunDirectory(run, ledger, Parting(setup), _trackers(config), Progress(setup))
     except BaseException:
         ledger.close()
         raise
@@ -199,7 +209,7 @@ def _go_on(config: RunConfig, earlier: Earlier, world: World) -> RunDirectory:
     directory = RunDirectory(
         earlier.run,
         ledger,
-        _conclusion(setup),
+        Parting(setup),
         _trackers(config),
         restored.progress,
         restored.lengths,
@@ -273,7 +283,13 @@ def prepare(config: RunConfig, world: World = ALONE) -> Setup:
     natural = config.algorithm.update == "natural"
     if natural:
         check_size(config.model.policy, count_parameters(config.model.policy))
-    learner = build_learner(config.model, config.optimizer, device, with_values=with_values)
+    learner = build_learner(
+        config.model,
+        config.optimizer,
+        device,
+        with_values=with_values,
+        shard=config.train.shard and world.size > 1,
+    )
     if natural:  # what could not be told by the files
         check_size(config.model.policy, sum(p.numel() for p in learner.trained))
     check_running(learner.policy, config.rollout)
@@ -337,16 +353,6 @@ def check_setup(setup: Setup) -> SelfTest:
     tested = self_test(setup.learner, setup.prompts, setup.config, algorithm, generator)
     tested.raise_if_failed()
     return tested
-
-
-def _conclusion(setup: Setup) -> Conclude:
-    def conclude(ending: Ending) -> Conclusion:
-        drift = final_drift(setup) if ending.measured else None
-        reference = setup.learner.origin.name
-        card = model_card(setup.config, ending.last, drift, reference, ending.status)
-        return Conclusion(setup.learner.policy, card, drift)
-
-    return conclude
 
 
 def check_vacant(run: Path) -> None:

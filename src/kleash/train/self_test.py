@@ -16,6 +16,7 @@ from kleash.functional.kl import largest_share
 from kleash.models.blend import Blend
 from kleash.models.identity import Fingerprint, are_same, fingerprint
 from kleash.models.policy import LanguageModel
+from kleash.models.sharded import part
 from kleash.records import LARGEST_SHARE
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
@@ -358,8 +359,9 @@ def _reference(
     generator: torch.Generator,
 ) -> Check:
     """That an update is finite, leaves the reference alone and can be undone: one is made, on random scores."""
-    trained = {p.data_ptr() for p in learner.trained}
-    tied = [n for n, p in learner.reference.own_weights.items() if p.data_ptr() in trained]
+    trained = {p.data_ptr() for p in learner.trained if p.numel()}
+    held = {name: part(p) for name, p in learner.reference.own_weights.items()}
+    tied = [name for name, p in held.items() if p.data_ptr() in trained]
     awake = [n for n, p in learner.reference.own_weights.items() if p.requires_grad]
 
     def prints() -> tuple[Fingerprint, Fingerprint]:
@@ -367,6 +369,8 @@ def _reference(
 
     before = prints()
     targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
+    # Of several processes with a part of the weights each makes all of it, so that the gradient is as many times as
+    # large, and is clipped: it is only to be gone along and back.
     proposal = propose_update(learner, algorithm, trial, targets, config, generator)
     moved = prints()[0] != before[0]
     learner.restore(proposal.snapshot)

@@ -120,10 +120,10 @@ def _epochs(
             turn == 1
         ):  # the pass that metered has been gone back through, and the weights are others
             experience = replace(experience, metered=replace(experience.metered, live=None))
-        learner.optimizer.zero_grad(set_to_none=True)
+        learner.forget_gradients()
         size = config.train.micro_batch_size
         pieces = loss_pieces(learner, algorithm, experience, targets, rows, config, size=size)
-        loss = summed(accumulated(pieces), beside.world)
+        loss = summed(accumulated(pieces, at_once=learner.division is not None), beside.world)
         if losses and config.guard.stop_kl is not None and not loss.moved <= config.guard.stop_kl:
             break
         if beside.pretraining is not None:
@@ -159,8 +159,13 @@ def _descend(learner: Learner, loss: Tensor, max_grad_norm: float, world: World)
     """
     if loss.requires_grad:  # not so where none of its rows is this process's
         loss.backward()
-    world.sum_gradients(learner.trained)
-    norm = float(torch.nn.utils.clip_grad_norm_(learner.trained, max_grad_norm))
+    if learner.division is None:
+        world.sum_gradients(learner.trained)
+        norm = float(torch.nn.utils.clip_grad_norm_(learner.trained, max_grad_norm))
+    else:  # the way back has summed what is divided
+        learner.division.take_gradients(learner.trained)
+        world.sum_gradients(learner.division.held_whole(learner.trained))
+        norm = learner.division.clip(learner.trained, max_grad_norm)
     if math.isfinite(norm):
         learner.optimizer.step()
     return norm

@@ -1,6 +1,6 @@
 """The processes that one run is made by: their shares of the rows, and what they tell each other.
 
-Every process holds the whole model and computes its own rows; what is small is gathered, so that each has the whole of
+Every process computes its own rows; what is small is gathered, so that each has the whole of
 it, and gradients are summed. A process that fails says why before it goes; the others, which wait for it, then end.
 """
 
@@ -26,8 +26,15 @@ PATIENCE = timedelta(minutes=30)
 One that is gone is noticed at once."""
 BUCKET = 2**25
 """Numbers of a gradient that are summed at a time: 128 MiB."""
-SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+FSDP = "ACCELERATE_USE_FSDP"
 """What accelerate's launcher sets where weights are to be divided among processes."""
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "accelerate launch --use_fsdp --fsdp_version 2 divides weights among processes",
+    "ACCELERATE_USE_MEGATRON_LM": "accelerate launch --use_fsdp --fsdp_version 2 divides weights among processes",
+    "FSDP_OFFLOAD_PARAMS": "leave --fsdp_offload_params out: what a process has stays on its device",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set model.gradient_checkpointing = true in its place",
+}
+"""What it sets that isn't done, and what to do."""
 LEFT = "left"
 """Where a process that fails says why."""
 LONGEST = 500
@@ -62,12 +69,16 @@ class World:
 
     def rows(self, rollout: Rollout) -> range:
         """Which responses are this process's: whole groups."""
+        return self.rows_of_each(rollout)[self.rank]
+
+    def rows_of_each(self, rollout: Rollout) -> tuple[range, ...]:
+        """Which responses are each process's, by rank."""
         rows = len(rollout.mask)
         if self.size == 1:
-            return range(rows)
+            return (range(rows),)
         prompts = _num_prompts(rollout)
-        share, each = self.share(prompts), rows // prompts
-        return range(share.start * each, share.stop * each)
+        shares, each = [_share(r, self.size, prompts) for r in range(self.size)], rows // prompts
+        return tuple(range(share.start * each, share.stop * each) for share in shares)
 
     def gather(self, rows: Tensor, num_groups: int) -> Tensor:
         """The rows of all processes in order, of which each has those of its share of the groups; to the last bit."""
@@ -171,6 +182,12 @@ class World:
         try:
             yield
         except BaseException as error:
+            if (
+                isinstance(error, RuntimeError) and self.size > 1 and _is_of_a_collective(error)
+            ):  # of a pass over divided weights
+                lost = self._lost(error)
+                self.leave(lost)
+                raise lost from error
             self.leave(error)
             raise
         self.leave()
@@ -192,12 +209,15 @@ class World:
         try:
             yield
         except (RuntimeError, ValueError) as error:
-            raise ResourceError(
-                GONE,
-                expected=f"all {self.size} processes, until the last step",
-                got=self._reason() or f"no word from it: {_first_sentence(error)}",
-                do="look at what that process said, then go on with --resume and as many processes",
-            ) from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> ResourceError:
+        return ResourceError(
+            GONE,
+            expected=f"all {self.size} processes, until the last step",
+            got=self._reason() or f"no word from it: {_first_sentence(error)}",
+            do="look at what that process said, then go on with --resume and as many processes",
+        )
 
     def _reason(self) -> str:
         """What a process that failed has left; empty where it left nothing."""
@@ -247,14 +267,23 @@ def launched(device: str) -> World:
 
 def _check_launch(device: str) -> None:
     """Refuses a launch for what isn't done."""
-    for name in SHARDED:
-        if os.environ.get(name, "").lower() in ("1", "true"):
+    for name, do in REFUSED.items():
+        if _is_set(name) and (_is_set(FSDP) or not name.startswith("FSDP")):
             raise ConfigError(
-                "weights can't be divided among processes",
-                expected="data parallelism only for now: every process holds the whole model",
+                "the processes were launched for what isn't done",
+                expected="data parallelism, and weights divided by PyTorch's FSDP2",
                 got=f"{name}={os.environ[name]}",
-                do="launch without FSDP, DeepSpeed and Megatron: accelerate launch --num_processes N",
+                do=do,
             )
+    if _is_set(FSDP) and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(
+            "weights are not divided among processes by FSDP 1",
+            expected="FSDP_VERSION=2",
+            got=os.environ.get("FSDP_VERSION", "none"),
+            do="launch with --fsdp_version 2, or without --use_fsdp and with train.shard = true",
+        )
+    # transformers would read a model's files on the first process alone, and leave the others' weights empty.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if device.startswith("cuda:"):
         raise ConfigError(
             "several processes can't all be on one named device",
@@ -263,12 +292,25 @@ def _check_launch(device: str) -> None:
         )
 
 
+def asks_to_shard() -> bool:
+    """Whether accelerate's launcher was asked to divide weights among the processes."""
+    return _is_set(FSDP)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true")
+
+
 def _number(name: str, default: int) -> int:
     """What a launcher says in the environment."""
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit() and 0 <= int(text) <= 2**20):
         raise ConfigError(f"{name} is no number of processes", got=shown(text))
     return int(text)
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _first_sentence(error: Exception) -> str:
