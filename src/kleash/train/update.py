@@ -94,7 +94,7 @@ def propose_update(
         else:
             losses, norms = _epochs(given, algorithm, targets, generator)
             # Their memory is for measuring, and for the keys and values of the next rollout.
-            learner.optimizer.zero_grad(set_to_none=True)
+            learner.forget_gradients()
         facts = _measure(given, losses, norms)
         if beside.check is not None and config.guard.on_breach == "shrink":
             facts = _shortened(given, snapshot, facts, beside.check)
