@@ -5,8 +5,8 @@ ASSETS := src/kleash/models/assets
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-# Tests never reach for a hub, and one thread makes them repeatable.
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# Tests never reach for a hub, and one thread makes them repeatable. Many start Python: what was compiled once is kept.
+PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Of all tests those that are about what decides, records and restores.
 COVERING := tests/guard tests/ledger tests/functional/test_distance.py tests/cli/test_ledger.py \

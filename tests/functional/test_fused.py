@@ -218,10 +218,11 @@ def test_a_gpu_without_triton_reads_the_same(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton can't be installed here")
 @pytest.mark.parametrize("name", ["_reduce", "_differentiate"])
-@pytest.mark.parametrize("cap", [pytest.param(None, marks=pytest.mark.slow), "fp32"])
+@pytest.mark.parametrize("cap", [None, "fp32"])
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(
     name: str, cap: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,6 +358,7 @@ def test_a_port_in_use_ends_the_command_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_the_command_serves_while_it_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -272,6 +272,7 @@ def test_a_refused_update_was_never_made(kind: str, tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_is_undone(tmp_path: Path) -> None:
     trainer = build("GRPO", beta=0.1, max_steps=3)
     KLLeash(trainer, target=2.0, ledger=tmp_path / "run")

@@ -106,7 +106,7 @@ def test_so_in_every_architecture(
     assert_same(sampled(model, group_size=3, max_running=4), sampled(model, group_size=3))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.lists(st.text("abcdefgh", min_size=1, max_size=LONGEST), min_size=1, max_size=6),
     st.integers(1, 4),

@@ -317,7 +317,13 @@ def test_the_card_and_the_ledger_state_the_drift_of_what_is_saved(tmp_path: Path
     assert kl.value > 1e-3
 
 
-@pytest.mark.parametrize("where", ["kleash.train.loop._decide", "kleash.ledger.Ledger.append"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("kleash.train.loop._decide", marks=pytest.mark.slow),
+        "kleash.ledger.Ledger.append",
+    ],
+)
 def test_an_update_that_nobody_judged_is_undone(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +352,7 @@ def test_an_update_that_nobody_judged_is_undone(
     assert (found.status, found.steps) == ("interrupted", 1)
 
 
+@pytest.mark.slow
 def test_a_run_without_one_accepted_update_says_so(tmp_path: Path) -> None:
     limits = GuardConfig(max_kl_new_old=1e-12)
     start = weights_digest(prepare(_config()).learner.policy.model)
@@ -355,6 +362,7 @@ def test_a_run_without_one_accepted_update_says_so(tmp_path: Path) -> None:
     assert verify_run(tmp_path / "run").ok
 
 
+@pytest.mark.slow
 def test_a_sharp_policy_is_metered_and_trained(tmp_path: Path) -> None:
     """Pitfalls 1 and 7: at T = 0.05 log-ratios of hundreds of nats are ordinary; nothing overflows."""
     sharp = RolloutConfig(num_prompts=4, group_size=2, max_new_tokens=8, temperature=0.05)

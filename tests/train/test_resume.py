@@ -515,7 +515,7 @@ def test_a_reward_that_fails_and_is_mended(
     assert_same(directory, whole(settings))
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("step", [4, *(pytest.param(x, marks=pytest.mark.slow) for x in (2, 6))])
 def test_what_a_reward_draws_from_the_processes_streams_is_drawn_again(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, step: int
 ) -> None:
@@ -620,7 +620,7 @@ def test_a_run_whose_iterator_was_closed(
     assert_same(tmp_path / "run", expected)
 
 
-@pytest.mark.parametrize("how", ["interrupted", "closed"])
+@pytest.mark.parametrize("how", ["closed", pytest.param("interrupted", marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_while_it_repeats_steps(
     settings: dict[str, Any], tmp_path: Path, whole: Whole, how: str
 ) -> None:
