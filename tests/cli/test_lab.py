@@ -189,6 +189,7 @@ def test_controllers_on_the_plant(capsys: pytest.CaptureFixture[str]) -> None:
     assert conditions.items() <= found.items()
 
 
+@pytest.mark.slow
 def test_the_reward_doubles_half_way_where_nothing_else_is_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

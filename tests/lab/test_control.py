@@ -209,6 +209,7 @@ def test_only_the_last_steps_are_averaged() -> None:
     assert found.rms == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "batch", "rise", "overshoot", "settling"),
     [

@@ -96,7 +96,7 @@ def test_how_many_run_at_once_changes_no_sample(llama: LanguageModel, group_size
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("look_every", [1, 5])
+@pytest.mark.parametrize("look_every", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_so_in_every_architecture(
     kind: str, look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
