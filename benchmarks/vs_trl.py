@@ -5,8 +5,8 @@
 
 Both take one gradient step a rollout, in float32, with a KL penalty. Ours measures the exact KL of the policy, and that
 of its update, and writes a signed ledger; TRL's is the k3 estimate of the tokens drawn. Every response has as many
-tokens as it may: no end of sequence is drawn, so that the work is the same. `--trl` says whose settings TRL has:
-`best` (no gradient checkpointing, fused AdamW), or `default` with what a CPU allows.
+tokens as it may, but for 2 in 1,000 that draw their end, so that the work is the same. `--trl` says whose settings TRL
+has: `best` (no gradient checkpointing, fused AdamW), or `default` with what a CPU allows.
 
 Steps alternate in one process, so that both have the machine's mood in common; medians, and the median of the ratios of
 pairs. `--memory` runs one of the two alone and gives the process's peak.
@@ -66,7 +66,7 @@ def prompts_of(model: str, tokens: int) -> list[str]:
 
 
 def without_end(directory: str, model: str) -> str:
-    """A copy of a model that never ends a response by itself: its end of sequence is never likely."""
+    """A copy of a model that never ends a response by itself: its end has a logit of 0, and is hardly ever drawn."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(locate(model), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(locate(model))
     # A token that is nowhere in the texts ends a response from now on.

@@ -51,6 +51,37 @@ def test_a_broken_file_is_bad_input(name: str, content: bytes, tmp_path: Path) -
         load_language_model(str(copy))
 
 
+def test_pickled_weights_are_refused_with_the_reason(tmp_path: Path) -> None:
+    copy = tmp_path / "pickled"
+    shutil.copytree(resolve("tiny-reviews/base"), copy)
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    assert load_language_model(str(copy)).unpads  # beside safetensors nobody looks at them
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="pickled") as caught:
+        load_language_model(str(copy))
+    assert caught.value.got == "pytorch_model.bin"
+
+
+def test_weights_that_are_no_numbers_are_refused_as_that(tmp_path: Path) -> None:
+    copy = tmp_path / "broken"
+    shutil.copytree(resolve("tiny-reviews/base"), copy)
+    weights = load_file(copy / "model.safetensors")
+    next(x for name, x in weights.items() if name.endswith("up_proj.weight"))[0, 0] = torch.nan
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not all numbers"):
+        load_language_model(str(copy))
+
+
+def test_a_token_that_the_model_does_not_know_is_refused() -> None:
+    model = load_language_model("tiny-reviews/base")
+    last = model.vocab_size - 1
+    word = model.tokenizer.decode([last])
+    assert last in model.encode(word)
+    model.model.resize_token_embeddings(last)
+    with pytest.raises(InputError, match="the tokenizer of tiny-reviews/base is not its model's"):
+        model.encode(word)
+
+
 def test_saved_weights_can_be_read_by_whoever_reads_the_rest(tmp_path: Path) -> None:
     save_language_model(load_language_model("tiny-reviews/base"), tmp_path / "out", "card")
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}

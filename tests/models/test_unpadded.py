@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from kleash.errors import InputError
+from kleash.models.checks import can_unpad, check_past
 from kleash.models.hub import load_language_model
-from kleash.models.policy import LanguageModel, can_unpad
+from kleash.models.policy import LanguageModel
 from kleash.models.unpadded import attend, unpad
 
 SHAPE: dict[str, Any] = {
@@ -31,7 +33,7 @@ SHAPE: dict[str, Any] = {
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
-    "qwen3": {},
+    "qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0},
     "mistral": {"sliding_window": 4},
     "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 4},
     "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 4},
@@ -174,8 +176,33 @@ def test_a_past_that_is_more_than_keys_and_values_is_rows(kind: str) -> None:
     }
     sizes |= {"num_heads": 4, "head_dim": 8, "n_groups": 1} if kind == "mamba2" else {}
     config = CONFIG_MAPPING[kind](**sizes)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    assert not can_unpad(LanguageModel(kind, model, None))
+    model = LanguageModel(kind, AutoModelForCausalLM.from_config(config).eval(), None)
+    assert not can_unpad(model)
+    with pytest.raises(InputError, match="can't be sampled from"):
+        check_past(model)
+
+
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen2_moe", {"use_sliding_window": True, "max_window_layers": 0, **EXPERTS}),
+        ("phimoe", {"num_local_experts": 4}),
+        ("doge", {}),
+    ],
+)
+def test_a_window_that_no_layer_speaks_of_is_rows(kind: str, settings: dict[str, Any]) -> None:
+    """It is in the mask alone, and longer than what is tried."""
+    model = small(kind, sliding_window=8, **settings)
+    assert not can_unpad(model)
+    check_past(model)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "gptj", "mpt"])
+def test_what_is_rows_can_be_sampled_from(kind: str) -> None:
+    check_past(small(kind, n_layer=2, n_head=4, rotary_dim=4))
 
 
 def test_what_is_loaded_is_without_padding() -> None:

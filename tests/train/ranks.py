@@ -77,13 +77,19 @@ def weigh(learner: Learner) -> None:
     assert spare is not None
     held = {
         "weights": [part(p) for p in learner.policy.own_weights.values()],
-        "gradients": [p.grad for p in learner.trained if p.grad is not None],
         "moments": moments,
         "snapshot": spare.parameters,
         "reference": [part(p) for p in learner.reference.own_weights.values()],
     }
     counts = {name: sum(x.numel() for x in each) for name, each in held.items()}
-    sys.stderr.write(json.dumps(counts) + "\n")
+
+    def say(*_: Any) -> None:
+        """Gradients are there as a step is made of them, and no longer."""
+        counts["gradients"] = sum(p.grad.numel() for p in learner.trained if p.grad is not None)
+        sys.stderr.write(json.dumps(counts) + "\n")
+        hook.remove()
+
+    hook = learner.optimizer.register_step_pre_hook(say)
 
 
 ACTS = {"kill": kill, "fail": fail, "nudge": nudge, "weigh": weigh}

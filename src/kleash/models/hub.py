@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import ConfigError, InputError
 from kleash.models.adapters import CONFIG_FILE, base_of, is_adapter, load_adapter, new_adapter
+from kleash.models.checks import can_unpad, check_head, check_past
 from kleash.models.config import DType, LoraConfig
-from kleash.models.loading import locate, quietly, readable
-from kleash.models.policy import LanguageModel, can_unpad, check_head
+from kleash.models.loading import check_unpickled, locate, quietly, readable
+from kleash.models.policy import LanguageModel
 
 
 def load_language_model(
@@ -61,6 +62,7 @@ def load_language_model(
 def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
     with readable(name, "language model"), quietly():
         path = locate(name)
+        check_unpickled(name, Path(path))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
             path,
@@ -84,7 +86,10 @@ def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
         )
     loaded = LanguageModel(name, model.to(device).eval(), tokenizer)
     check_head(loaded)
-    return replace(loaded, unpads=can_unpad(loaded))
+    if can_unpad(loaded):
+        return replace(loaded, unpads=True)
+    check_past(loaded)
+    return loaded
 
 
 def freeze(language_model: LanguageModel) -> LanguageModel:

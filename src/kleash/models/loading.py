@@ -79,6 +79,23 @@ def suggestion(name: str) -> str:
     return f"did you mean {near[0]!r}?" if near else f"models at hand: {', '.join(known)}"
 
 
+def check_unpickled(name: str, path: Path) -> None:
+    """That the weights in a directory are not pickled alone: to read a pickle is to run what is in it.
+
+    Raises:
+        InputError: they are.
+    """
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+    if pickled and not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"the weights of {name!r} are pickled, and a pickle can run anything as it is read",
+            expected="safetensors",
+            got=", ".join(pickled[:3]),
+            do="where you trust the file: AutoModelForCausalLM.from_pretrained(DIR, use_safetensors=False)"
+            ".save_pretrained(NEW_DIR), and the tokenizer beside it",
+        )
+
+
 @contextmanager
 def readable(name: str, kind: str) -> Generator[None]:
     """Turns what transformers raises on bad files into one error that says what to do.
@@ -98,7 +115,7 @@ def readable(name: str, kind: str) -> Generator[None]:
             f"cannot load {name!r} as a {kind}",
             expected="a directory or a hub id with config.json, safetensors and a tokenizer",
             got=f"{type(error).__name__}: {reason[:200]}",
-            do=suggestion(name),
+            do="" if Path(name).expanduser().is_dir() else suggestion(name),
         ) from error
 
 

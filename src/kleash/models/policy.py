@@ -6,7 +6,7 @@ largest thing there is, and so it is made a few responses at a time, and only at
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -167,6 +167,12 @@ class LanguageModel:
         return int(self.model.config.vocab_size)
 
     @property
+    def num_embeddings(self) -> int | None:
+        """How many tokens it can read; None of what has no embeddings, as a table."""
+        embeddings = getattr(self.model, "get_input_embeddings", lambda: None)()
+        return None if embeddings is None else int(embeddings.weight.shape[0])
+
+    @property
     def hidden_size(self) -> int:
         """H, the width of the hidden states."""
         return int(self.model.config.hidden_size)
@@ -204,10 +210,24 @@ class LanguageModel:
         )
 
     def encode(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, which the response follows."""
+        """The token ids of a prompt, which the response follows.
+
+        Raises:
+            InputError: the tokenizer has tokens that the model has not.
+        """
         if self.chat is None:
-            return list(self.tokenizer(prompt)["input_ids"])
-        return self.chat.encode(self.tokenizer, prompt)
+            ids = list(self.tokenizer(prompt)["input_ids"])
+        else:
+            ids = self.chat.encode(self.tokenizer, prompt)
+        known = self.num_embeddings
+        if known is not None and max(ids, default=0) >= known:
+            raise InputError(
+                f"the tokenizer of {self.name} is not its model's",
+                expected=f"tokens below {known}, of which the model has embeddings",
+                got=f"token {max(ids)} in {prompt[:60]!r}",
+                do="give the model its own tokenizer, or resize its embeddings to this one",
+            )
+        return ids
 
     @property
     def own_weights(self) -> dict[str, Tensor]:
@@ -286,10 +306,11 @@ class LanguageModel:
                 rows, width = prompt_ids.shape
                 whole = rows * (width + response_ids.shape[1] - 1)
                 if len(row.ids) <= (1 - WORTH_UNPADDING) * whole:
-                    return self._of_row(row)
+                    return self.of_row(row)
             return self._of_rows(prompt_ids, prompt_mask, response_ids)
 
-    def _of_row(self, row: Unpadded) -> Tensor:
+    def of_row(self, row: Unpadded) -> Tensor:
+        """The same of a batch as one row; within `speaking`, and where `can_unpad` says so."""
         with attending(self.model):
             states = self.model.base_model(
                 input_ids=row.ids.unsqueeze(0),
@@ -316,50 +337,3 @@ class LanguageModel:
             use_cache=False,
         ).last_hidden_state
         return states[:, width - 1 :].to(self.dtype)
-
-
-def check_head(language_model: LanguageModel) -> None:
-    """Proves on two tokens that `head(hidden)` gives the model's own logits.
-
-    Raises:
-        InputError: the architecture does something more between its last hidden state and its logits.
-    """
-    ids = torch.tensor([[1, 2]], device=language_model.device)
-    ones = torch.ones_like(ids)
-    with torch.no_grad():
-        own = language_model.model(input_ids=ids, attention_mask=ones).logits[0, :1].float()
-        ours = language_model.head(language_model.hidden(ids[:, :1], ones[:, :1], ids[:, 1:])[0])
-    # What two orders of the same sums may differ by, in the precision of the weights.
-    rounding = max(1e-4, 2.0 * torch.finfo(language_model.head.weight.dtype).eps)
-    if not torch.allclose(own, ours, rtol=rounding, atol=rounding):
-        raise InputError(
-            f"the architecture of {language_model.name} is not supported",
-            expected="logits that are the head's product with the last hidden state",
-            got=f"{type(language_model.model).__name__}, which differs by {(own - ours).abs().max():.3g}",
-            do="use another model; Llama, Qwen, Mistral, Gemma and GPT-2 families are",
-        )
-
-
-def can_unpad(language_model: LanguageModel) -> bool:
-    """Whether hidden states are the same where a batch is one row of tokens: it is tried.
-
-    Not so of architectures whose past is more than keys and values, or whose attention transformers can't replace.
-    """
-    kinds = getattr(language_model.model.config, "layer_types", None) or []
-    if not {*kinds} <= {"full_attention", "sliding_attention"}:
-        return False
-    row, rows = (replace(language_model, unpads=unpads) for unpads in (True, False))
-    device = language_model.device
-    prompts = torch.tensor([[1, 2, 3], [1, 2, 3], [0, 1, 4]], device=device)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 1, 1]], dtype=torch.bool, device=device)
-    responses = torch.tensor([[1, 2, 4], [3, 4, 1], [3, 1, 0]], device=device)
-    real = responses > 0
-    with torch.no_grad():
-        expected = rows.hidden(prompts, mask, responses)[real]
-        try:
-            found = row.hidden(prompts, mask, responses, real)[real]
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            return False
-    rounding = max(1e-3, 8.0 * torch.finfo(language_model.dtype).eps)
-    scale = float(expected.abs().max())
-    return torch.allclose(found, expected, rtol=rounding, atol=rounding * scale)

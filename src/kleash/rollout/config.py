@@ -26,7 +26,8 @@ class RolloutConfig(BaseModel):
     """Updates between a rollout's sampling and its own: 0 is on-policy, k what a sampler k rollouts ahead gives."""
     max_running: int | None = Field(default=None, gt=0)
     """How many responses a process decodes at once, the next beginning where one ends; None: all. It is what keys and
-    values need memory for, and changes no sample."""
+    values need memory for. Every token keeps its random number; logits move in their last digits, which flips a draw
+    that is on the boundary between two tokens."""
 
     @property
     def num_responses(self) -> int:

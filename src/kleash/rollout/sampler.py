@@ -1,7 +1,8 @@
 """The local sampler: a key-value cache, prompts computed once per group, finished rows replaced by those that wait.
 
 A token is drawn by inverting the distribution function at one uniform number a row; the numbers are drawn for all rows
-whether they run or not, so that it changes no sample when a row begins, nor when finished ones are dropped.
+whether they run or not, so that a token has the same one whenever its row begins and whoever was dropped before. What
+runs beside a row moves its logits in their last digits alone.
 """
 
 from collections.abc import Iterator, Sequence

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from kleash.errors import ConfigError
 from kleash.models.adapters import POLICY, Adapter
+from kleash.models.checks import can_unpad, check_head
 from kleash.models.hub import freeze
 from kleash.models.loading import locate
-from kleash.models.policy import LanguageModel, can_unpad, check_head
+from kleash.models.policy import LanguageModel
 from kleash.train.learner import Learner
 
 
