@@ -51,7 +51,8 @@ def migrate_trl(
     elif not as_json:
         screen.say(written)
     count = len(draft.left) + len(draft.unknown)
-    screen.note(f"{count} settings were not carried over: the comments at the top say why")
+    plural = "setting was" if count == 1 else "settings were"
+    screen.note(f"{count} {plural} not carried over: the comments at the top say why")
     screen.document(
         {
             "from": draft.dialect.name,
