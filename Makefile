@@ -12,19 +12,19 @@ PYTEST := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pyt
 COVERING := tests/guard tests/ledger tests/functional/test_distance.py tests/cli/test_ledger.py \
   $(wildcard tests/test_replay*.py) $(patsubst %,tests/train/test_%.py,checkpoint directory guarded resume)
 
-.PHONY: demo test check coverage lint types slow assets clean
+.PHONY: demo test check coverage lint types slow long assets clean
 
 demo: $(READY)
 	OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0 $(BIN)/kleash demo
 
 test: $(READY)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
 
 check: lint types test slow
 
 # What is measured, and that nothing of it may be missing, is in pyproject.toml.
 coverage: $(READY)
-	$(PYTEST) -m "not slow" --cov=kleash --cov-report=term-missing:skip-covered $(COVERING)
+	$(PYTEST) -m "not slow and not long" --cov=kleash --cov-report=term-missing:skip-covered $(COVERING)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -34,7 +34,11 @@ types: $(READY)
 	$(BIN)/pyright
 
 slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not long"
+
+# What takes minutes on one core and is measured by a command of the lab too.
+long: $(READY)
+	$(PYTEST) -m long
 
 assets: $(READY)
 	$(BIN)/python recipes/tiny_reviews/build.py $(if $(DATA),--data $(DATA)) --out $(ASSETS)

@@ -147,7 +147,7 @@ def test_the_median_run_is_the_one_in_the_middle() -> None:
     assert math.isclose(median_run([run(1.0), run(2.0)]).standing.j, 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_golden_problem_within_its_budget() -> None:
     """A4, with the penalty placed as by default. `kleash lab closed-form` has the other algorithms."""
     found = solve(golden(), "grpo", 0.2, 0).standing
@@ -167,7 +167,9 @@ def test_preferences_come_as_near_as_their_pairs_let_them() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "vocab", "length"), [(12, 10, 2)])
+@pytest.mark.parametrize(
+    ("seed", "vocab", "length"), [(12, 10, 2), pytest.param(11, 4, 5, marks=pytest.mark.long)]
+)
 def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
     found = solve(drawn(seed, vocab, length), "rloo", BETA, seed, budget=Budget(512, 600, 0.1))
 

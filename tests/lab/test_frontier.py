@@ -57,7 +57,11 @@ def test_training_ends_on_the_frontier_of_a_small_problem() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("beta", "steps", "learning_rate"),
-    [(1.0, 400, 0.1), (0.3, 600, 0.1)],
+    [
+        (1.0, 400, 0.1),
+        pytest.param(0.3, 600, 0.1, marks=pytest.mark.long),
+        pytest.param(0.2, 1500, 0.05, marks=pytest.mark.long),
+    ],
 )
 def test_the_golden_sweep_is_the_frontier(beta: float, steps: int, learning_rate: float) -> None:
     """A5, Ziegler's figure 3: KL within 1 % of the optimum's, R within 0.01 of what it can buy, and never over."""

@@ -41,7 +41,7 @@ def _distance(policy: list[list[float]], other: torch.Tensor) -> float:
     return standing(MDP(4, 2, other, MDP_.rewards), torch.tensor(policy), BETA).kl
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_after_a_reset_the_optimum_is_tilted_once_more() -> None:
     """π* ∝ π_ref exp(R/β) as the new reference: its optimum is the tilt at 2/β of the first."""
     sections, budget = {"model": {"refresh_every": 200}}, Budget(512, 400, 0.06)
