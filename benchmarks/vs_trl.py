@@ -212,6 +212,14 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def measure(sides: dict[str, Iterator[Any]], asked: argparse.Namespace) -> None:
+    """The memory of one side, or both in turn."""
+    if asked.memory is not None:
+        print(f"{asked.memory}: peak {peak(sides[asked.memory]):.0f} MiB after two steps")
+    else:
+        compare(sides, asked.pairs)
+
+
 def responses_of(asked: argparse.Namespace) -> int:
     """How many responses a step takes."""
     return asked.responses or (64 if asked.model.startswith("tiny") else 16)
@@ -236,10 +244,7 @@ def main() -> None:
             f"{asked.model}, {responses} responses × {TOKENS} tokens to prompts of {asked.prompt_tokens}, groups of "
             f"{GROUP}, {torch.get_num_threads()} thread(s), TRL's {asked.trl} settings"
         )
-        if asked.memory is not None:
-            print(f"{asked.memory}: peak {peak(sides[asked.memory]):.0f} MiB after two steps")
-        else:
-            compare(sides, asked.pairs)
+        measure(sides, asked)
 
 
 if __name__ == "__main__":

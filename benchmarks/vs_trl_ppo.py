@@ -25,13 +25,13 @@ from transformers import (
 from vs_trl import (
     BETA,
     FOREVER,
+    GROUP,
     RATE,
     TOKENS,
     EachStep,
     arguments,
-    compare,
+    measure,
     ours,
-    peak,
     prompts_of,
     responses_of,
     without_end,
@@ -46,7 +46,11 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 def theirs(model: str, prompts: list[str], responses: int, run: Path) -> Iterator[int]:
     """Steps of TRL's, with its best settings."""
-    from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore
+    # Not in the TRL that the other checks see: this one has an environment of its own.
+    from trl.experimental.ppo import (  # pyright: ignore[reportMissingImports]
+        PPOConfig,
+        PPOTrainer,
+    )
 
     args = PPOConfig(
         output_dir=str(run),
@@ -94,7 +98,7 @@ def theirs(model: str, prompts: list[str], responses: int, run: Path) -> Iterato
                 [
                     {"input_ids": tokenizer(prompt)["input_ids"]}
                     for prompt in prompts
-                    for _ in "12345678"
+                    for _ in range(GROUP)
                 ]
             ),
         )
@@ -124,10 +128,7 @@ def main() -> None:
             f"PPO: {asked.model}, {responses} responses × {TOKENS} tokens to prompts of {asked.prompt_tokens}, "
             f"{torch.get_num_threads()} thread(s)"
         )
-        if asked.memory is not None:
-            print(f"{asked.memory}: peak {peak(sides[asked.memory]):.0f} MiB after two steps")
-        else:
-            compare(sides, asked.pairs)
+        measure(sides, asked)
 
 
 if __name__ == "__main__":

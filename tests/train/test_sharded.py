@@ -13,12 +13,12 @@ from kleash.replay import verify_run
 from kleash.train.config import RunConfig
 from kleash.train.joint import as_launched, check_together
 from kleash.train.world import World, launched
-from tests.train.small import in_memory, remains
 from tests.train.test_world import (
     GUARD,
     ILL_CONDITIONED,
     TWICE,
     assert_alike,
+    assert_goes_on_to_the_same_end,
     launch,
     metrics,
     settings_of,
@@ -114,26 +114,7 @@ def test_each_process_has_its_part_of_everything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_left_of_a_killed_process_goes_on_to_the_same_end() -> None:
-    rank = 1
-    with in_memory() as directory:
-        settings = settings_of(directory / "made", **with_train(RUNS["ppo"], **SHARD))
-        settings["train"]["steps"] = 6
-        whole, broken = directory / "whole", directory / "broken"
-        first = {"settings": settings, "size": 2, "run": str(broken), "kill": [rank, 5]}
-        undisturbed, killed = launch({**first, "kill": [0, 99], "run": str(whole)}, first)
-        assert undisturbed["codes"] == [0, 0], undisturbed["said"]
-        assert killed["codes"][rank] == -9
-        assert killed["codes"][1 - rank] == 5, killed["said"]
-        assert "go on with --resume" in killed["said"][1 - rank]
-        found = verify_run(broken)
-        assert found.ok, found.problems
-        assert found.status != "finished"
-        again = {**first, "resume": True}
-        del again["kill"]
-        (resumed,) = launch(again)
-        assert resumed["codes"] == [0, 0], resumed["said"]
-        left, expected = remains(broken), remains(whole)
-        assert [n for n in {*left, *expected} if left.get(n) != expected.get(n)] == []
+    assert_goes_on_to_the_same_end(with_train(RUNS["ppo"], **SHARD), rank=1)
 
 
 @pytest.mark.slow

@@ -196,18 +196,17 @@ def test_a_run_of_two_goes_on_as_two_alone(made: Path) -> None:
     assert verify_run(made / "ppo by 2").status == "finished"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_what_is_left_of_a_killed_process_goes_on_to_the_same_end(rank: int) -> None:
+def assert_goes_on_to_the_same_end(sections: dict[str, Any], rank: int) -> None:
+    """One of two processes is killed in the fifth step; what is left is gone on with to the last byte."""
     with in_memory() as directory:
-        settings = settings_of(directory / "made", **RUNS["ppo"])
+        settings = settings_of(directory / "made", **sections)
         settings["train"]["steps"] = 6
         whole, broken = directory / "whole", directory / "broken"
         first = {"settings": settings, "size": 2, "run": str(broken), "kill": [rank, 5]}
         undisturbed, killed = launch({**first, "kill": [0, 99], "run": str(whole)}, first)
-        assert undisturbed["codes"] == [0, 0]
+        assert undisturbed["codes"] == [0, 0], undisturbed["said"]
         assert killed["codes"][rank] == -9
-        assert killed["codes"][1 - rank] == 5
+        assert killed["codes"][1 - rank] == 5, killed["said"]
         assert "go on with --resume" in killed["said"][1 - rank]
         found = verify_run(broken)
         assert found.ok, found.problems
@@ -218,6 +217,12 @@ def test_what_is_left_of_a_killed_process_goes_on_to_the_same_end(rank: int) -> 
         assert resumed["codes"] == [0, 0], resumed["said"]
         left, expected = remains(broken), remains(whole)
         assert [n for n in {*left, *expected} if left.get(n) != expected.get(n)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_left_of_a_killed_process_goes_on_to_the_same_end(rank: int) -> None:
+    assert_goes_on_to_the_same_end(RUNS["ppo"], rank)
 
 
 @pytest.mark.slow
