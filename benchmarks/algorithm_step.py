@@ -15,11 +15,12 @@ from dataclasses import replace
 import torch
 
 from kleash.config import build
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.run import prepare
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 from kleash.train.update import propose_update
 
 WITHOUT = "ppo, values known"

@@ -29,13 +29,14 @@ from kleash.report.figures import Chart, Figure, Label, margin_for, place
 from kleash.report.html import render_charts
 from kleash.report.theme import run_colour
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
 from kleash.train.experience import Metered
 from kleash.train.loop import run_loop
 from kleash.train.run import prepare
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 
 PROMPTS, LENGTH, FRESH = 32, 24, 16
 """Prompts of a rollout and of every figure, tokens of a response, responses per prompt behind a figure."""

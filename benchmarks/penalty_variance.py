@@ -23,6 +23,7 @@ from kleash.ledger import Ledger, SigningKey
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.experience import Experience, meter
@@ -30,7 +31,6 @@ from kleash.train.learner import Learner
 from kleash.train.loop import run_loop
 from kleash.train.loss import minibatch_loss
 from kleash.train.run import prepare
-from kleash.train.setup import seeded
 
 PPO = ALGORITHMS["ppo"]
 PLACEMENTS = {

@@ -24,11 +24,12 @@ from kleash.functional.penalties import Penalty
 from kleash.models.policy import Head
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.evaluate import collect
 from kleash.train.run import prepare
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 from kleash.train.update import propose_update
 
 PPO = ALGORITHMS["ppo"]

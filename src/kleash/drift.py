@@ -49,8 +49,39 @@ def measure_drift(
         >>> round(reading.value, 6), round(reading.largest_share, 6)
         (0.3, 0.666667)
     """
-    totals = masked_sum(kl.double(), mask)
-    weights = mask.sum(-1).double() if unit == "token" else torch.ones_like(totals)
+    return measure_drift_totals(
+        masked_sum(kl.double(), mask),
+        mask.sum(-1),
+        clusters,
+        reference=reference,
+        unit=unit,
+        direction=direction,
+        estimator=estimator,
+    )
+
+
+def measure_drift_totals(
+    totals: Tensor,
+    lengths: Tensor,
+    clusters: Tensor,
+    *,
+    reference: str,
+    unit: Unit = "response",
+    direction: Direction = "policy_ref",
+    estimator: str = "exact",
+) -> KLReading:
+    """The same of KLs that are summed over their responses already.
+
+    Args:
+        totals: [B], nats, in double precision.
+        lengths: [B], tokens.
+        clusters: [B], which prompt each response answers.
+        reference: what the second distribution is.
+        unit: nats per `response` or per `token`.
+        direction: which KL it is.
+        estimator: how each token's was had.
+    """
+    weights = lengths.double() if unit == "token" else torch.ones_like(totals)
     interval = clustered_mean(totals, weights, clusters)
     share = largest_share(totals)
     return KLReading(

@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 
 from kleash.config import build
+from kleash.rollout.seeds import seeded
 from kleash.train.config import RunConfig
 from kleash.train.run import train
-from kleash.train.setup import seeded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

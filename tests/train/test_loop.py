@@ -22,6 +22,7 @@ from kleash.records import KLReading
 from kleash.replay import verify_run
 from kleash.rewards.config import RewardConfig
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.seeds import seeded
 from kleash.train import update
 from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
@@ -30,7 +31,6 @@ from kleash.train.learner import trainable
 from kleash.train.loop import final_drift
 from kleash.train.run import prepare
 from kleash.train.run import train as train_tested
-from kleash.train.setup import seeded
 from kleash.train.update import propose_update
 
 train = partial(train_tested, skip_self_test=True)

@@ -457,8 +457,8 @@ def test_the_drift_from_the_first_reference_is_measured_when_there_is_another(
     with torch.no_grad():
         learner.policy.model.lm_head.weight.mul_(1.2)
     followed = replace(learner, reference=freeze(learner.policy))
+    from kleash.rollout.seeds import seeded
     from kleash.train.evaluate import collect
-    from kleash.train.setup import seeded
 
     experience = collect(followed, PROMPTS, CONFIG.rollout, (setup.reward, []), seeded(0, "origin"))
     readings = experience.readings(followed)

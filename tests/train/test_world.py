@@ -18,6 +18,7 @@ from torch import Tensor
 from kleash.errors import ConfigError, InputError
 from kleash.ledger import read
 from kleash.replay import verify_run
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig
 from kleash.train.evaluate import collect
@@ -26,7 +27,7 @@ from kleash.train.joint import check_together
 from kleash.train.loss import accumulated, loss_pieces
 from kleash.train.resume import read_earlier
 from kleash.train.run import prepare, train
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 from kleash.train.world import ALONE, World, launched
 from tests.train.small import LETTERS, in_memory, remains, small_settings
 

@@ -26,6 +26,7 @@ from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
+from kleash.rollout.seeds import seeded
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.data import load_prompts
 from kleash.train.evaluate import collect, summarise
@@ -35,7 +36,6 @@ from kleash.train.reward_config import RewardTrainConfig
 from kleash.train.reward_fit import fit
 from kleash.train.reward_report import FitReport
 from kleash.train.run import train
-from kleash.train.setup import seeded
 
 BASE, GOLD = "tiny-reviews/base", "tiny-reviews/gold"
 

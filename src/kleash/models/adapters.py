@@ -190,7 +190,28 @@ def load_adapter(model: nn.Module, directory: Path, base: str) -> Adapter:
         wrapped = peft.PeftModel.from_pretrained(
             cast(Any, model), directory, adapter_name=POLICY, is_trainable=True
         )
-    return _checked(Adapter(wrapped, POLICY), base)
+    adapter = _checked(Adapter(wrapped, POLICY), base)
+    _check_fits(adapter, directory)
+    return adapter
+
+
+def _check_fits(adapter: Adapter, directory: Path) -> None:
+    """That every matrix in a file has its layer, and every layer its matrices: peft passes over what doesn't fit.
+
+    Raises:
+        InputError: it is an adapter of another model.
+    """
+    there = {name: tuple(x.shape) for name, x in adapter.read(directory).items()}
+    wanted = {name: tuple(x.shape) for name, x in adapter.own_weights.items()}
+    if there != wanted:
+        odd = sorted(name for name in there.keys() | wanted if there.get(name) != wanted.get(name))
+        raise InputError(
+            f"the adapter in {directory} is not one of {adapter.base}",
+            expected="two matrices for each layer that its configuration names, and no others",
+            got=f"{len(odd)} that don't fit, the first {odd[0]}: {there.get(odd[0], 'none')} in the file, "
+            f"{wanted.get(odd[0], 'none')} of the model",
+            do=f"name its own base in {CONFIG_FILE}, as base_model_name_or_path",
+        )
 
 
 def new_adapter(model: nn.Module, lora: LoraConfig, name: str) -> Adapter:

@@ -1,5 +1,6 @@
 """Chat templates: a prompt as the message of a user, in the words that a model was taught them in."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,18 @@ class Chat:
         """The token ids of a conversation whose next turn is the model's."""
         turns = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns.append({"role": "user", "content": prompt})
-        found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        return list(found["input_ids"])
+        return _encode(tokenizer, turns)
+
+    def encode_turns(self, tokenizer: Any, turns: Sequence[Mapping[str, str]]) -> list[int]:
+        """The same of a conversation; the system message stands before it, where it has none of its own."""
+        own = turns[0]["role"] == "system"
+        before = [] if own or self.system is None else [{"role": "system", "content": self.system}]
+        return _encode(tokenizer, [*before, *map(dict, turns)])
+
+
+def _encode(tokenizer: Any, turns: list[dict[str, str]]) -> list[int]:
+    found = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+    return list(found["input_ids"])
 
 
 def check_template(name: str, tokenizer: Any, setting: str) -> None:

@@ -11,17 +11,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from contextlib import redirect_stderr
-from io import StringIO
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.errors import InputError, ResourceError, TamperError
 from kleash.ledger.durable import publish_directory, sync_tree
 from kleash.models.fetchable import Fetchable
-from kleash.models.hub import save_language_model
+from kleash.models.hub import load_gguf, save_language_model
 from kleash.models.identity import weights_digest
 from kleash.models.loading import quietly, readable
 from kleash.models.policy import LanguageModel
@@ -139,17 +134,9 @@ def convert(model: Fetchable, gguf: Path, target: Path) -> None:
     Raises:
         TamperError: the weights came out as others than they are known to be.
     """
-    # The reader of GGUF draws a bar of its own, which nothing turns off.
-    with readable(model.name, "language model"), quietly(), redirect_stderr(StringIO()):
-        auto = cast(Any, AutoModelForCausalLM)
-        loaded = auto.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # What was read remembers that it was packed, and could not be written as what it is now.
-        config = loaded.config
-        del config.quantization_config
-        config.name_or_path = model.name
-        plain = auto.from_config(config)
-        plain.load_state_dict(loaded.state_dict())
+    with readable(model.name, "language model"), quietly():
+        tokenizer, plain = load_gguf(gguf)
+        plain.config.name_or_path = model.name
     _check(f"the weights of {model.name}", model.weights_sha256, weights_digest(plain))
     save_language_model(LanguageModel(model.name, plain, tokenizer), target, _card(model))
 

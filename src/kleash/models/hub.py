@@ -3,7 +3,9 @@
 import copy
 import hashlib
 import shutil
+from contextlib import redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +29,8 @@ def load_language_model(
     What can be trained is in float32: the adapter's matrices, or every weight.
 
     Args:
-        name: an embedded or fetched model's name, a directory, or a hub id; or the directory of a LoRA adapter.
+        name: an embedded or fetched model's name, a directory, or a hub id; the directory of a LoRA adapter; or a
+            GGUF file, whose weights are unpacked.
         device: where to put it.
         lora: an adapter to give it; None: none but its own.
         dtype: what it computes in.
@@ -37,7 +40,7 @@ def load_language_model(
         ConfigError: it can't be given the adapter.
     """
     with readable(name, "language model"), quietly():
-        path = Path(locate(name))
+        path = Path(name if is_gguf(name) else locate(name)).expanduser()
         has_adapter = is_adapter(path)
         base = base_of(path) if has_adapter else name
     if not has_adapter:
@@ -61,16 +64,20 @@ def load_language_model(
 
 def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
     with readable(name, "language model"), quietly():
-        path = locate(name)
-        check_unpickled(name, Path(path))
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        if is_gguf(name):
+            tokenizer, model = load_gguf(Path(name), dtype)
+            info: dict[str, Any] = {"missing_keys": [], "mismatched_keys": []}
+        else:
+            path = locate(name)
+            check_unpickled(name, Path(path))
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model, info = cast(Any, AutoModelForCausalLM).from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     # transformers draws at random what the files do not hold: noise, where a reference is asked for.
     if missing := sorted({*info["missing_keys"], *(str(x[0]) for x in info["mismatched_keys"])}):
         raise InputError(
@@ -90,6 +97,28 @@ def _load_plain(name: str, device: str, dtype: DType) -> LanguageModel:
         return replace(loaded, unpads=True)
     check_past(loaded)
     return loaded
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a name is that of a GGUF file."""
+    return name.endswith(".gguf") and Path(name).expanduser().is_file()
+
+
+def load_gguf(path: Path, dtype: DType = "float32") -> tuple[Any, Any]:
+    """The tokenizer and the model of a GGUF file, its weights unpacked: a plain model, which can be saved as one."""
+    auto, where = cast(Any, AutoModelForCausalLM), path.expanduser()
+    # The reader of GGUF draws a bar of its own, which nothing turns off.
+    with redirect_stderr(StringIO()):
+        given: dict[str, Any] = {"gguf_file": where.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(where.parent, **given)
+        loaded = auto.from_pretrained(where.parent, dtype=dtype, **given)
+    # What was read remembers that it was packed, and could not be written as what it is now.
+    config = loaded.config
+    del config.quantization_config
+    config.name_or_path = path.stem
+    plain = auto.from_config(config, dtype=getattr(torch, dtype))
+    plain.load_state_dict(loaded.state_dict())
+    return tokenizer, plain
 
 
 def freeze(language_model: LanguageModel) -> LanguageModel:
@@ -131,6 +160,20 @@ def vocabulary_digest(tokenizer: Any) -> str:
     """SHA-256 over (token, id) pairs: two tokenizers with it in common mean the same by an id."""
     pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     return hashlib.sha256(repr(pairs).encode()).hexdigest()
+
+
+def first_difference(tokenizer: Any, other: Any) -> str | None:
+    """Where two tokenizers part: the first id that means something else to each; None where they mean the same."""
+    one, two = ({i: token for token, i in t.get_vocab().items()} for t in (tokenizer, other))
+    for token in sorted(one.keys() | two.keys()):
+        if one.get(token) != two.get(token):
+            mine, theirs = (_token_shown(v, token) for v in (one, two))
+            return f"token {token} is {mine} to one and {theirs} to the other"
+    return None
+
+
+def _token_shown(vocabulary: dict[int, str], token: int) -> str:
+    return ascii(vocabulary[token][:40]) if token in vocabulary else "none"
 
 
 def own_state(language_model: LanguageModel) -> dict[str, Tensor]:

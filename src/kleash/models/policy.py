@@ -150,6 +150,8 @@ class LanguageModel:
     """Whether a pass that gradients go back through keeps the inputs of its layers alone."""
     unpads: bool = False
     """Whether a batch can be one row of tokens, without padding and with each prompt once: `can_unpad` says so."""
+    ends: tuple[int, ...] | None = None
+    """Tokens that end a response, where these are not its own: of another model that it is compared with."""
 
     @property
     def device(self) -> torch.device:
@@ -191,6 +193,8 @@ class LanguageModel:
     @property
     def eos_ids(self) -> list[int]:
         """Tokens that end a response: the tokenizer's and the model's own."""
+        if self.ends is not None:
+            return list(self.ends)
         declared = getattr(self.model.generation_config, "eos_token_id", None)
         declared = declared if isinstance(declared, list) else [declared]
         return sorted({int(i) for i in [self.tokenizer.eos_token_id, *declared] if i is not None})

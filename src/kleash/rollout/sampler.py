@@ -66,6 +66,11 @@ def encode_prompts(
                 got=f"{len(row)} tokens: {prompt[:60]!r}{'…' if len(prompt) > 60 else ''}",
                 do="shorten the prompt, or lower rollout.max_new_tokens",
             )
+    return pad_prompts(policy, rows)
+
+
+def pad_prompts(policy: LanguageModel, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids [P, L] of prompts that are in tokens already, padded on the left, and their mask [P, L] bool."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), policy.pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.bool)
@@ -135,6 +140,7 @@ def sample(
     config: RolloutConfig,
     generator: torch.Generator,
     sharing: Sharing | None = None,
+    encoded: Sequence[list[int]] | None = None,
 ) -> Rollout:
     """G responses to each prompt, the group of the first prompt first.
 
@@ -144,12 +150,16 @@ def sample(
         config: group size, length, temperature, how many run at once.
         generator: the one source of randomness, on the CPU, so that seeds mean the same on every device.
         sharing: among processes that answer some of the prompts each, and all get the whole; None: this one is alone.
+        encoded: the prompts in tokens, known to fit its context; None: as the policy puts them.
 
     Raises:
         InputError: a prompt is empty or too long, or rows of this policy can't begin at different times.
     """
     check_running(policy, config)
-    ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
+    if encoded is None:
+        ids, mask = encode_prompts(policy, prompts, config.max_new_tokens)
+    else:
+        ids, mask = pad_prompts(policy, encoded)
     own = range(len(ids)) if sharing is None else sharing.share(len(ids))
     repeats = config.group_size
     prompt_ids, prompt_mask = (x.repeat_interleave(repeats, 0) for x in (ids, mask))

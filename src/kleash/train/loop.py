@@ -16,6 +16,7 @@ from kleash.ledger import UpdateEntry, encode
 from kleash.records import KLReading, StepRecord, UpdateFacts, refreshed_share
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.data import Shuffled
@@ -23,7 +24,7 @@ from kleash.train.evaluate import Samples, fresh_drift
 from kleash.train.experience import Experience, meter, score
 from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.progress import Mark, Progress
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Beside, Proposal, propose_update
 

@@ -16,8 +16,9 @@ from kleash.records import CanaryFacts
 from kleash.replay import Plan
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
+from kleash.rollout.seeds import seeded
 from kleash.train.data import Shuffled
-from kleash.train.setup import Setup, seeded
+from kleash.train.setup import Setup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

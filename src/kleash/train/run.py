@@ -20,6 +20,7 @@ from kleash.models.loading import count_parameters
 from kleash.records import StepRecord
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import check_running, encode_prompts, sample
+from kleash.rollout.seeds import seeded
 from kleash.train.algorithms import ALGORITHMS
 from kleash.train.canary import Canary
 from kleash.train.checkpoint import collect
@@ -58,7 +59,7 @@ from kleash.train.resume import (
     to_repeat,
 )
 from kleash.train.self_test import self_test
-from kleash.train.setup import Setup, seed_process, seeded
+from kleash.train.setup import Setup, seed_process
 from kleash.train.trackers import Trackers, check_trackers
 from kleash.train.world import ALONE, World, launched
 

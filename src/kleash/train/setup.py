@@ -1,6 +1,5 @@
 """All that a run needs, and its streams of random numbers."""
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from kleash.rewards.scorers import Scorer
+from kleash.rollout.seeds import seeded
 from kleash.train.canary import Canary
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner
@@ -31,12 +31,6 @@ class Setup:
     """States that the guard measures the policy at."""
     world: World = ALONE
     """The processes that the run is made by."""
-
-
-def seeded(seed: int, purpose: str) -> torch.Generator:
-    """An independent stream of random numbers for each purpose of one seed."""
-    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def seed_process(seed: int) -> None:

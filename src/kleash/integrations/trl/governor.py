@@ -36,13 +36,13 @@ from kleash.integrations.trl.supported import Method, steps_a_rollout
 from kleash.ledger import UpdateEntry
 from kleash.records import KLReading, StepRecord, UpdateFacts, Verdict
 from kleash.rollout.config import RolloutConfig
+from kleash.rollout.seeds import seeded
 from kleash.train.directory import Conclusion, Ending, RunDirectory
 from kleash.train.evaluate import fresh_drift
 from kleash.train.experience import locate_drift, measure_update
 from kleash.train.learner import Learner
 from kleash.train.loop import metrics_line
 from kleash.train.metrics import Metrics, guard_metrics, update_metrics
-from kleash.train.setup import seeded
 
 BREAKDOWN_EVERY = 10
 """Steps between the lines of drift.jsonl."""

@@ -14,12 +14,12 @@ from kleash.integrations.trl.trainers import Optimised, optimisation
 from kleash.ledger import Ledger, MeasurementEntry
 from kleash.records import KLReading, StepRecord
 from kleash.rewards.scorers import Scorer
+from kleash.rollout.seeds import seeded
 from kleash.train.evaluate import Observed, Samples, fresh_drift, observe
 from kleash.train.experience import Readings, locate_drift, read_drift
 from kleash.train.learner import Learner, Snapshot
 from kleash.train.loop import held_prompts, metrics_line
 from kleash.train.metrics import Metrics, drift_metrics, response_metrics
-from kleash.train.setup import seeded
 
 _LATEST = ("learning_rate", "num_tokens")
 """Of what TRL logs, what is stated as at the last step; the rest is a mean over the steps between."""

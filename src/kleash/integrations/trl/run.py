@@ -15,12 +15,12 @@ from kleash.models.policy import LanguageModel
 from kleash.records import StepRecord
 from kleash.rewards.scorers import Scorer, load_scorer
 from kleash.rollout.sampler import encode_prompts
+from kleash.rollout.seeds import seeded
 from kleash.train.data import check_enough, load_prompts
 from kleash.train.directory import Conclude, Conclusion, Ending, RunDirectory, begin
 from kleash.train.evaluate import Samples
 from kleash.train.learner import build_learner, resolve_device
 from kleash.train.run import LIBRARIES, check_vacant, digests, sha256_of, versions
-from kleash.train.setup import seeded
 from kleash.train.trackers import Trackers
 
 

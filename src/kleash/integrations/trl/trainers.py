@@ -18,8 +18,8 @@ from kleash.integrations.trl.handover import handed_over
 from kleash.integrations.trl.quiet import silently
 from kleash.models.hub import freeze
 from kleash.models.policy import LanguageModel
+from kleash.rollout.seeds import seeded
 from kleash.train.learner import Learner
-from kleash.train.setup import seeded
 
 
 class Optimised(NamedTuple):

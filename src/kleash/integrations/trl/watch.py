@@ -15,6 +15,7 @@ from kleash.ledger import MeasurementEntry
 from kleash.records import KLReading, StepRecord
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import encode_prompts, sample
+from kleash.rollout.seeds import seeded
 from kleash.train.directory import Conclusion, Ending, RunDirectory
 from kleash.train.evaluate import fresh_drift
 from kleash.train.experience import locate_drift, meter, read_drift
@@ -22,7 +23,6 @@ from kleash.train.learner import Learner
 from kleash.train.loop import metrics_line
 from kleash.train.metrics import drift_metrics, response_metrics
 from kleash.train.run import sha256_of
-from kleash.train.setup import seeded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

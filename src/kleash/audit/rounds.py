@@ -1,0 +1,197 @@
+"""Rounds of responses from both models, each read by both, until enough is known or enough was spent."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kleash.audit.config import CompareConfig
+from kleash.audit.estimate import least_width, width
+from kleash.audit.pair import Pair
+from kleash.audit.stream import Heard, Stream, hear, listen
+from kleash.drift import measure_drift_totals
+from kleash.models.policy import LanguageModel
+from kleash.records import KLReading
+from kleash.rollout.config import RolloutConfig
+from kleash.rollout.rollout import Rollout
+from kleash.rollout.sampler import sample
+from kleash.rollout.seeds import seeded
+
+Reason = Literal["samples", "precision", "max_tokens", "prompts"]
+"""Why no further round was begun: one was asked for, the interval is narrow enough, the budget is spent, or more
+responses to these prompts can't make it so narrow."""
+Told = Callable[[int, int, KLReading | None], None]
+"""Tokens sampled so far, how many there will be at most, and the KL so far."""
+MOST_GROWTH = 4
+"""Times the responses there are that a round may add."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """What was sampled, and what both models say of it."""
+
+    policy: Stream
+    reference: Stream
+    gained: Tensor
+    """[V], the mean of π − π_ref over the states of both."""
+    stopped: Reason = "samples"
+    rounds: int = 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Of both streams."""
+        return len(self.policy.tokens) + len(self.reference.tokens)
+
+
+@dataclass(slots=True)
+class _Gathered:
+    policy: list[Stream] = field(default_factory=list[Stream])
+    reference: list[Stream] = field(default_factory=list[Stream])
+    gained: Tensor | float = 0.0
+    num_tokens: int = 0
+
+
+class Sampler:
+    """Asks both models the same prompts, again and again.
+
+    Args:
+        pair: the models.
+        texts: the prompts.
+        encoded: the same in tokens.
+        config: how much, and how surely; `max_new_tokens` and `temperature` are given.
+        told: shown how far it has come.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        texts: Sequence[str],
+        encoded: Sequence[list[int]],
+        config: CompareConfig,
+        told: Told,
+    ) -> None:
+        self.pair, self.texts, self.encoded, self.config, self.told = (
+            pair,
+            texts,
+            encoded,
+            config,
+            told,
+        )
+        self.generators = [
+            seeded(config.seed, side) for side in ("compare policy", "compare reference")
+        ]
+        self.found = _Gathered()
+        self.name = pair.reference_name
+
+    def run(self) -> Measured:
+        """Rounds until there is a reason to stop."""
+        self._round(self.config.samples)
+        rounds = 1
+        while (reason := self._reason()) is None:
+            self._round(self._more())
+            rounds += 1
+        found = self.found
+        policy, reference = Stream.joined(found.policy), Stream.joined(found.reference)
+        assert isinstance(found.gained, Tensor)
+        gained = found.gained / found.num_tokens
+        return Measured(policy, reference, gained, reason, rounds)
+
+    def _reason(self) -> Reason | None:
+        config = self.config
+        if config.precision is None:
+            return "samples"
+        if width(self.reading()) <= config.precision:
+            return "precision"
+        if least_width(self._stream()) > config.precision:
+            return "prompts"
+        spent = self.found.num_tokens + self._cost(1)
+        return "max_tokens" if spent > (config.token_budget or spent) else None
+
+    def _stream(self) -> Stream:
+        return Stream.joined(self.found.policy)
+
+    def reading(self) -> KLReading:
+        """KL(π‖π_ref) per response so far."""
+        stream = self._stream()
+        return measure_drift_totals(
+            stream.totals(stream.read.kl), stream.lengths, stream.prompt, reference=self.name
+        )
+
+    def _cost(self, samples: int) -> int:
+        """Tokens that so many further responses of both to each prompt take, by those there are."""
+        there = sum(part.count for part in self.found.policy + self.found.reference)
+        return round(self.found.num_tokens / there * 2 * samples * len(self.encoded))
+
+    def _more(self) -> int:
+        """Responses to each prompt that a next round adds: as many as the width suggests and the budget has room for."""
+        there = sum(part.count for part in self.found.policy) // len(self.encoded)
+        ratio = width(self.reading()) / (self.config.precision or 1.0)
+        wanted = there * (min(ratio * ratio, MOST_GROWTH + 1) - 1) + 1
+        budget = self.config.token_budget
+        if budget is not None:
+            wanted = min(wanted, (budget - self.found.num_tokens) / self._cost(1))
+        return max(1, int(wanted))
+
+    def _round(self, samples: int) -> None:
+        """So many responses of each model to every prompt."""
+        # One model at a time is loaded for a whole round; two need no more memory than a batch.
+        size = (
+            len(self.encoded)
+            if self.config.low_memory
+            else max(1, self.config.batch_size // samples)
+        )
+        for which in torch.arange(len(self.encoded)).split(size):
+            self._batch(which.tolist(), samples)
+
+    def _batch(self, which: list[int], samples: int) -> None:
+        policy = self.pair.policy()
+        drawn = self._sample(policy, which, samples, 0)
+        own = hear(policy, drawn)
+        del policy  # it may have to go for the other
+        reference = self.pair.reference()
+        theirs = hear(reference, drawn)
+        other_drawn = self._sample(reference, which, samples, 1)
+        other_own = hear(reference, other_drawn)
+        del reference
+        other_theirs = hear(self.pair.policy(), other_drawn)
+        answered = [prompt for prompt in which for _ in range(samples)]
+        self._add(drawn, answered, own, theirs, by_policy=True)
+        self._add(other_drawn, answered, other_own, other_theirs, by_policy=False)
+        self.told(self.found.num_tokens, self._most(), self.reading())
+
+    def _add(
+        self,
+        rollout: Rollout,
+        answered: list[int],
+        sampler: Heard,
+        other: Heard,
+        *,
+        by_policy: bool,
+    ) -> None:
+        stream, gained = listen(rollout, answered, sampler, other, self.config.temperature or 1.0)
+        found = self.found
+        (found.policy if by_policy else found.reference).append(stream)
+        found.gained = found.gained + (gained if by_policy else -gained).cpu()
+        found.num_tokens += len(stream.tokens)
+
+    def _most(self) -> int:
+        """Tokens there will be at most."""
+        longest = 2 * self.config.samples * len(self.encoded) * (self.config.max_new_tokens or 1)
+        return longest if self.config.precision is None else self.config.token_budget or longest
+
+    def _sample(self, model: LanguageModel, which: list[int], samples: int, side: int) -> Rollout:
+        config = RolloutConfig(
+            num_prompts=len(which),
+            group_size=samples,
+            max_new_tokens=self.config.max_new_tokens or 1,
+            temperature=self.config.temperature or 1.0,
+        )
+        return sample(
+            model,
+            [self.texts[i] for i in which],
+            config,
+            self.generators[side],
+            encoded=[self.encoded[i] for i in which],
+        )
