@@ -134,7 +134,7 @@ def _some(given: PromptSet, config: CompareConfig) -> tuple[Prompt, ...]:
     if most < min(FEWEST, len(prompts)):
         raise ConfigError(
             "--max-tokens has no room for one round of two prompts",
-            expected=f"at least {2 * FEWEST * config.samples * longest}: samples × max-new-tokens × 2 prompts × 2 models",
+            expected=f"at least {2 * FEWEST * config.samples * longest}: --samples × --max-new-tokens × 2 × 2",
             got=str(config.max_tokens),
             do="raise it, or lower --max-new-tokens or --samples",
         )

@@ -125,7 +125,7 @@ class Sampler:
         return round(self.found.num_tokens / there * 2 * samples * len(self.encoded))
 
     def _more(self) -> int:
-        """Responses to each prompt that a next round adds: as many as the width suggests and the budget has room for."""
+        """Responses to each prompt that a next round adds: as many as the width suggests, within the budget."""
         there = sum(part.count for part in self.found.policy) // len(self.encoded)
         ratio = width(self.reading()) / (self.config.precision or 1.0)
         wanted = there * (min(ratio * ratio, MOST_GROWTH + 1) - 1) + 1

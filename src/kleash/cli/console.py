@@ -215,6 +215,7 @@ class Steps:
         self._bars = bars
         self._err = err
         self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, int] = {}
 
     def show(self, label: str, step: int, steps: int, figures: Text | str = "") -> None:
         """Moves the bar of one piece of work, or makes it.
@@ -227,7 +228,10 @@ class Steps:
         """
         figures = figures if isinstance(figures, Text) else Text(line(figures))
         if self._bars.disable:
-            if step == steps or step % max(1, steps // _LINES) == 0:
+            # Steps may come many at a time: a line is due when the next tenth is reached.
+            tenth = step // max(1, steps // _LINES)
+            if step == steps or tenth > self._said.get(label, -1):
+                self._said[label] = tenth
                 words = Text(f"{line(label)} {step}/{steps} ")
                 self._err.print(words.append_text(figures), soft_wrap=True)
             return

@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from kleash import __version__
 from kleash.cli.audit import report, verify
 from kleash.cli.baselines import dpo, sft
+from kleash.cli.compare import compare
 from kleash.cli.console import Screen
 from kleash.cli.demo import demo
 from kleash.cli.lab import lab
@@ -45,6 +46,7 @@ app.command(epilog="Example: kleash sft examples/tiny_sft.toml --set train.steps
 app.command(epilog="Example: kleash dpo examples/tiny_dpo.toml --set dpo.beta=0.3")(dpo)
 app.command(epilog="Example: kleash reward examples/tiny_reward.toml --out runs/proxy")(reward)
 app.command(epilog="Example: kleash score tiny-reviews/gold texts.jsonl --json")(score)
+app.command(epilog="Example: kleash compare runs/mine --limit 4.0 --out compared")(compare)
 app.command(epilog="Example: kleash verify runs/tiny_ppo")(verify)
 app.command(epilog="Example: kleash report runs/tiny_ppo runs/tiny_ppo-2 --out both.html")(report)
 app.command("migrate-trl", epilog="Example: kleash migrate-trl ppo.yaml --out ppo.toml")(
