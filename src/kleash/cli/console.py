@@ -230,7 +230,7 @@ class Steps:
         if self._bars.disable:
             # Steps may come many at a time: a line is due when the next tenth is reached.
             tenth = step // max(1, steps // _LINES)
-            if step == steps or tenth > self._said.get(label, -1):
+            if step == steps or tenth > self._said.get(label, -1 if step == 0 else 0):
                 self._said[label] = tenth
                 words = Text(f"{line(label)} {step}/{steps} ")
                 self._err.print(words.append_text(figures), soft_wrap=True)
