@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from kleash.audit.compare import compare
 from kleash.audit.config import CompareConfig
@@ -233,7 +232,10 @@ def test_positions_and_prompts_add_up_to_the_reading(known: Known, tmp_path: Pat
     policy, reference = save_pair(tmp_path)
     prompts = save_prompts(tmp_path / "p.txt", POPULATION[:16])
     found = compared(policy, reference, prompts)
-    for way, reading in (("kl_policy_ref", found.drift.reverse), ("kl_ref_policy", found.drift.forward)):
+    for way, reading in (
+        ("kl_policy_ref", found.drift.reverse),
+        ("kl_ref_policy", found.drift.forward),
+    ):
         positions = sum(each[way] for each in found.where["positions"])
         mean = sum(each[way] for each in found.where["prompts"]) / 16
         assert positions == pytest.approx(reading.value, rel=1e-9)
@@ -252,5 +254,3 @@ def test_slices_are_comparisons_of_their_own_prompts(tmp_path: Path) -> None:
     halves = [each.reverse for each in found.slices.values()]
     assert sum(half.value for half in halves) / 2 == pytest.approx(found.drift.reverse.value)
     assert [half.clusters for half in halves] == [8, 8]
-
-

@@ -88,10 +88,8 @@ def _read(source: str, column: str | None, slice_column: str, split: str) -> Ite
         for _, line in read_lines(path, EXPECTED):
             yield Prompt(line.rstrip())
         return
-    chosen = column
     for row in rows:
-        chosen = chosen or _column(row)
-        yield _prompt(row, chosen, slice_column)
+        yield _prompt(row, column or _column(row), slice_column)
 
 
 def _is_file(source: str, path: Path) -> bool:
