@@ -22,7 +22,7 @@ from kleash.errors import InputError
 from kleash.ledger import read_public_key
 from kleash.ledger.note import MAX_NOTE
 from kleash.ledger.paths import open_regular
-from kleash.replay import verify_run
+from kleash.replay import Verification, verify_run
 from kleash.report import load_run, render_run, render_runs, write_report
 
 MEANING = {
@@ -89,23 +89,7 @@ def verify(  # noqa: PLR0913, PLR0917 - the options of a command line
     second = [read_public_key(each) for each in override_key] if override_key else None
     held = None if since is None else _note(since)
     found = verify_run(path, head, keys=keys, since=held, override_keys=second)
-    for name in found.checks if found.ok else ():
-        screen.check(passed=True, text=MEANING.get(name, name))
-    show_problems(screen, found.problems)
-    for note in found.notes:
-        screen.say(f"  {line(note)}")
-    for each in found.keys if found.ok else ():
-        trust = (
-            "which you trust"
-            if found.trusted
-            else "compare it with the key you trust, or give --key"
-        )
-        screen.say(f"signed by {each.vkey}: {trust}")
-    show_guard(screen, found.governed)
-    if found.ok and not found.keys:
-        screen.say("not signed: a ledger of version 1; compare its head with one you noted")
-    state = "verified" if found.ok else "NOT what was written"
-    screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
+    _show_run(screen, found)
     screen.document(found.to_json())
     if not found.ok:
         raise typer.Exit(4)
@@ -134,6 +118,26 @@ def report(
     write_report(page, target)
     screen.say(str(target))
     screen.document({"report": str(target), "runs": [str(run) for run in runs]})
+
+
+def _show_run(screen: Screen, found: Verification) -> None:
+    for name in found.checks if found.ok else ():
+        screen.check(passed=True, text=MEANING.get(name, name))
+    show_problems(screen, found.problems)
+    for note in found.notes:
+        screen.say(f"  {line(note)}")
+    for each in found.keys if found.ok else ():
+        trust = (
+            "which you trust"
+            if found.trusted
+            else "compare it with the key you trust, or give --key"
+        )
+        screen.say(f"signed by {each.vkey}: {trust}")
+    show_guard(screen, found.governed)
+    if found.ok and not found.keys:
+        screen.say("not signed: a ledger of version 1; compare its head with one you noted")
+    state = "verified" if found.ok else "NOT what was written"
+    screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
 
 
 def _refuse(options: Mapping[str, object], what: str) -> None:
