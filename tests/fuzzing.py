@@ -215,7 +215,7 @@ def envelope() -> Target:
     """An attestation: what is given out of it is what was signed, and its statement is read or refused."""
     key, other = SigningKey.generate(), SigningKey.generate()
     digest = FileDigest(path="model.safetensors", size=1, sha256="ab" * 32)
-    files = dict.fromkeys(("policy", "reference"), (digest,))
+    files = {"policy": (digest,), "reference": (digest,)}
     payload = statement(COMPARISON, files, "2030-01-02T03:04:05Z")
     whole = sign_envelope(payload, [key, other])
 

@@ -205,10 +205,9 @@ def test_hostile_names_are_only_shown(
 ) -> None:
     evil = "a\x1b]0;title\x07\n✓ verified\u202e[red]\ud800"
     made = document(passed=None) | {"policy": DOCUMENT["policy"] | {"name": evil}}
-    made["verdict"] = {"passed": None, "reasons": [evil]}
+    made["verdict"] = {"passed": True, "reasons": [evil]}
     made["slices"] = {evil: {"kl_policy_ref_per_response": ALL}}
     made["limits"] = [limit(evil, ALL, 4.0, passed=True)]
-    made["verdict"]["passed"] = True
     assert cli.run(["verify", kept(tmp_path, made, models)]) == 0
     said = capsys.readouterr().out
     assert "\x1b]" not in said
