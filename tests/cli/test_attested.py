@@ -57,7 +57,7 @@ def refused(path: str, *options: str, capsys: pytest.CaptureFixture[str]) -> str
     assert cli.run(["verify", path, *options]) == 4
     said = capsys.readouterr().out
     assert "✗" in said
-    assert "NOT what was signed" in said
+    assert "NOT what was attested" in said
     assert not [word for word in PASSING if word in said]
     assert cli.run(["verify", path, *options, "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["ok"] is False
@@ -82,7 +82,7 @@ def test_what_it_claims_is_shown_and_what_was_checked(
         "verdict: no limit was set",
         "Self-signed",
         f"signed by {KEY.public.vkey}: which you trust",
-        "verified: the attestation is authentic",
+        "verified: the attestation is authentic; its verdict: no limit was set",
     ):
         assert text in said
     assert "not checked" not in said
@@ -95,6 +95,8 @@ def test_what_was_not_checked_is_said(
     said = capsys.readouterr().out
     assert f"signed by {KEY.public.vkey}: compare it with the key you trust, or give --key" in said
     assert "by a key you trust" not in said
+    assert "verified: the attestation is what this key signed" in said
+    assert "authentic" not in said
     assert "the policy's files were not checked: give --policy DIR" in said
     assert "the reference's files were not checked: give --reference DIR" in said
     assert cli.run(["verify", attestation, *given(models, "policy")]) == 0
@@ -121,7 +123,7 @@ def test_a_verdict_over_its_limit_is_shown_and_authentic(
     assert cli.run(["verify", kept(tmp_path, over, models), "--key", KEY.public.vkey]) == 0
     said = capsys.readouterr().out
     assert "limit 3.9 nats/response on all: up to 4, NOT held" in said
-    assert "verdict: OVER ITS LIMITS" in said
+    assert said.count("verdict: OVER ITS LIMITS") == 2
     assert "all is over its limit" in said
     within = document(limit("all", ALL, 4.0, passed=True), passed=True)
     assert cli.run(["verify", kept(tmp_path, within, models)]) == 0

@@ -61,7 +61,11 @@ def verify_attestation(
         _show_claims(screen, found.claims)
         _show_doubts(screen, found, found.claims)
     show_problems(screen, found.problems)
-    screen.say("verified: the attestation is authentic" if found.ok else "NOT what was signed")
+    if found.ok and found.claims is not None:
+        word = "authentic" if found.trusted else "what this key signed"
+        screen.say(f"verified: the attestation is {word}; its verdict:", _verdict(found.claims))
+    else:
+        screen.say("NOT what was attested")
     screen.document(found.to_json())
     if not found.ok:
         raise typer.Exit(4)
@@ -93,14 +97,17 @@ def _show_claims(screen: Screen, claims: Claims) -> None:
         shown = "no interval" if limit.high is None else f"up to {limit.high:.4g}"
         held = Text("held", style="green") if limit.holds else Text("NOT held", style=_OVER)
         screen.say(f"{text}{shown},", held)
-    verdict = {
+    screen.say("  verdict:", _verdict(claims))
+    for reason in claims.reasons:
+        screen.say(f"    {line(reason)}")
+
+
+def _verdict(claims: Claims) -> Text:
+    return {
         True: Text("within its limits", style="green"),
         False: Text("OVER ITS LIMITS", style=_OVER),
         None: Text("no limit was set"),
     }[claims.passed]
-    screen.say("  verdict:", verdict)
-    for reason in claims.reasons:
-        screen.say(f"    {line(reason)}")
 
 
 def _show_doubts(screen: Screen, found: Attested, claims: Claims) -> None:
@@ -109,7 +116,7 @@ def _show_doubts(screen: Screen, found: Attested, claims: Claims) -> None:
     for sentence in claims.non_claims:
         screen.say(f"  {line(sentence)}")
     for note in found.notes:
-        screen.say(f"  {line(note)}")
+        screen.say(line(note))
     for key in found.keys:
         trust = (
             "which you trust"
