@@ -53,7 +53,7 @@ def test_both_refuse_what_is_not(tmp_path: Path, models: dict[str, Path]) -> Non
     trials = (
         (whole, OTHER.public.vkey, None, "not signed by this key"),
         (whole.replace(b'"payload":"e', b'"payload":"f'), KEY.public.vkey, None, "not signed"),
-        (whole[:-20], KEY.public.vkey, None, ""),
+        (whole[:-20], KEY.public.vkey, None, "(?i)unterminated|expecting|delimiter"),
         (whole[:-2] + b',"payload":""}', KEY.public.vkey, None, "twice"),
         (sign_envelope(payload.encode(), [KEY]), KEY.public.vkey, None, "something else"),
         (whole, KEY.public.vkey, models["reference"], "files of the policy"),
