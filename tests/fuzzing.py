@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import count, cycle, repeat
@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from kleash import guard
+from kleash.audit.attestation import FileDigest, statement
+from kleash.audit.attestation import check as attested
+from kleash.audit.claims import read_claims
 from kleash.config import build, override, read_toml, resolved
 from kleash.errors import ConfigError, InputError, KleashError, RewardError, TamperError
 from kleash.guard import Evidence, GuardConfig
 from kleash.ledger import Ledger, SigningKey, encode, sign_checkpoint, verify_chain
 from kleash.ledger.entry import parse_entry
+from kleash.ledger.envelope import carried_keys, open_envelope, sign_envelope
 from kleash.ledger.keyfile import create_signing_key, read_signing_key
 from kleash.ledger.keys import parse_vkey
 from kleash.ledger.manifest import MANIFEST_FILE, check_sealed, seal
@@ -206,6 +210,47 @@ def vkey() -> Target:
         [key.encode(), b"PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"], check
     )
 
+
+def envelope() -> Target:
+    """An attestation: what is given out of it is what was signed, and its statement is read or refused."""
+    key, other = SigningKey.generate(), SigningKey.generate()
+    digest = FileDigest(path="model.safetensors", size=1, sha256="ab" * 32)
+    files = {"policy": (digest,), "reference": (digest,)}
+    payload = statement(COMPARISON, files, "2030-01-02T03:04:05Z")
+    whole = sign_envelope(payload, [key, other])
+
+    def check(data: bytes) -> bool:
+        try:
+            claims, wrong = read_claims(data)
+            need(encode(claims.to_json()).isascii(), "what a statement claims can be written")
+            return not wrong
+        except TamperError:
+            pass
+        with suppress(TamperError, InputError):
+            need(len(carried_keys(data)) > 0, "a key is carried, or that there is none is said")
+        try:
+            opened = open_envelope(data, [key.public])
+        except TamperError:
+            return False
+        need(opened.payload == payload, "what is given out is what was signed")
+        need(attested(data, [key.public]).ok, "what was signed is authentic")
+        return True
+
+    return Target([whole, payload], check)
+
+
+KL_ROW = {"value": 1.0, "low": 0.5, "high": 1.5, "level": 0.95, "n": 8, "unit": "response"}
+COMPARISON: dict[str, Any] = {
+    "policy": {"name": "policy", "weights": "ab" * 32},
+    "reference": {"name": "reference", "weights": "cd" * 32},
+    "settings": {"samples": 2},
+    "prompts": {"sha256": "ef" * 32, "count": 4},
+    "kl_policy_ref_per_response": KL_ROW,
+    "limits": [KL_ROW | {"scope": "all", "limit": 2.0, "passed": True}],
+    "verdict": {"passed": True, "reasons": []},
+    "versions": {},
+}
+"""What `kleash compare` says of two models, in short."""
 
 TOML = b"""[model]
 policy = "tiny"
@@ -500,6 +545,7 @@ TARGETS: Mapping[str, Callable[[], Target]] = {
     "genesis": genesis,
     "note": note,
     "vkey": vkey,
+    "envelope": envelope,
     "config": config,
     "setting": setting,
     "reply": reply,

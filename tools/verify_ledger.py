@@ -1,6 +1,7 @@
 """Verifies a signed ledger with nothing but Python's standard library, and none of kleash.
 
     python verify_ledger.py LEDGER [VKEY]
+    python verify_ledger.py --attestation FILE VKEY [policy=DIR] [reference=DIR] [base=DIR]
 
 LEDGER is the directory with genesis.json, VKEY the public key in text, got from whoever it belongs to and not from the
 run; without it the ledger's own word is taken for whose it is. Exit 0: each entry follows the one before, every
@@ -8,6 +9,9 @@ checkpoint, the head among them, is signed by the ledger's key and has the root 
 of the plan is signed by another key, for its place, with a reason. Exit 1: something else, said on stderr. A second
 writing of the rules, so that no one need trust the first: RFC 8032 (Ed25519), RFC 6962 (the tree), C2SP signed-note and
 tlog-checkpoint. What else the entries say is left to `kleash verify`.
+
+Of an attestation: it is signed by VKEY (DSSE v1), is an in-toto statement of a comparison, its digests are those of the
+files that it lists, its verdict follows from its limits, and the files of each DIR are the listed ones and no others.
 """
 
 import base64
@@ -21,6 +25,12 @@ P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 SEGMENT = 4096
 """Entries of a full segment."""
+KINDS = (
+    b"application/vnd.in-toto+json",
+    "https://in-toto.io/Statement/v1",
+    "urn:kleash:policy-drift:v1",
+)
+"""Types of an attestation's payload, statement and predicate."""
 D = -121665 * pow(121666, -1, P) % P
 ROOT_OF_MINUS_ONE = pow(2, (P - 1) // 4, P)
 
@@ -139,6 +149,66 @@ def root_of(leaves: list[bytes]) -> bytes:
     return hashlib.sha256(b"\x01" + root_of(leaves[:half]) + root_of(leaves[half:])).digest()
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, none of whose keys is there twice."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key is there twice")
+    return dict(pairs)
+
+
+def open_envelope(envelope: bytes, vkey: str) -> dict[str, Any]:
+    """The in-toto statement that the key signed: DSSE v1, over the bytes as stored."""
+    key = read_key(vkey)[2]
+    data = json.loads(envelope.decode("utf-8"), object_pairs_hook=once)
+    kind, payload = data["payloadType"].encode(), decode_base64(data["payload"])
+    message = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    signatures = [decode_base64(each["sig"]) for each in data["signatures"]]
+    if sum(verify_signature(key, message, each) for each in signatures) != 1:
+        raise ValueError("the envelope is not signed by this key")
+    statement = json.loads(payload.decode("utf-8"), object_pairs_hook=once)
+    kinds = (kind, statement["_type"], statement["predicateType"])
+    if kinds != KINDS:
+        raise ValueError("the envelope holds something else than the attestation of a comparison")
+    return statement
+
+
+def files_of(directory: Path) -> list[dict[str, Any]]:
+    """Path, size and SHA-256 of each file of a model, by path."""
+    paths = (
+        [directory]
+        if directory.is_file()
+        else [p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir()]
+    )
+    root = directory.parent if directory.is_file() else directory
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    return [
+        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in sorted(files.items())
+    ]
+
+
+def verify_attestation(path: str, vkey: str, *models: str) -> None:
+    """Verify an attestation, and the files of the models that are at hand, and say so."""
+    statement = open_envelope(Path(path).read_bytes(), vkey)
+    predicate = statement["predicate"]
+    listed = {role: each for role, each in predicate["files"].items() if each is not None}
+    for role, subject in zip(("policy", "reference", "base"), statement["subject"], strict=False):
+        files = sorted(listed[role], key=lambda file: file["path"])
+        written = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
+        if subject["digest"]["sha256"] != hashlib.sha256(written).hexdigest():
+            raise ValueError(f"the digest of the {role} is not that of its files")
+    held = [
+        isinstance(x["high"], int | float) and x["high"] <= x["limit"] for x in predicate["limits"]
+    ]
+    if predicate["verdict"]["passed"] is not (all(held) if held else None):
+        raise ValueError("the verdict does not follow from the limits")
+    for role, _, directory in (each.partition("=") for each in models):
+        if files_of(Path(directory)) != sorted(listed[role], key=lambda file: file["path"]):
+            raise ValueError(f"the files of the {role} are not the ones that are listed")
+    names = " and ".join(ascii(each["name"]) for each in statement["subject"])
+    print(f"attested of {names}: passed {predicate['verdict']['passed']}, signed by {vkey}")
+
+
 def read_genesis(ledger: Path) -> tuple[str, list[str]]:
     """The ledger's origin and the keys that sign it."""
     content = (ledger / "genesis.json").read_bytes()
@@ -209,9 +279,11 @@ def main(ledger: str, vkey: str = "") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(f"usage: {sys.argv[0]} LEDGER [VKEY]")
+    given = sys.argv[1:]
+    of_models = given[:1] == ["--attestation"]
+    if len(given) < 3 if of_models else len(given) not in (1, 2):
+        sys.exit(f"usage: {sys.argv[0]} LEDGER [VKEY] | --attestation FILE VKEY [policy=DIR ...]")
     try:
-        main(*sys.argv[1:])
+        verify_attestation(*given[1:]) if of_models else main(*given)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         sys.exit(f"not verified: {error}")

@@ -1,10 +1,20 @@
 """`kleash verify` and `kleash report`: for whoever was not there. No torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kleash.cli.attested import (
+    BaseFiles,
+    Models,
+    PolicyFiles,
+    ReferenceFiles,
+    is_attestation,
+    show_problems,
+    verify_attestation,
+)
 from kleash.cli.console import Screen, line
 from kleash.cli.guarded import show_guard
 from kleash.cli.options import AsJson
@@ -12,7 +22,7 @@ from kleash.errors import InputError
 from kleash.ledger import read_public_key
 from kleash.ledger.note import MAX_NOTE
 from kleash.ledger.paths import open_regular
-from kleash.replay import verify_run
+from kleash.replay import Verification, verify_run
 from kleash.report import load_run, render_run, render_runs, write_report
 
 MEANING = {
@@ -31,11 +41,12 @@ MEANING = {
     "files": "the files are the ones the run left",
 }
 
-PROBLEMS_SHOWN = 10
 
-
-def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a ledger.")],
+def verify(  # noqa: PLR0913, PLR0917 - the options of a command line
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run directory, a ledger, or an attestation's file."),
+    ],
     head: Annotated[
         str | None, typer.Option(help="A head hash noted earlier; it must be in the chain.")
     ] = None,
@@ -55,37 +66,30 @@ def verify(
             show_default="anybody's, which are shown",
         ),
     ] = None,
+    policy: PolicyFiles = None,
+    reference: ReferenceFiles = None,
+    base: BaseFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a run against its ledger: bytes, signatures, and that every decision follows from what was measured.
+
+    Of an attestation of kleash compare: its signature, and the files of the models it is of. A verdict over a limit is
+    no tampering: it is shown, and the exit code says only whether the attestation is authentic.
 
     Exit code 0: it does; 4: it was tampered with.
     """
     screen = Screen(as_json=as_json)
     keys = [read_public_key(each) for each in key] if key else None
+    models: Models = {"policy": policy, "reference": reference, "base": base}
+    ledger_only = {"--head": head, "--since": since, "--override-key": override_key}
+    if is_attestation(path):
+        _refuse(ledger_only, "an attestation")
+        return verify_attestation(screen, path, keys, models)
+    _refuse({f"--{role}": given for role, given in models.items()}, "a run or a ledger")
     second = [read_public_key(each) for each in override_key] if override_key else None
     held = None if since is None else _note(since)
     found = verify_run(path, head, keys=keys, since=held, override_keys=second)
-    for name in found.checks if found.ok else ():
-        screen.check(passed=True, text=MEANING.get(name, name))
-    for problem in found.problems[:PROBLEMS_SHOWN]:
-        screen.check(passed=False, text=str(problem))
-    if len(found.problems) > PROBLEMS_SHOWN:
-        screen.say(f"  and {len(found.problems) - PROBLEMS_SHOWN} more; --json has them all")
-    for note in found.notes:
-        screen.say(f"  {line(note)}")
-    for each in found.keys if found.ok else ():
-        trust = (
-            "which you trust"
-            if found.trusted
-            else "compare it with the key you trust, or give --key"
-        )
-        screen.say(f"signed by {each.vkey}: {trust}")
-    show_guard(screen, found.governed)
-    if found.ok and not found.keys:
-        screen.say("not signed: a ledger of version 1; compare its head with one you noted")
-    state = "verified" if found.ok else "NOT what was written"
-    screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
+    _show_run(screen, found)
     screen.document(found.to_json())
     if not found.ok:
         raise typer.Exit(4)
@@ -114,6 +118,32 @@ def report(
     write_report(page, target)
     screen.say(str(target))
     screen.document({"report": str(target), "runs": [str(run) for run in runs]})
+
+
+def _show_run(screen: Screen, found: Verification) -> None:
+    for name in found.checks if found.ok else ():
+        screen.check(passed=True, text=MEANING.get(name, name))
+    show_problems(screen, found.problems)
+    for note in found.notes:
+        screen.say(f"  {line(note)}")
+    for each in found.keys if found.ok else ():
+        trust = (
+            "which you trust"
+            if found.trusted
+            else "compare it with the key you trust, or give --key"
+        )
+        screen.say(f"signed by {each.vkey}: {trust}")
+    show_guard(screen, found.governed)
+    if found.ok and not found.keys:
+        screen.say("not signed: a ledger of version 1; compare its head with one you noted")
+    state = "verified" if found.ok else "NOT what was written"
+    screen.say(f"{state}: {found.steps} steps, {found.status}, head {found.head}")
+
+
+def _refuse(options: Mapping[str, object], what: str) -> None:
+    """Raises InputError where an option was given that means nothing here: it would seem to have been checked."""
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(given)}: not an option for {what}")
 
 
 def _note(path: Path) -> bytes:

@@ -130,7 +130,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
         raise TamperError("the line is not JSON", expected="a JSON object in ASCII") from error
     if not isinstance(data, dict):
         raise TamperError("the line is not a JSON object")
-    if _depth(data) > MAX_DEPTH:
+    if depth(data) > MAX_DEPTH:
         raise TamperError("the JSON is nested too deep", expected=f"at most {MAX_DEPTH} levels")
     if encode(data) != line:
         raise TamperError(
@@ -154,7 +154,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """Levels of nesting, counted level by level so that hostile depth costs no stack."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list)]:
