@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kleash.errors import InputError
 from kleash.ledger import has_ledger
 from kleash.models.adapters import base_of, is_adapter
-from kleash.models.loading import locate, readable
+from kleash.models.loading import directory_of, locate, readable
 
 Kind = Literal["model", "adapter", "gguf", "run"]
 FINAL = "final"
@@ -32,9 +32,8 @@ class Source:
 
     @property
     def files(self) -> Path | None:
-        """Where its files are, that an attestation has the digests of; None: on a hub, and nowhere known here."""
-        path = Path(locate(self.load)) if self.kind != "gguf" else Path(self.load)
-        return path if path.exists() else None
+        """Where its files are, that an attestation has the digests of; None: not on this machine yet."""
+        return Path(self.load) if self.kind == "gguf" else directory_of(self.load)
 
     @property
     def own_reference(self) -> str | None:

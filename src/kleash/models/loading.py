@@ -50,6 +50,24 @@ def locate(name: str) -> str:
     return name
 
 
+def directory_of(name: str) -> Path | None:
+    """Where a model's files are: a hub id's where it was downloaded; None where it wasn't.
+
+    Args:
+        name: an embedded or fetched model's name, a directory, or a hub id.
+
+    Raises:
+        InputError: the name can only be a path, and nothing is there.
+    """
+    path = Path(locate(name))
+    if path.is_dir():
+        return path
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
 def count_parameters(name: str) -> int | None:
     """How many weights a model's files hold, by their headers alone; None where that can't be told without loading it.
 
@@ -60,12 +78,9 @@ def count_parameters(name: str) -> int | None:
         >>> count_parameters("tiny-reviews/base")
         4212992
     """
-    path = Path(locate(name))
-    if not path.is_dir():
-        try:
-            path = Path(snapshot_download(name, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError, OSError):
-            return None
+    path = directory_of(name)
+    if path is None:
+        return None
     try:
         return sum(map(count_in_file, path.glob("*.safetensors"))) or None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
