@@ -1,16 +1,16 @@
 """kleash: reinforcement learning from human feedback on a measured leash.
 
 for record in kleash.run("config.toml", run="runs/first"): ...
-kleash.verify("runs/first"), kleash.read_run("runs/first")
+kleash.verify("runs/first"), kleash.read_run("runs/first"), kleash.compare("runs/first")
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kleash.api import Run, read_run, run, verify
+    from kleash.api import Run, compare, read_run, run, verify
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "read_run", "run", "verify"]
+__all__ = ["Run", "__version__", "compare", "read_run", "run", "verify"]
 
 
 def __getattr__(name: str) -> Any:

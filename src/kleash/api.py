@@ -1,9 +1,10 @@
-"""kleash from Python: train, verify, and read what a run left, as `import kleash` offers it.
+"""kleash from Python: train, compare, verify, and read what a run left, as `import kleash` offers it.
 
     for record in kleash.run({"reward": {"model": "tiny-reviews/gold"}}, run="runs/first"):
         print(record.step, record.kl, record.kl_coef)
     kleash.verify("runs/first").ok
     kleash.read_run("runs/first").frame()
+    kleash.compare("runs/first", limits=["4.0"]).drift.reverse.high
 
 Nothing here imports torch, pandas or plotly before it needs it.
 """
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
 
+    from kleash.audit.result import Comparison
+    from kleash.audit.rounds import Told
     from kleash.train.config import RunConfig
 
-__all__ = ["Run", "read_run", "run", "verify"]
+__all__ = ["Run", "compare", "read_run", "run", "verify"]
 
 
 def run(
@@ -73,6 +76,42 @@ def run(
     elif not isinstance(config, RunConfig):
         config = build(RunConfig, config, "the configuration")
     return train(config, Path(run), resume=resume, skip_self_test=skip_self_test, signers=signers)
+
+
+def compare(
+    policy: str | Path,
+    reference: str | Path | None = None,
+    prompts: str | Path | None = None,
+    *,
+    limits: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    told: "Told | None" = None,
+) -> "Comparison":
+    """How far two models are apart on some prompts: both KLs with their intervals, and where they come from.
+
+    Args:
+        policy: a hub id, a directory, a LoRA adapter, a run of kleash, or a GGUF file.
+        reference: the same; None: an adapter's base, or the reference that a run had.
+        prompts: a text file, JSON lines, or a dataset; None: those of the run that the policy is.
+        limits: what KL(π‖π_ref) may not exceed, as `kleash compare --limit` takes it.
+        settings: more of `kleash.audit.config.CompareConfig`, by name, as {"samples": 4}.
+        told: shown tokens sampled, how many there may be, and the KL so far.
+
+    Raises:
+        InputError: torch is not installed, or a model, the prompts or a setting can't be used.
+        ConfigError: the models don't share a vocabulary, or a limit is of nothing that is there.
+    """
+    with needs("train", "a comparison runs two models, which the base install does not"):
+        from kleash.audit.compare import compare as compared
+        from kleash.audit.config import CompareConfig
+    named = {
+        "policy": str(policy),
+        "reference": None if reference is None else str(reference),
+        "prompts": None if prompts is None else str(prompts),
+        "limits": tuple(limits),
+    }
+    config = build(CompareConfig, {**(settings or {}), **named}, "the settings of the comparison")
+    return compared(config) if told is None else compared(config, told)
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""`kleash compare --attest`: the files of both models by their digests, and the signed attestation of what was measured."""
+"""`kleash compare --attest`: the digests of both models' files, and the signed attestation of what was measured."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -41,7 +41,9 @@ class Attesting:
                 got="nothing",
                 do=f"kleash ledger key --file {path} makes one",
             )
-        self.key: SigningKey = read_signing_key(path, passphrase=passphrase(screen, passphrase_fd, path))
+        self.key: SigningKey = read_signing_key(
+            path, passphrase=passphrase(screen, passphrase_fd, path)
+        )
         self.sources: tuple[Source, Source] | None = None
         self.files: Files = {}
 
