@@ -1,0 +1,209 @@
+"""`kleash compare` as a user runs it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kleash.cli.main import run
+from kleash.ledger import SigningKey, create_signing_key
+from kleash.models.hub import load_language_model, save_language_model
+from tests.audit.pairs import save_pair
+from tests.train.small import save_prompts
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07 <script>alert(1)</script>\u202e"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Policy, reference, and prompts for both."""
+    directory = tmp_path_factory.mktemp("pair")
+    policy, reference = save_pair(directory)
+    return str(policy), str(reference), str(save_prompts(directory / "prompts.txt"))
+
+
+def command(pair: tuple[str, str, str], *more: str) -> list[str]:
+    policy, reference, prompts = pair
+    return [
+        *("compare", policy, reference, "--prompts", prompts, "--max-new-tokens", "4", "--show", "2"),
+        *more,
+    ]
+
+
+def document(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_document_has_the_form_that_is_promised(
+    pair: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(pair, "--json")) == 0
+    said = document(capsys)
+    for name in ("kl_policy_ref_per_response", "kl_ref_policy_per_response"):
+        assert {"value", "low", "high", "n"} <= said[name].keys()
+        assert 0 < said[name]["low"] < said[name]["value"] < said[name]["high"]
+        assert said[name]["n"] == 48
+    assert {"per_token", "slices", "verdict"} <= said.keys()
+    assert said["verdict"] == {"passed": None, "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [("1000", 0), ("1e-6", 3), ("1000/token", 0), ("1e-6/token", 3)]
+)
+def test_a_limit_that_may_be_exceeded_is_exit_code_3(
+    limit: str, code: int, pair: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(pair, "--limit", limit, "--json")) == code
+    said = document(capsys)
+    assert said["verdict"]["passed"] is (code == 0)
+    assert len(said["verdict"]["reasons"]) == (code == 3)
+
+
+def test_files_are_left_where_they_were_asked_for(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a" / "b"
+    assert run(command(pair, "--out", str(out), "--json")) == 0
+    said = document(capsys)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "comparison.json",
+        "model-card.md",
+        "report.html",
+    ]
+    assert json.loads((out / "comparison.json").read_text()) == said
+    value = f"{said['kl_policy_ref_per_response']['value']:.2f}"
+    assert value in (out / "report.html").read_text()
+    assert value in (out / "model-card.md").read_text()
+
+
+def test_it_is_attested_and_verified_and_a_changed_model_is_found(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy, reference, prompts = pair
+    copy = tmp_path / "policy"
+    shutil.copytree(policy, copy)
+    key = tmp_path / "mine.key"
+    create_signing_key(key)
+    out = tmp_path / "out"
+    attested = (str(copy), reference, prompts)
+    assert run(command(attested, "--out", str(out), "--attest", str(key), "--limit", "9")) == 0
+    capsys.readouterr()
+    assert run(["ledger", "key", "--file", str(key), "--json"]) == 0
+    vkey = document(capsys)["vkey"]
+    envelope = str(out / "attestation.json")
+    checked = ["verify", envelope, "--key", vkey, "--policy", str(copy), "--reference", reference]
+    assert run(checked) == 0
+    assert "authentic" in capsys.readouterr().out
+    assert run(["verify", envelope, "--key", SigningKey.generate().public.vkey]) == 4
+    (copy / "README.md").write_text("another")
+    assert run(checked) == 4
+    assert "README.md" in capsys.readouterr().out
+
+
+def test_to_attest_there_has_to_be_somewhere_to_write_it(
+    pair: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(pair, "--attest", "default")) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_key_that_is_not_there_is_not_made(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "nowhere.key"
+    assert run(command(pair, "--attest", str(key), "--out", str(tmp_path / "out"))) == 2
+    assert not key.exists()
+    assert "kleash ledger key" in capsys.readouterr().err
+
+
+def test_hostile_text_in_prompts_and_slices_is_only_shown(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"{HOSTILE}{letter}", "slice": HOSTILE} for letter in "abcdef"]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    policy, reference, _ = pair
+    out = tmp_path / "out"
+    hostile = command((policy, reference, str(prompts)), "--out", str(out), "--limit", "*=1e-6")
+    hostile[hostile.index("--max-new-tokens") + 1] = "1"  # prompts of many tokens
+    code = run(hostile)
+    shown = capsys.readouterr()
+    if code == 2:  # longer than the small context
+        assert "longer than a context" in shown.err
+    assert "\x1b]" not in shown.out + shown.err
+    assert "\x1b[31mred" not in shown.out + shown.err
+    assert "\u202e" not in shown.out + shown.err
+    if code == 3:
+        assert "<script>alert" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--limit", "four"], "no limit"),
+        (["--limit", "films=4"], "no prompt is of the slice"),
+        (["--samples", "0"], "samples"),
+        (["--precision", "-1"], "precision"),
+        (["--dtype", "int4"], "dtype"),
+        (["--max-tokens", "3"], "--max-tokens"),
+        (["--max-new-tokens", "40"], "longer than a context"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is(
+    more: list[str], said: str, pair: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command(pair, *more)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_prompt_has_no_interval_that_a_limit_could_be_held_to(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("abc\n")
+    policy, reference, _ = pair
+    alone = (policy, reference, str(prompts))
+    assert run(command(alone, "--json")) == 0
+    reading = document(capsys)["kl_policy_ref_per_response"]
+    assert (reading["low"], reading["high"]) == (None, None)
+    assert run(command(alone, "--limit", "1000")) == 2
+    assert "no interval" in capsys.readouterr().err
+
+
+def test_a_run_of_kleash_brings_its_reference_and_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import kleash
+    from tests.train.small import small_settings
+
+    settings = small_settings(tmp_path, steps=2, checkpoint_every=2)
+    made = tmp_path / "run"
+    for _ in kleash.run(settings, run=made, skip_self_test=True):
+        pass
+    assert run(["compare", str(made), "--json", "--show", "0"]) == 0
+    said = document(capsys)
+    assert said["policy"]["kind"] == "run"
+    assert said["reference"]["name"] == settings["model"]["policy"]
+    assert said["prompts"]["source"] == settings["data"]["prompts"]
+    assert said["settings"]["max_new_tokens"] == 4
+    shutil.rmtree(made / "final")
+    assert run(["compare", str(made)]) == 2
+    assert "has left no model" in capsys.readouterr().err
+
+
+def test_a_models_remains_are_not_executed(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory that asks for its own code is refused: nothing in it is run."""
+    policy, reference, prompts = pair
+    planted = tmp_path / "planted"
+    save_language_model(load_language_model(policy), planted, "")
+    config = json.loads((planted / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    config["model_type"] = "evil"
+    (planted / "config.json").write_text(json.dumps(config))
+    marker = tmp_path / "ran"
+    (planted / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    assert run(command((str(planted), reference, prompts))) == 2
+    assert not marker.exists()
