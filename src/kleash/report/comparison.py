@@ -32,7 +32,7 @@ from kleash.report.text import DASH, number, shorten, signed, token_text, visibl
 from kleash.report.theme import TEMPLATES
 from kleash.report.view import Measured
 
-PROMPTS, TOKENS, CONTEXTS = 12, 10, 8
+PROMPTS, TOKENS, CONTEXTS = 20, 10, 8
 """Prompts, tokens either way, and contexts that a search found; comparison.json has more."""
 
 TAILS = {
@@ -70,7 +70,7 @@ def render_comparison(document: Mapping[str, Any]) -> str:
             "slice_chart": slice_chart(document),
             "tails": _tails(document),
             "where": [position_chart(document)],
-            "tables": [_prompts(document), _tokens(document)],
+            "tables": [each for each in (_prompts(document), _tokens(document)) if each.rows],
             "exchanges": _answers(document),
             "is_chat": part(document, "settings").get("chat") is True,
             "retention": _retention(retained),
@@ -127,7 +127,7 @@ def _tails(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _prompts(document: Mapping[str, Any]) -> Table:
-    shown = objects(document, "where", "prompts")[:PROMPTS]
+    shown = [each for each in objects(document, "where", "prompts") if _moved(each)][:PROMPTS]
     values = [figure(each.get("kl_policy_ref")) for each in shown]
     return Table(
         title="Prompts that moved most",
@@ -142,6 +142,11 @@ def _prompts(document: Mapping[str, Any]) -> Table:
             [number(figure(each.get("kl_ref_policy"))) for each in shown],
         ),
     )
+
+
+def _moved(prompt: Mapping[str, Any]) -> bool:
+    """Whether there is a KL, one way or the other; what nobody measured is shown."""
+    return any(figure(prompt.get(key)) != 0 for key in ("kl_policy_ref", "kl_ref_policy"))
 
 
 def _tokens(document: Mapping[str, Any]) -> Table:
@@ -239,7 +244,7 @@ def _forgotten(found: Mapping[str, Any]) -> Table | None:
     return Table(
         title="Texts that became least likely",
         reading="By how much the policy finds each less likely than the reference does, nats per token.",
-        kind="prompt",
+        kind="text",
         counted="",
         measured="rise",
         rows=_rows(

@@ -9,7 +9,6 @@ from kleash.report.compared import Read, count, figure, listed, objects, part, r
 from kleash.report.compared_lines import KL, KL_BACK
 from kleash.report.drift import area, position_axes, stair
 from kleash.report.figures import (
-    FAR,
     Chart,
     Figure,
     Label,
@@ -24,6 +23,9 @@ from kleash.report.view import Drift, Measured, Place
 
 POLICY, REFERENCE = PALETTE[2], PALETTE[5]
 """What the policy wrote is blue, what the reference wrote grey."""
+
+FAR = 8
+"""Times the largest value, beyond which a limit would leave too little room for the whiskers, which are wide."""
 
 SLICES = 24
 """Slices that are drawn; the worst of them."""
@@ -159,7 +161,7 @@ def _whiskers(rows: Sequence[Whisker], title: str, reading: str, *, size: Any, r
     near = {
         at: each.limit
         for at, each in enumerate(rows)
-        if each.limit is not None and each.limit.value <= FAR * high
+        if each.limit is not None and each.limit.value <= (FAR * high or math.inf)
     }
     high = max([high, *(limit.value for limit in near.values())]) or 1.0
     layout: Figure = {
@@ -182,7 +184,7 @@ def _whiskers(rows: Sequence[Whisker], title: str, reading: str, *, size: Any, r
         "annotations": [_limit_name(min(near), near[min(near)])] if near else [],
     }
     layout["annotations"] += [
-        _said(at, each)
+        _said(at, each, high)
         for at, each in enumerate(rows)
         if row == _ROW or _height(each.found) == math.inf
     ]
@@ -209,6 +211,8 @@ def _remarks(rows: Sequence[Whisker], near: Mapping[int, Limit]) -> list[str]:
         remarks.append(
             "Hollow: one response holds so much of it that the interval should not be rested on."
         )
+    if any(each.found is not None and each.found.low is None for each in rows):
+        remarks.append("A dot without a whisker is of one prompt, which has no interval.")
     return remarks
 
 
@@ -244,13 +248,22 @@ def _text(found: Read | None) -> str:
     return number(None) if found is None else found.text
 
 
-def _said(at: int, each: Whisker) -> Figure:
-    """A whisker's figure above it."""
+def _said(at: int, each: Whisker, most: float) -> Figure:
+    """A whisker's figure above it, on the side where there is room."""
     x = 0.0 if each.found is None else drawable([each.found.value])[0] or 0.0
+    below, above = _arms(each.found)
+    anchor, x = (
+        ("right", x + above)
+        if x > 0.65 * most
+        else ("left", x - below)
+        if x < 0.2 * most
+        else ("center", x)
+    )
     return {
         "text": _text(each.found),
         "x": x,
         "y": at,
+        "xanchor": anchor,
         "yanchor": "bottom",
         "yshift": 9,
         "font": {"color": each.colour},

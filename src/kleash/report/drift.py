@@ -42,9 +42,9 @@ class Table:
 
     title: str
     reading: str
-    kind: Literal["prompt", "token"]
+    kind: Literal["prompt", "token", "text"]
     counted: str
-    """What the last column is."""
+    """What the last column is; empty where there is none."""
     rows: tuple[Row, ...]
     measured: str = "nats"
     """What the column before it is."""
