@@ -64,7 +64,10 @@ class LimitLine:
 
 
 def headline(document: Mapping[str, Any]) -> list[Line]:
-    """The figures of a comparison, in the order in which a person asks for them; what is not there is left out."""
+    """The figures of a comparison, in the order in which a person asks for them; what is not there is left out.
+
+    No text of the document is in them, so that nothing in them needs escaping.
+    """
     found = [
         _kl(KL, read(document, "kl_policy_ref_per_response"), "response"),
         _kl(KL_BACK, read(document, "kl_ref_policy_per_response"), "response"),
@@ -254,7 +257,7 @@ def _limit(found: Mapping[str, Any]) -> LimitLine:
     return LimitLine(
         scope=scope_words(words(found.get("scope"), DASH)),
         value=interval(value, low, high),
-        limit=f"{number(limit)} nats per {words(found.get('unit'), DASH)}",
+        limit=f"{number(limit)} nats per {'token' if found.get('unit') == 'token' else 'response'}",
         state=state,
         share=min(1.0, high / limit)
         if high is not None and math.isfinite(high) and limit
