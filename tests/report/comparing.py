@@ -1,13 +1,14 @@
 """A comparison as `compare` finds it, small, with every part that a document can have."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import cycle
 from typing import Any, Literal
 
 from kleash.audit.limits import Limit, judge
 from kleash.audit.result import Comparison, Drift, Estimate, Side, Tail
 from kleash.cli.console import jsonable
-from kleash.records import KLReading
+from kleash.records import KLReading, Unit
 
 SETTINGS = {
     "column": None,
@@ -118,7 +119,7 @@ def comparison_document(**changes: Any) -> dict[str, Any]:
     return document | limited() | changes
 
 
-def limited(*limits: tuple[str, float, Literal["response", "token"]]) -> dict[str, Any]:
+def limited(*limits: tuple[str, float, Unit]) -> dict[str, Any]:
     """The parts of a document about limits."""
     slices = {"films": drift(5.5), "one prompt": drift(2.0, clusters=1)}
     whole = drift(4.125)
@@ -158,7 +159,7 @@ def reading(
     value: float,
     direction: Literal["policy_ref", "ref_policy"],
     clusters: int,
-    unit: Literal["response", "token"] = "response",
+    unit: Unit = "response",
 ) -> KLReading:
     half = None if clusters < 2 else 0.5 if unit == "response" else 0.0625
     return KLReading(
@@ -188,17 +189,21 @@ def tail() -> Tail:
     )
 
 
-def with_text(document: Any, text: str) -> Any:
-    """The same document with another text in place of every text and every name of a slice that is no key of ours."""
+def with_text(document: Any, *texts: str) -> Any:
+    """The same document with these texts, again and again, in place of all others; of its slices one is left."""
+    return _drawn(document, cycle(texts))
+
+
+def _drawn(document: Any, texts: Iterator[str]) -> Any:
     if isinstance(document, str):
-        return document if document in ("nan", "inf", "-inf") else text
+        return next(texts)
     if isinstance(document, list):
-        return [with_text(each, text) for each in document]
+        return [_drawn(each, texts) for each in document]
     if isinstance(document, Mapping):
         return {
-            key: {text: with_text(drift, text) for drift in value.values()}
+            key: {next(texts): _drawn(next(iter(value.values())), texts)}
             if key == "slices"
-            else with_text(value, text)
+            else _drawn(value, texts)
             for key, value in document.items()
         }
     return document

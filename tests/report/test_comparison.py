@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from kleash.report import render_comparison
 from kleash.report.compared_lines import STOPPED, headline, limit_lines, ruling
@@ -21,11 +22,18 @@ from tests.report.comparing import SEARCH, comparison_document, limited, with_te
 from tests.report.test_html import ATTRIBUTES, HOME, Page
 
 Payloads = Callable[[str], list[str]]
+PLOTLY = get_plotlyjs().replace("\r\n", "\n").replace("\r", "\n")
 TEMPLATES = sorted((Path(__file__).parents[2] / "src/kleash/report").glob("*.j2"))
 
 
+def parsed(html: str) -> Page:
+    """A page without plotly's code, which is the same on each and takes long to read."""
+    assert html.count(PLOTLY) == 1
+    return Page(html.replace(PLOTLY, ""))
+
+
 def page(**changes: Any) -> Page:
-    return Page(render_comparison(comparison_document(**changes)))
+    return parsed(render_comparison(comparison_document(**changes)))
 
 
 def test_the_figures_are_those_of_the_document() -> None:
@@ -108,7 +116,7 @@ def test_the_verdict_says_which_limit(limits: Any, state: str, title: str) -> No
     document = comparison_document(**limited(*limits))
     found = ruling(document)
     assert (found.state, found.title) == (state, title)
-    words = Page(render_comparison(document)).words
+    words = parsed(render_comparison(document)).words
     assert title in words
     for reason in document["verdict"]["reasons"]:
         assert reason in words
@@ -141,7 +149,7 @@ def test_the_limit_is_drawn_across_the_whisker_that_it_is_for() -> None:
     assert figure["data"][0]["error_x"]["array"] == [0.5]
     by_slice = slice_chart(document)
     assert by_slice.figure is not None
-    assert by_slice.figure["layout"]["ticktext" if False else "yaxis"]["ticktext"] == [
+    assert by_slice.figure["layout"]["yaxis"]["ticktext"] == [
         "films",
         "one prompt",
     ]
@@ -168,7 +176,7 @@ def test_an_interval_that_rests_on_one_response_is_not_trusted() -> None:
     document = comparison_document()
     assert "don't rest on the interval" not in render_comparison(document)
     document["kl_policy_ref_per_response"]["largest_share"] = 0.5
-    words = Page(render_comparison(document)).words
+    words = parsed(render_comparison(document)).words
     assert "don't rest on the interval: one response holds 50 % of the KL" in words
     figure = headline_chart(document).figure
     assert figure is not None
@@ -194,13 +202,13 @@ def test_why_sampling_stopped() -> None:
 def test_a_missing_part_is_left_out(missing: str) -> None:
     whole = comparison_document(**limited(("all", 5.0, "response")))
     for document in ({**whole, missing: None}, {k: v for k, v in whole.items() if k != missing}):
-        found = Page(render_comparison(document))
+        found = parsed(render_comparison(document))
         assert "None" not in found.words
         assert "acme" in found.words
-    assert Page(render_comparison({})).words.count("No limit was set") == 1
+    assert parsed(render_comparison({})).words.count("No limit was set") == 1
 
 
-@pytest.mark.parametrize("strange", [3, "x", [], [[]], {}, {"x": 1}, True, 10**400])
+@pytest.mark.parametrize("strange", ["x", [[]], {"x": 1}, 10**400])
 @pytest.mark.parametrize("key", sorted(comparison_document()))
 def test_a_part_of_another_kind_is_left_out(key: str, strange: Any) -> None:
     assert render_comparison(comparison_document(**{key: strange})).endswith("</html>")
@@ -216,7 +224,7 @@ def test_what_was_not_measured_is_a_dash_and_never_0() -> None:
     assert figure is not None
     assert figure["data"][0]["x"] == [None]
     assert figure["layout"]["annotations"][0]["text"] == "–"
-    words = Page(render_comparison(document)).words
+    words = parsed(render_comparison(document)).words
     for absent in ("By slice", "Tails", "Answers side by side", "held-out", "hidden drift"):
         assert absent not in words
 
@@ -229,7 +237,7 @@ def test_a_figure_that_is_no_number_is_said_and_not_drawn(value: str) -> None:
     document["js_per_response"]["value"] = value
     document["where"]["positions"][0]["kl_policy_ref"] = value
     document["where"]["answers"][0]["policy"]["kl"][0] = value
-    found = Page(render_comparison(document))
+    found = parsed(render_comparison(document))
     assert f"KL(π‖π_ref) {value} [{value}, {value}]" in found.words
     assert "the best guess" not in found.words
     assert ruling(document).state == "failed"
@@ -246,7 +254,7 @@ def test_models_that_are_one_are_0_apart() -> None:
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     for key in ("kl_policy_ref_per_response", "kl_ref_policy_per_response", "js_per_response"):
         document[key] |= nothing
-    words = Page(render_comparison(document)).words
+    words = parsed(render_comparison(document)).words
     assert "KL(π‖π_ref) 0 [0, 0] nats per response" in words
     assert "is right 50 % of the time; chance is 50 %" in words
     figure = headline_chart(document).figure
@@ -278,9 +286,11 @@ def test_the_page_asks_for_nothing() -> None:
 
 
 def test_no_text_of_a_document_becomes_markup(xss: Payloads) -> None:
-    plain = page_of("plain")
-    for payload in xss(HOME):
-        found = page_of(payload)
+    payloads = xss(HOME)
+    plain = page_of(*(f"plain {i}" for i in range(len(payloads))))
+    seen = ""
+    for first in range(0, len(payloads), 7):  # each place sees a payload in seven
+        found = page_of(*payloads[first:], *payloads[:first])
         assert found.shape == plain.shape
         assert {name for _, attributes in found.tags for name in attributes} <= ATTRIBUTES
         assert found.policy == plain.policy
@@ -290,15 +300,28 @@ def test_no_text_of_a_document_becomes_markup(xss: Payloads) -> None:
         assert len(figures) == 4 + 1
         for text in figures:
             assert not set(text) & set("<>&\u2028\u2029")
-            json.loads(text)
+            assert not [said for said in drawn_texts(json.loads(text)) if set(said) & set("<>")]
+        seen += found.text
+    for payload in payloads:
         if payload.isascii() and payload.isprintable():
-            assert found.text.count(payload) >= 20
+            assert payload in seen
 
 
-def page_of(text: str) -> Page:
-    """A page whose every text is this one."""
-    document = with_text(comparison_document(**limited(("films", 5.0, "response"))), text)
-    return Page(render_comparison(document))
+def drawn_texts(figure: dict[str, Any]) -> list[str]:
+    """The texts of a figure that plotly would read tags in."""
+    layout, traces = figure.get("layout", {}), figure.get("data", [])
+    return [
+        *(trace["name"] for trace in traces if "name" in trace),
+        *(said for trace in traces for said in trace.get("text", ())),
+        *layout.get("yaxis", {}).get("ticktext", ()),
+        *(note["text"] for note in layout.get("annotations", ())),
+    ]
+
+
+def page_of(*texts: str) -> Page:
+    """A page whose every text is one of these."""
+    document = with_text(comparison_document(**limited(("films", 5.0, "response"))), *texts)
+    return parsed(render_comparison(document))
 
 
 def test_terminal_and_direction_codes_are_seen() -> None:
@@ -308,7 +331,7 @@ def test_terminal_and_direction_codes_are_seen() -> None:
     assert "␛[31mred⟨U+202E⟩" in found.text
 
 
-def test_no_text_of_a_document_is_in_the_figures(xss: Payloads) -> None:
+def test_no_text_of_a_document_is_in_the_figures() -> None:
     document = comparison_document()
     assert headline(with_text(document, "hostile")) == [
         line._replace(note=line.note.replace("; one round, as asked", ""))
@@ -317,8 +340,10 @@ def test_no_text_of_a_document_is_in_the_figures(xss: Payloads) -> None:
 
 
 def test_limits_that_do_not_hold_come_first() -> None:
-    limits = ("films", 9.0, "response"), ("all", 4.5, "response"), ("films", 1.0, "response")
-    lines = limit_lines(comparison_document(**limited(*limits)))
+    limits = limited(
+        ("films", 9.0, "response"), ("all", 4.5, "response"), ("films", 1.0, "response")
+    )
+    lines = limit_lines(comparison_document(**limits))
     assert [line.state for line in lines] == ["above", "open", "within"]
     assert [line.share for line in lines] == [1.0, 1.0, pytest.approx(6 / 9)]
     assert not any(line.share is not None and math.isnan(line.share) for line in lines)

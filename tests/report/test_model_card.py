@@ -22,8 +22,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "model-card.md"
 
 
 def test_the_card_is_as_it_was() -> None:
-    limits = ("all", 5.0, "response"), ("films", 0.5, "token")
-    document = comparison_document(**limited(*limits), search=None)
+    limits = limited(("all", 5.0, "response"), ("films", 0.5, "token"))
+    document = comparison_document(**limits, search=None)
     assert drift_card(document) == GOLDEN.read_text(encoding="utf-8")
 
 
@@ -39,6 +39,7 @@ def test_the_settings_of_the_tests_are_those_of_the_configuration() -> None:
     assert set(SETTINGS) == kept - {"policy", "reference", "prompts", "limits", "retain", "show"}
 
 
+@pytest.mark.slow  # it imports torch
 def test_what_is_taken_for_usual_is_what_compare_takes() -> None:
     from kleash.audit.compare import resolved
     from kleash.audit.sources import Source
@@ -56,8 +57,8 @@ def test_a_run_has_its_settings_said_in_full() -> None:
 
 
 def test_limits_are_said_as_they_are_written() -> None:
-    limits = ("all", 5.25, "response"), ("one prompt", 0.1, "token")
-    words = shlex.split(command(comparison_document(**limited(*limits))))
+    limits = limited(("all", 5.25, "response"), ("one prompt", 0.1, "token"))
+    words = shlex.split(command(comparison_document(**limits)))
     given = [words[i + 1] for i, word in enumerate(words) if word == "--limit"]
     assert given == ["5.25", "one prompt=0.1/token"]
 
