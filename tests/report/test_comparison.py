@@ -174,10 +174,15 @@ def test_a_slice_of_one_prompt_has_a_dot_and_no_whisker() -> None:
 
 def test_an_interval_that_rests_on_one_response_is_not_trusted() -> None:
     document = comparison_document()
-    assert "don't rest on the interval" not in render_comparison(document)
-    document["kl_policy_ref_per_response"]["largest_share"] = 0.5
+    assert ruling(document).doubts == ()
+    for reading in (document, document["slices"]["films"]):
+        reading["kl_policy_ref_per_response"]["largest_share"] = 0.5
+    doubt = "don't rest on the interval: one response holds 50 % of the KL"
+    assert ruling(document).doubts == (f"all prompts: {doubt}",)
+    document |= limited(("films", 9.0, "response"))
+    assert ruling(document).doubts == (f"all prompts: {doubt}", f"slice films: {doubt}")
     words = parsed(render_comparison(document)).words
-    assert "don't rest on the interval: one response holds 50 % of the KL" in words
+    assert f"{doubt} slice films: {doubt}" in words
     figure = headline_chart(document).figure
     assert figure is not None
     symbols = [trace["marker"]["symbol"] for trace in figure["data"]]

@@ -42,6 +42,8 @@ class Ruling:
     state: Literal["passed", "failed", "none"]
     title: str
     reasons: tuple[str, ...]
+    doubts: tuple[str, ...]
+    """Intervals behind it that should not be rested on, a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,13 +88,16 @@ def headline(document: Mapping[str, Any]) -> list[Line]:
 def ruling(document: Mapping[str, Any]) -> Ruling:
     """Whether every limit holds. It passed only if verdict and limits both say so in as many words."""
     verdict, limits = part(document, "verdict"), objects(document, "limits")
-    lines = limit_lines(document)
+    lines, doubts = limit_lines(document), _doubts(document)
     if not limits and verdict.get("passed") is None:
-        return Ruling(state="none", title="No limit was set", reasons=())
+        return Ruling(state="none", title="No limit was set", reasons=(), doubts=doubts)
     passed = verdict.get("passed") is True and all(each.get("passed") is True for each in limits)
     if limits and passed:
         title = "Within its limit" if len(limits) == 1 else f"Within its {len(limits)} limits"
-        return Ruling(state="passed", title=title, reasons=())
+        said = ("The upper end of the interval lies at or below it.",)
+        every = ("The upper end of every interval lies at or below its limit.",)
+        reasons = said if len(limits) == 1 else every
+        return Ruling(state="passed", title=title, reasons=reasons, doubts=doubts)
     over = [line for line in lines if line.state == "above"]
     which = over or [line for line in lines if line.state == "open"]
     said = "Above" if over else "May be above"
@@ -103,6 +108,7 @@ def ruling(document: Mapping[str, Any]) -> Ruling:
         if which
         else "Not shown to be within its limits",
         reasons=tuple(filter(None, reasons)),
+        doubts=doubts,
     )
 
 
@@ -262,6 +268,20 @@ def _limit(found: Mapping[str, Any]) -> LimitLine:
         share=min(1.0, high / limit)
         if high is not None and math.isfinite(high) and limit
         else None,
+    )
+
+
+def _doubts(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the whole, and of every slice that has a limit."""
+    limited = {words(each.get("scope")) for each in objects(document, "limits")}
+    slices = part(document, "slices")
+    key = "kl_policy_ref_per_response"
+    found = [("all", read(document, key))]
+    found += [(name, read(slices, name, key)) for name in slices if name in limited]
+    return tuple(
+        f"{scope_words(scope)}: {each.doubt}"
+        for scope, each in found
+        if each is not None and each.doubt
     )
 
 
