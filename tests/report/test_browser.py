@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kleash.report import RunView, load_run, render_run, render_runs
+from kleash.report import RunView, load_run, render_comparison, render_run, render_runs
 from kleash.report.drift import TOP
 from kleash.report.view import Share
+from tests.report.comparing import comparison_document, limited, with_text
 
 CHROMIUM = next(
     (
@@ -45,6 +46,10 @@ HOVER = """<script>
 for (const plot of document.querySelectorAll(".js-plotly-plot"))
   plot.data.forEach((_, curveNumber) => Plotly.Fx.hover(plot, [{ curveNumber, pointNumber: 3 }]));
 </script>"""
+
+
+COMPARISON_HOVER = HOVER.replace("pointNumber: 3", "pointNumber: 0")
+"""A whisker is one point."""
 
 
 class Home:
@@ -171,3 +176,31 @@ def test_every_chart_is_drawn_under_the_policy(run: RunView, tmp_path: Path) -> 
     drawn = dom.count("js-plotly-plot")
     assert drawn == render_run(run).count('class="plot"') >= 5
     assert "target 4 nats</text>" in dom
+
+
+@pytest.mark.parametrize("policy", [True, False], ids=["policy", "escaping-alone"])
+def test_no_text_of_a_comparison_runs(
+    home: Home, tmp_path: Path, xss: Payloads, policy: bool
+) -> None:
+    document = comparison_document(**limited(("films", 5.0, "response")))
+    document["where"]["prompts"] *= 10  # places enough for every payload
+    document["where"]["answers"] *= 8
+    html = render_comparison(with_text(document, *xss(home.address)))
+    if not policy:
+        html = without_policy(html).replace("</body>", COMPARISON_HOVER + "</body>")
+    dom, said = open_page(html, tmp_path)
+    assert not was_taken_over(dom)
+    assert home.asked == []
+    assert said == []
+    assert dom.count("js-plotly-plot") == html.count('class="plot"') == 4
+    body = dom[dom.index("<body") :]
+    assert not re.search(r"<(a|img|image|iframe|object|embed|form|base|foreignobject)[\s/>]", body)
+    assert ('class="hovertext"' in body) is not policy
+
+
+def test_the_limit_of_a_comparison_is_drawn(tmp_path: Path) -> None:
+    html = render_comparison(comparison_document(**limited(("all", 5.0, "response"))))
+    dom, said = open_page(html, tmp_path)
+    assert said == []
+    assert "limit 5</text>" in dom
+    assert "4.12 [3.62, 4.62]</text>" in dom

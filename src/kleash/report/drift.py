@@ -42,10 +42,14 @@ class Table:
 
     title: str
     reading: str
-    kind: Literal["prompt", "token"]
+    kind: Literal["prompt", "token", "text"]
     counted: str
-    """What the last column counts."""
+    """What the last column is; empty where there is none."""
     rows: tuple[Row, ...]
+    measured: str = "nats"
+    """What the column before it is."""
+    diverges: bool = False
+    """Whether bars grow from the middle, to both sides."""
 
 
 def drift_charts(run: RunView, colour: str) -> list[Chart]:
@@ -163,12 +167,21 @@ def _nats(line: Drift) -> list[Measured]:
 
 
 def _positions(last: Drift, before: Drift | None, colour: str) -> Figure:
+    faint = [] if before is None else [stair(before, rgba(colour, 0.6), f"step {before.step}", 1.5)]
     lines = [last] if before is None else [before, last]
+    return {
+        "data": [area(last, colour), *faint, stair(last, colour, f"step {last.step}")],
+        "layout": position_axes(lines),
+    }
+
+
+def position_axes(lines: Sequence[Drift]) -> Figure:
+    """A layout with room for every position of the lines."""
     values = [value for line in lines for value in _nats(line) if value is not None]
     low, high = min(0.0, *values), max(*values, 0.0) or 1.0
     top = high + 0.06 * (high - low)
     widest = max(place.position for line in lines for place in line.by_position)
-    layout: Figure = {
+    return {
         "xaxis": {
             "title": {"text": "position in the response (0: its first token)"},
             "range": [-0.5, widest + 0.5],
@@ -176,11 +189,9 @@ def _positions(last: Drift, before: Drift | None, colour: str) -> Figure:
         },
         "yaxis": {"range": [low, top], "title": {"text": "nats per response"}},
     }
-    data = [_stair(line, colour, faint=line is before) for line in lines]
-    return {"data": [_area(last, colour), *data], "layout": layout}
 
 
-def _area(line: Drift, colour: str) -> Figure:
+def area(line: Drift, colour: str) -> Figure:
     """What lies under the stair, the KL of a response; nothing where a value is missing."""
     nats, x, y = _nats(line), list[Measured](), list[Measured]()
     for stretch in segments(nats):
@@ -192,9 +203,8 @@ def _area(line: Drift, colour: str) -> Figure:
     return {"type": "scatter", "mode": "lines", "x": x, "y": y, "hoverinfo": "skip"} | fill
 
 
-def _stair(line: Drift, colour: str, *, faint: bool) -> Figure:
+def stair(line: Drift, ink: str, name: str, width: float = 2) -> Figure:
     """Each position one tread."""
-    ink = rgba(colour, 0.6) if faint else colour
     return {
         "type": "scatter",
         # Markers keep a value visible that has a gap on both sides.
@@ -202,11 +212,12 @@ def _stair(line: Drift, colour: str, *, faint: bool) -> Figure:
         "x": [place.position for place in line.by_position],
         "y": _nats(line),
         "text": [
-            f"{number(place.nats)} nats, {number(place.count)} responses"
+            f"{number(place.nats)} nats"
+            + ("" if place.count is None else f", {number(place.count)} responses")
             for place in line.by_position
         ],
-        "name": f"step {line.step}",
+        "name": name,
         "hovertemplate": "%{text}",
-        "line": {"color": ink, "width": 1.5 if faint else 2, "shape": "hvh"},
+        "line": {"color": ink, "width": width, "shape": "hvh"},
         "marker": {"color": ink, "size": 3},
     }

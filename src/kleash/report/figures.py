@@ -41,6 +41,8 @@ class Chart:
     reading: str
     """How to read it, in plain words."""
     size: Literal["hero", "large", "medium", "small"] = "small"
+    height: int | None = None
+    """Pixels; None: those of its size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,8 +20,13 @@ from plotly.offline import get_plotlyjs
 from kleash.report.text import DASH, number, visible
 
 
-def render(context: Mapping[str, Any]) -> str:
-    """The page as HTML, with our styles and scripts in it."""
+def render(context: Mapping[str, Any], template: str = "template.html.j2") -> str:
+    """The page as HTML, with our styles and scripts in it.
+
+    Args:
+        context: what it shows.
+        template: that shows it.
+    """
     scripts = _scripts()
     shared = {
         "css": Markup(_resource("report.css")),
@@ -29,7 +34,7 @@ def render(context: Mapping[str, Any]) -> str:
         "policy": _policy(scripts),
         "unmeasured": DASH,
     }
-    return _environment().get_template("template.html.j2").render(shared | dict(context))
+    return _environment().get_template(template).render(shared | dict(context))
 
 
 def data(value: Any) -> Markup:

@@ -44,8 +44,8 @@ class Place:
     """0: the response's first token."""
     nats: Measured
     """Nats per response, whether or not it reaches so far."""
-    count: int
-    """Responses that do."""
+    count: int | None
+    """Responses that do; None where nobody counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
