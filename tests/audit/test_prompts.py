@@ -100,6 +100,8 @@ def test_the_digest_knows_order_slice_and_conversation(tmp_path: Path) -> None:
         ({"messages": ["x"]}, "no conversation"),
         ({"messages": [{"role": "user"}]}, "not a text"),
         ({"prompt": "a", "slice": ["x"]}, "not a name"),
+        ({"prompt": "a", "slice": "all"}, "no slice can be called"),
+        ({"prompt": "a", "slice": "*"}, "no slice can be called"),
         (["a"], "not a JSON object"),
     ],
 )

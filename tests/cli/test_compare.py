@@ -26,7 +26,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 def command(pair: tuple[str, str, str], *more: str) -> list[str]:
     policy, reference, prompts = pair
     return [
-        *("compare", policy, reference, "--prompts", prompts, "--max-new-tokens", "4", "--show", "2"),
+        *(
+            "compare",
+            policy,
+            reference,
+            "--prompts",
+            prompts,
+            "--max-new-tokens",
+            "4",
+            "--show",
+            "2",
+        ),
         *more,
     ]
 
@@ -84,7 +94,7 @@ def test_it_is_attested_and_verified_and_a_changed_model_is_found(
     copy = tmp_path / "policy"
     shutil.copytree(policy, copy)
     key = tmp_path / "mine.key"
-    create_signing_key(key)
+    create_signing_key(SigningKey.generate(), key)
     out = tmp_path / "out"
     attested = (str(copy), reference, prompts)
     assert run(command(attested, "--out", str(out), "--attest", str(key), "--limit", "9")) == 0
@@ -118,24 +128,23 @@ def test_a_key_that_is_not_there_is_not_made(
 
 
 def test_hostile_text_in_prompts_and_slices_is_only_shown(
-    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": f"{HOSTILE}{letter}", "slice": HOSTILE} for letter in "abcdef"]
-    prompts = tmp_path / "p.jsonl"
+    rows = [{"prompt": f"{HOSTILE}{letter}", "slice": HOSTILE} for letter in "abcd"]
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "out"
     prompts.write_text("\n".join(map(json.dumps, rows)))
-    policy, reference, _ = pair
-    out = tmp_path / "out"
-    hostile = command((policy, reference, str(prompts)), "--out", str(out), "--limit", "*=1e-6")
-    hostile[hostile.index("--max-new-tokens") + 1] = "1"  # prompts of many tokens
-    code = run(hostile)
+    same = ("tiny-reviews/base", "tiny-reviews/base", str(prompts))
+    assert run(command(same, "--out", str(out), "--limit", "*=1")) == 0
     shown = capsys.readouterr()
-    if code == 2:  # longer than the small context
-        assert "longer than a context" in shown.err
-    assert "\x1b]" not in shown.out + shown.err
-    assert "\x1b[31mred" not in shown.out + shown.err
-    assert "\u202e" not in shown.out + shown.err
-    if code == 3:
-        assert "<script>alert" not in (out / "report.html").read_text()
+    page, card = ((out / name).read_text() for name in ("report.html", "model-card.md"))
+    for text in (shown.out, shown.err, page, card):
+        assert "\x1b]" not in text
+        assert "\x1b[31mred" not in text
+        assert "\u202e" not in text
+    assert "␛[31mred" in shown.out
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<script>alert" not in card
 
 
 @pytest.mark.parametrize(

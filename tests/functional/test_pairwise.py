@@ -60,7 +60,9 @@ def test_float32_is_near_double_precision_however_near_the_two_are() -> None:
         for name in ("kl", "other_kl", "jensen_shannon"):
             # Logits of float32 are known to 1e-6 or so: what KL can be known to follows.
             known = 4e-6 * distance + 2e-8
-            torch.testing.assert_close(getattr(read, name).double(), exact[name], rtol=1e-4, atol=known)
+            torch.testing.assert_close(
+                getattr(read, name).double(), exact[name], rtol=1e-4, atol=known
+            )
 
 
 def test_the_same_model_twice_is_exactly_nothing() -> None:
@@ -104,7 +106,12 @@ def test_the_way_to_the_mixture_adds_up_to_the_jensen_shannon_divergence_of_resp
     responses = list(itertools.product(range(vocab), repeat=length))
     rows = [[at[y[:t]] for t in range(length)] for y in responses]
     joint = [
-        torch.stack([sum(log[i, v] for i, v in zip(r, y, strict=True)) for r, y in zip(rows, responses, strict=True)])
+        torch.stack(
+            [
+                sum(log[i, v] for i, v in zip(r, y, strict=True))
+                for r, y in zip(rows, responses, strict=True)
+            ]
+        )
         for log in logs
     ]
     mixture = torch.logaddexp(joint[0], joint[1]) - math.log(2)

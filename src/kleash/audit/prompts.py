@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from kleash.audit.limits import ALL, EACH
 from kleash.errors import InputError
 from kleash.models.embedded import resolve
 from kleash.rewards.checks import shown
@@ -17,6 +18,8 @@ TABLES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".json": "jso
 """Files that `datasets` reads, by the end of their names."""
 COLUMNS = ("prompt", "messages")
 """Where a prompt is looked for."""
+RESERVED = (ALL, EACH)
+"""What limits are on beside slices."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -129,6 +132,12 @@ def _slice(row: Row, column: str) -> str | None:
     value = row.data.get(column)
     if value is None or value == "":
         return None
+    if value in RESERVED:
+        raise InputError(
+            f"{row.where}: no slice can be called {shown(value)}",
+            expected="another name: a limit on it stands for all prompts, or for each slice",
+            got=shown(value),
+        )
     if not isinstance(value, str | int):
         raise InputError(
             f"{row.where}: {column!r} is not a name", expected="a text", got=shown(value)

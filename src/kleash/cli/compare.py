@@ -1,33 +1,20 @@
 """`kleash compare`: how far two models are apart, where, and whether a limit holds."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from kleash.cli.console import Screen, Steps, fixed, jsonable, line
-from kleash.cli.options import AsJson, train_extra
+from kleash.cli.attesting import Attesting
+from kleash.cli.compared import show_comparison
+from kleash.cli.console import Screen, Steps, fixed, jsonable
+from kleash.cli.options import AsJson, PassphraseFd, train_extra
 from kleash.config import build
-from kleash.errors import LimitError, ResourceError
+from kleash.errors import ConfigError, LimitError, ResourceError
 from kleash.ledger.durable import replace_file
 from kleash.records import KLReading
-from kleash.report.text import interval, number, shorten, token_text
-
-if TYPE_CHECKING:
-    from kleash.audit.result import Comparison
-
-WIDEST = 60
-"""Characters of a prompt or an answer in a table."""
-LISTED = 5
-"""Prompts, and tokens either way, in the terminal; --out has more."""
-STOPPED = {
-    "samples": "one round, as asked",
-    "precision": "the interval is narrow enough",
-    "max_tokens": "the budget of tokens is spent",
-    "prompts": "more responses to these prompts would not narrow it further: add prompts",
-}
+from kleash.report import drift_card, render_comparison
 
 
 def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
@@ -118,6 +105,14 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="One model in memory at a time.")
     ] = False,
+    attest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Sign what was measured, of which files: a key file, or `default`. Written to --out.",
+        ),
+    ] = None,
+    passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
     """How far is POLICY from REFERENCE? Exact KL per token, both ways, with intervals clustered by prompt.
@@ -125,21 +120,29 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
     Exit code 3: a limit may be exceeded; the upper end of the interval decides.
     """
     given = {**locals()}
-    screen = Screen(as_json=given.pop("as_json"))
-    out, limits = given.pop("out"), tuple(given.pop("limit") or ())
+    for name in ("as_json", "out", "limit", "attest", "passphrase_fd"):
+        del given[name]
+    screen = Screen(as_json=as_json)
     with train_extra():
         from kleash.audit.compare import compare as run_comparison
+        from kleash.audit.compare import sources
         from kleash.audit.config import CompareConfig
 
-    config = build(CompareConfig, {**given, "limits": limits}, "the command line")
+    config = build(CompareConfig, {**given, "limits": tuple(limit or ())}, "the command line")
+    attesting = _attesting(screen, attest, out, passphrase_fd)
     if out is not None:
         _make(out)
+    if attesting is not None:
+        attesting.begin(*sources(config))
     with screen.progress() as steps:
         found = run_comparison(config, Watched(steps))
     document = jsonable(found.to_json())
-    show_comparison(screen, found)
+    show_comparison(screen, document)
     if out is not None:
-        write_files(screen, out, document)
+        files = written(document)
+        if attesting is not None:
+            files["attestation.json"] = attesting.end(document)
+        _write(screen, out, files)
     screen.document(document)
     if found.passed is False:
         raise typer.Exit(LimitError.exit_code)
@@ -161,54 +164,29 @@ class Watched:
         self.steps.show("tokens", min(done, most), most, figures)
 
 
-def show_comparison(screen: Screen, found: "Comparison") -> None:
-    """What a person reads first: the KLs with their intervals, where they come from, and every limit."""
-    screen.say(f"{found.policy.name} against {found.reference.name}")
-    drift = found.drift
-    rows = [
-        ("KL(π‖π_ref), nats per response", drift.reverse),
-        ("KL(π_ref‖π), nats per response", drift.forward),
-        ("KL(π‖π_ref), nats per token", drift.reverse_token),
-        ("KL(π_ref‖π), nats per token", drift.forward_token),
-        ("Jensen-Shannon of whole responses, nats (at most 0.69)", drift.js),
-        ("entropy of the policy, nats per token", drift.entropy_policy),
-        ("entropy of the reference, nats per token", drift.entropy_ref),
-    ]
-    cells = [(name, interval(x.value, x.low, x.high)) for name, x in rows]
-    screen.table({"": "left", "95 % interval": "right"}, cells)
-    _show_slices(screen, found)
-    _show_where(screen, found.where)
-    _show_retention(screen, found.retention)
-    if not drift.reverse.is_trusted:
-        screen.say(
-            "! one response holds much of the KL: the interval may be too narrow; more --samples say more"
-        )
-    asked = f"{drift.reverse.n} responses of each model to {drift.reverse.clusters} prompts"
-    screen.say(f"{asked}, {number(found.tokens)} tokens; {STOPPED[found.stopped]}")
-    for key, text in (
-        ("left_out", "prompts were left out"),
-        ("duplicates", "prompts were there twice"),
-    ):
-        if found.prompts[key]:
-            screen.say(f"{number(found.prompts[key])} {text}")
-    for each in found.judged:
-        where = "all prompts" if each.limit.scope == "all" else f"slice {each.limit.scope}"
-        within = f"{where}: {_between(each.reading)}, at most {each.limit.nats:g} nats per {each.limit.unit}"
-        screen.check(passed=each.passed, text=within if each.passed else each.reason)
-
-
-def write_files(screen: Screen, out: Path, document: Mapping[str, Any]) -> None:
-    """The comparison as JSON, as one HTML page, and as a block for a model card.
-
-    Raises:
-        ResourceError: the disk failed.
-    """
+def written(document: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a comparison by their names: as JSON, as one HTML page, and as a block for a model card."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        replace_file(out / "comparison.json", text.encode())
-    except OSError as error:
-        raise _disk(out, error) from error
-    screen.say(f"{out}: comparison.json")
+    return {
+        "comparison.json": text.encode("utf-8", "backslashreplace"),
+        "report.html": render_comparison(document).encode(),
+        "model-card.md": drift_card(document).encode(),
+    }
+
+
+def _attesting(
+    screen: Screen, key: str | None, out: Path | None, passphrase_fd: int | None
+) -> Attesting | None:
+    if key is None:
+        return None
+    if out is None:
+        raise ConfigError(
+            "an attestation is a file, and there is nowhere to write it",
+            expected="--out DIR",
+            got=f"--attest {key} alone",
+            do="name a directory with --out",
+        )
+    return Attesting(screen, key, passphrase_fd)
 
 
 def _make(out: Path) -> None:
@@ -219,63 +197,21 @@ def _make(out: Path) -> None:
         raise _disk(out, error) from error
 
 
+def _write(screen: Screen, out: Path, files: dict[str, bytes]) -> None:
+    try:
+        for name, content in files.items():
+            replace_file(out / name, content)
+            screen.say(str(out / name))
+    except OSError as error:
+        raise _disk(out, error) from error
+
+
 def _disk(out: Path, error: OSError) -> ResourceError:
     return ResourceError(
         f"nothing can be written to {out}",
         expected="a directory that can be written",
         got=error.strerror or str(error),
         do="name another with --out",
-    )
-
-
-def _show_slices(screen: Screen, found: "Comparison") -> None:
-    if not found.slices:
-        return
-    columns = {
-        "slice": "left",
-        "KL(π‖π_ref) per response": "right",
-        "per token": "right",
-        "prompts": "right",
-    }
-    rows = [
-        (
-            shorten(name, WIDEST),
-            interval(each.reverse.value, each.reverse.low, each.reverse.high),
-            interval(each.reverse_token.value, each.reverse_token.low, each.reverse_token.high),
-            str(each.reverse.clusters),
-        )
-        for name, each in found.slices.items()
-    ]
-    screen.table(dict(columns), rows)  # pyright: ignore[reportArgumentType] - "left" and "right" are what it takes
-
-
-def _show_where(screen: Screen, where: Mapping[str, Any]) -> None:
-    worst = [
-        (shorten(line(each["prompt"]), WIDEST), number(each["kl_policy_ref"]))
-        for each in where["prompts"][:LISTED]
-    ]
-    screen.table({"prompts that drifted most": "left", "nats per response": "right"}, worst)
-    for name, text in (("gained", "likelier"), ("lost", "less likely")):
-        tokens = where["tokens"][name][:LISTED]
-        if tokens:
-            said = ", ".join(
-                f"{token_text(each['token'])} {abs(100 * each['probability']):.2g}"
-                for each in tokens
-            )
-            screen.say(f"{text}, in points of a hundred: {said}")
-
-
-def _show_retention(screen: Screen, found: Mapping[str, Any] | None) -> None:
-    if found is None:
-        return
-    names = ("nll_policy", "nll_ref", "increase")
-    words = ("of the policy", "of the reference", "increase")
-    rows: Sequence[tuple[str, str]] = [
-        (text, interval(*(found[name][key] for key in ("value", "low", "high"))))
-        for name, text in zip(names, words, strict=True)
-    ]
-    screen.table(
-        {f"NLL of {found['texts']} held-out texts": "left", "nats per token": "right"}, rows
     )
 
 

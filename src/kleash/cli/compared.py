@@ -1,0 +1,95 @@
+"""A comparison in the terminal: what a person reads first, and every limit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kleash.cli.console import Screen
+from kleash.report.compared import figure, objects, part, read, words
+from kleash.report.compared_lines import KL, STOPPED, asked, headline, limit_lines, ruling
+from kleash.report.text import number, shorten, token_text
+
+WIDEST = 60
+"""Characters of a prompt or a name in a table."""
+LISTED = 5
+"""Prompts, tokens either way, and contexts that are listed; the report has more."""
+
+
+def show_comparison(screen: Screen, document: Mapping[str, Any]) -> None:
+    """Both KLs with their intervals, where they come from, and every limit."""
+    names = (words(part(document, side).get("name")) for side in ("policy", "reference"))
+    screen.say(" against ".join(names))
+    figures = [(each.name, each.value, each.note.partition(";")[0]) for each in headline(document)]
+    screen.table({"": "left", "measured": "right", "unit": "left"}, figures)
+    _show_slices(screen, document)
+    _show_where(screen, document)
+    _show_search(screen, part(document, "search"))
+    said = STOPPED.get(words(document.get("stopped")), "")
+    screen.say("; ".join(filter(None, (asked(document), said))))
+    _show_prompts(screen, part(document, "prompts"))
+    found = ruling(document)
+    for doubt in found.doubts:
+        screen.say(f"! {doubt}; more --samples say more")
+    for each in limit_lines(document):
+        passed = each.state == "within"
+        screen.check(passed=passed, text=f"{each.scope}: {each.value}, {each.words} {each.limit}")
+    screen.say(found.title)
+
+
+def _show_slices(screen: Screen, document: Mapping[str, Any]) -> None:
+    key, rows = "kl_policy_ref_per_response", list[tuple[str, str, str, str]]()
+    slices = part(document, "slices")
+    for name in slices:
+        whole, token = read(slices, name, key), read(slices, name, "per_token", "kl_policy_ref")
+        if whole is not None and token is not None:
+            rows.append((shorten(name, WIDEST), whole.text, token.text, number(whole.clusters)))
+    if rows:
+        screen.table(
+            {
+                "slice": "left",
+                f"{KL} per response": "right",
+                "per token": "right",
+                "prompts": "right",
+            },
+            rows,
+        )
+
+
+def _show_where(screen: Screen, document: Mapping[str, Any]) -> None:
+    worst = [
+        (shorten(words(each.get("prompt")), WIDEST), number(figure(each.get("kl_policy_ref"))))
+        for each in objects(document, "where", "prompts")[:LISTED]
+    ]
+    screen.table({"prompts that drifted most": "left", "nats per response": "right"}, worst)
+    for name, text in (("gained", "likelier"), ("lost", "less likely")):
+        tokens = objects(document, "where", "tokens", name)[:LISTED]
+        if tokens:
+            said = ", ".join(map(_token, tokens))
+            screen.say(f"{text}, percentage points on average: {said}")
+
+
+def _token(found: Mapping[str, Any]) -> str:
+    points = figure(found.get("probability"))
+    return f"{token_text(words(found.get('token')))} {number(None if points is None else abs(100 * points))}"
+
+
+def _show_search(screen: Screen, search: Mapping[str, Any]) -> None:
+    contexts = objects(search, "contexts")[:LISTED]
+    if contexts:
+        rows = [
+            (
+                shorten(token_text(words(each.get("text"))), WIDEST),
+                number(figure(each.get("kl_policy_ref"))),
+            )
+            for each in contexts
+        ]
+        screen.table({"contexts found by the search": "left", "nats per token": "right"}, rows)
+
+
+def _show_prompts(screen: Screen, prompts: Mapping[str, Any]) -> None:
+    for key, text in (
+        ("left_out", "prompts were left out"),
+        ("duplicates", "prompts were there twice"),
+    ):
+        count = figure(prompts.get(key))
+        if count:
+            screen.say(f"{number(count)} {text}")
