@@ -30,7 +30,8 @@ def test_it_is_the_models_own_loss(tmp_path: Path) -> None:
     policy, reference = save_pair(tmp_path)
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
-    found = retention(Pair(find(str(policy)), find(str(reference))), str(path))
+    pair = Pair(find(str(policy)), find(str(reference)))
+    found = retention(pair, str(path), load_texts(str(path)))
     whole = [text for text in TEXTS if len(text) > 1]  # of one token nothing is predicted
     sums = [[nll(model, text)[0] for text in whole] for model in (policy, reference)]
     count = sum(nll(policy, text)[1] for text in whole)
@@ -53,8 +54,7 @@ def test_a_text_longer_than_a_window_is_read_in_pieces(
     pair = Pair(find(str(policy)), find(str(reference)))
     monkeypatch.setattr(retain, "WINDOW", 4)
     text = "abcdefgh"
-    (tmp_path / "t.txt").write_text(text + "\n")
-    found = retention(pair, str(tmp_path / "t.txt"))
+    found = retention(pair, "t.txt", [text])
     pieces = ["abcd", "defg", "gh"]
     expected = sum(nll(policy, piece)[0] for piece in pieces) / 7
     assert found["tokens"] == 7
@@ -67,6 +67,12 @@ def test_texts_that_say_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no texts"):
         load_texts(str(path))
     policy, reference = save_pair(tmp_path)
-    path.write_text("a\n")
     with pytest.raises(InputError, match="two tokens"):
-        retention(Pair(find(str(policy)), find(str(reference))), str(path))
+        retention(Pair(find(str(policy)), find(str(reference))), "t.txt", ["a"])
+
+
+def test_prompts_with_their_answers_are_texts_too(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"text": "abc"}, {"prompt": "ab", "completion": "c"}, {"prompt": "a", "response": "bc"}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load_texts(str(path)) == ["abc"] * 3

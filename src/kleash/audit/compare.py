@@ -14,7 +14,7 @@ from kleash.audit.limits import Limit, check_scopes, judge, parse
 from kleash.audit.pair import Pair, encode
 from kleash.audit.prompts import Prompt, PromptSet, load_prompts
 from kleash.audit.result import Comparison, Drift, Side
-from kleash.audit.retain import retention
+from kleash.audit.retain import load_texts, retention
 from kleash.audit.rounds import Measured, Sampler, Told
 from kleash.audit.sources import Source, find
 from kleash.audit.where import by_position, by_prompt, by_token, side_by_side
@@ -40,6 +40,8 @@ def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
         InputError: a model, the prompts or a setting can't be used.
         ConfigError: the models don't share a vocabulary, or a limit is of nothing that is there.
     """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     policy, reference = sources(config)
     config = resolved(config, policy)
     limits = [parse(text) for text in config.limits]
@@ -51,6 +53,7 @@ def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
     )
     asked = _some(given, config)
     check_scopes(limits, slices_of(asked))
+    held_out = None if config.retain is None else load_texts(config.retain)
     pair = Pair(
         policy,
         reference,
@@ -61,7 +64,8 @@ def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
     chat = Chat(config.system) if config.chat else None
     rows = encode(pair, asked, config.max_new_tokens or LONGEST, chat)
     measured = Sampler(pair, [prompt.text for prompt in asked], rows, config, told).run()
-    return _Report(config, given, asked, pair, rows, measured, limits).whole(policy, reference)
+    report = _Report(config, given, asked, pair, rows, measured, limits, held_out)
+    return report.whole(policy, reference)
 
 
 def sources(config: CompareConfig) -> tuple[Source, Source]:
@@ -155,6 +159,7 @@ class _Report:
     rows: list[list[int]]
     measured: Measured
     limits: list[Limit]
+    held_out: list[str] | None
 
     def whole(self, policy: Source, reference: Source) -> Comparison:
         drift = measure(self.measured.policy, self.measured.reference, reference.name)
@@ -175,9 +180,7 @@ class _Report:
                 "reference": tails(self.measured.reference),
             },
             where=self._where(),
-            retention=None
-            if self.config.retain is None
-            else retention(self.pair, self.config.retain),
+            retention=self._retention(),
             judged=judge(
                 self.limits, {"response": drift.reverse, "token": drift.reverse_token}, readings
             ),
@@ -186,6 +189,11 @@ class _Report:
             tokens=self.measured.num_tokens,
             versions=versions(),
         )
+
+    def _retention(self) -> dict[str, Any] | None:
+        if self.held_out is None:
+            return None
+        return retention(self.pair, self.config.retain or "", self.held_out)
 
     def _side(self, source: Source, digest: str) -> Side:
         return Side(name=source.name, kind=source.kind, weights=digest, base=source.base)

@@ -30,8 +30,8 @@ def measure(policy: Stream, reference: Stream, name: str) -> Drift:
         forward=_kl(reference, name, "ref_policy", "response"),
         reverse_token=_kl(policy, name, "policy_ref", "token"),
         forward_token=_kl(reference, name, "ref_policy", "token"),
-        js=_pooled(policy, reference, "to_mixture", "nats/response"),
-        js_token=_pooled(policy, reference, "jensen_shannon", "nats/token"),
+        js=_js_of_responses(policy, reference),
+        js_token=_js_of_tokens(policy, reference),
         entropy_policy=_per_token(policy),
         entropy_ref=_per_token(reference),
         length_policy=_length(policy),
@@ -67,9 +67,9 @@ def tails(stream: Stream) -> dict[str, Tail]:
     of_token = stream.prompt[stream.response]
     u = stream.log_ratio
     return {
-        "kl_per_token": _tail(stream.read.kl.double(), of_token, "nats/token"),
-        "log_ratio_per_token": _tail(u, of_token, "nats/token"),
-        "log_ratio_per_response": _tail(stream.totals(u), stream.prompt, "nats/response"),
+        "kl_per_token": _tail(stream.read.kl.double(), of_token, "token"),
+        "log_ratio_per_token": _tail(u, of_token, "token"),
+        "log_ratio_per_response": _tail(stream.totals(u), stream.prompt, "response"),
     }
 
 
@@ -108,38 +108,79 @@ def _kl(stream: Stream, reference: str, direction: Direction, unit: Unit) -> KLR
     )
 
 
-def _pooled(policy: Stream, reference: Stream, name: str, unit: str) -> Estimate:
-    """Of both models' responses together: half of the one's mean and half of the other's, as there are as many."""
-    both = [(x.totals(getattr(x.read, name)), x.lengths, x.prompt) for x in (policy, reference)]
-    totals, lengths, prompts = (torch.cat(parts) for parts in zip(*both, strict=True))
-    weights = lengths.double() if unit == "nats/token" else torch.ones_like(totals)
-    return _estimate(totals, weights, prompts, unit)
+def _js_of_responses(policy: Stream, reference: Stream) -> Estimate:
+    """Jensen-Shannon of whole responses, from two estimates of it that are both unbiased.
+
+    Along a response Σ KL(q‖mixture) is the quieter one where the models are close, log 2 − log(1 + P/Q) of the whole
+    response where they are far apart. Their difference is 0 on average, and as much of it is added as leaves least
+    variance between prompts. Half of each model's mean, as there are as many responses of both.
+    """
+    sides = policy, reference
+    along = torch.cat([side.totals(side.read.to_mixture) for side in sides])
+    whole = torch.cat(
+        [math.log(2) - torch.nn.functional.softplus(-side.totals(side.log_ratio)) for side in sides]
+    )
+    prompts = torch.cat([side.prompt for side in sides])
+    difference = whole - along
+    share = least_variance(along, difference, prompts)
+    ones = torch.ones_like(along)
+    return _estimate(along + share * difference, ones, prompts, "response", most=math.log(2))
+
+
+def least_variance(values: Tensor, noise: Tensor, clusters: Tensor) -> float:
+    """How much of a noise with mean 0 to add for the mean of both to vary least between clusters: −cov/var.
+
+    Examples:
+        >>> x = torch.tensor([1.0, 3.0, 2.0])
+        >>> least_variance(x, 2.0 - x, torch.arange(3))
+        1.0
+    """
+    _, of = clusters.unique(return_inverse=True)
+    sums = [
+        torch.zeros(int(of.max()) + 1, dtype=torch.double).index_add_(
+            0, of, (x - x.mean()).double()
+        )
+        for x in (values, noise)
+    ]
+    spread = float(sums[1].square().sum())
+    return -float((sums[0] * sums[1]).sum()) / spread if spread > 0 else 0.0
+
+
+def _js_of_tokens(policy: Stream, reference: Stream) -> Estimate:
+    """Of next-token distributions, at the states of both."""
+    sides = policy, reference
+    totals = torch.cat([side.totals(side.read.jensen_shannon) for side in sides])
+    lengths = torch.cat([side.lengths for side in sides]).double()
+    prompts = torch.cat([side.prompt for side in sides])
+    return _estimate(totals, lengths, prompts, "token", most=math.log(2))
 
 
 def _per_token(stream: Stream) -> Estimate:
     totals = stream.totals(stream.read.entropy)
-    return _estimate(totals, stream.lengths.double(), stream.prompt, "nats/token")
+    return _estimate(totals, stream.lengths.double(), stream.prompt, "token")
 
 
 def _length(stream: Stream) -> Estimate:
     lengths = stream.lengths.double()
-    return _estimate(lengths, torch.ones_like(lengths), stream.prompt, "tokens/response")
+    return _estimate(lengths, torch.ones_like(lengths), stream.prompt, "response")
 
 
-def _estimate(totals: Tensor, weights: Tensor, clusters: Tensor, unit: str) -> Estimate:
+def _estimate(
+    totals: Tensor, weights: Tensor, clusters: Tensor, unit: Unit, *, most: float = math.inf
+) -> Estimate:
+    """A mean of what is never negative, and never above `most`: nor are the ends of its interval."""
     found = clustered_mean(totals, weights, clusters)
-    low = None if found.low is None else min(found.value, max(found.low, 0.0))
     return Estimate(
         value=found.value,
-        low=low,  # none of these is ever negative
-        high=found.high,
+        low=None if found.low is None else min(found.value, max(found.low, 0.0)),
+        high=None if found.high is None else max(found.value, min(found.high, most)),
         n=len(totals),
         clusters=int(clusters.unique().numel()),
         unit=unit,
     )
 
 
-def _tail(values: Tensor, clusters: Tensor, unit: str) -> Tail:
+def _tail(values: Tensor, clusters: Tensor, unit: Unit) -> Tail:
     count = int(clusters.unique().numel())
     quantiles: Mapping[str, Estimate] = {
         name: Estimate(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kleash.audit.limits import Judged
-from kleash.records import KLReading
+from kleash.records import KLReading, Unit
 
 FORMAT = "kleash-comparison/1"
 
@@ -23,7 +23,8 @@ class Estimate:
     """Responses behind it."""
     clusters: int
     """Prompts."""
-    unit: str
+    unit: Unit
+    """What it is per: nats, or of a length tokens."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""

@@ -13,7 +13,7 @@ from kleash.functional.intervals import Interval, clustered_mean
 from kleash.functional.logprobs import log_softmax, token_logprobs
 from kleash.models.embedded import resolve
 from kleash.models.policy import LanguageModel
-from kleash.rewards.files import read_jsonl, read_lines, text_field
+from kleash.rewards.files import prompt_and_response, read_jsonl, read_lines
 
 WINDOW = 512
 """Tokens that are read at once, or the shorter context where that is less; a longer text is read in pieces."""
@@ -23,14 +23,14 @@ TOP = 10
 
 
 def load_texts(source: str) -> list[str]:
-    """Held-out texts: one a line, or `text` of JSON lines.
+    """Held-out texts: one a line, or of JSON lines `text`, or `prompt` with `response` or `completion`.
 
     Raises:
         InputError: they can't be read, or there are none.
     """
     path = Path(resolve(source)).expanduser()
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        found = [text_field(row, "text", 'a text, as in {"text": "…"}') for row in read_jsonl(path)]
+        found = ["".join(prompt_and_response(row)) for row in read_jsonl(path)]
     else:
         expected = "a text file with one held-out text a line, or JSON lines with `text`"
         found = [line.rstrip("\n") for _, line in read_lines(path, expected)]
@@ -39,7 +39,7 @@ def load_texts(source: str) -> list[str]:
     return found
 
 
-def retention(pair: Pair, source: str) -> dict[str, Any]:
+def retention(pair: Pair, source: str, texts: Sequence[str]) -> dict[str, Any]:
     """Mean NLL per token of both models, and how much it rose, with intervals clustered by text; no temperature.
 
     Returns:
@@ -48,7 +48,6 @@ def retention(pair: Pair, source: str) -> dict[str, Any]:
     Raises:
         InputError: no text has two tokens, of which the second could be predicted.
     """
-    texts = load_texts(source)
     rows = [(text, list(pair.tokenizer(text)["input_ids"])) for text in texts]
     rows = [(text, ids) for text, ids in rows if len(ids) > 1]
     if not rows:
@@ -104,4 +103,4 @@ def _nll(model: LanguageModel, pieces: Sequence[list[int]]) -> Tensor:
 
 
 def _said(interval: Interval) -> dict[str, Any]:
-    return {**interval._asdict(), "unit": "nats/token"}
+    return {**interval._asdict(), "unit": "token"}

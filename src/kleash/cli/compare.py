@@ -101,6 +101,9 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Responses at a time.")] = 64,
     device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="Of a CPU.", show_default="as many as torch takes")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="One model in memory at a time.")

@@ -1,5 +1,6 @@
 """A comparison in the terminal: what a person reads first, and every limit."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,10 @@ def show_comparison(screen: Screen, document: Mapping[str, Any]) -> None:
     """Both KLs with their intervals, where they come from, and every limit."""
     names = (words(part(document, side).get("name")) for side in ("policy", "reference"))
     screen.say(" against ".join(names))
-    figures = [(each.name, each.value, each.note.partition(";")[0]) for each in headline(document)]
-    screen.table({"": "left", "measured": "right", "unit": "left"}, figures)
+    figures = [
+        (each.name, each.value, re.split("[,;]", each.note)[0]) for each in headline(document)
+    ]
+    screen.table({"": "left", "95 % interval": "right", "per": "left"}, figures)
     _show_slices(screen, document)
     _show_where(screen, document)
     _show_search(screen, part(document, "search"))

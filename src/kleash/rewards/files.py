@@ -47,7 +47,7 @@ def score_file(
         InputError: the file or a line of it cannot be used, or there is no such model.
         RewardError: the scorer failed.
     """
-    texts = [_prompt_and_response(row) for row in read_jsonl(path)]
+    texts = [prompt_and_response(row) for row in read_jsonl(path)]
     scorer = load_scorer(model, label=label, batch_size=batch_size, device=device, server=server)
     return scorer.score([prompt for prompt, _ in texts], [response for _, response in texts])
 
@@ -129,7 +129,12 @@ def _row(where: str, line: str) -> Row:
     return Row(where, data)
 
 
-def _prompt_and_response(row: Row) -> tuple[str, str]:
+def prompt_and_response(row: Row) -> tuple[str, str]:
+    """What a row says, and to what: of a text alone nothing comes before it.
+
+    Raises:
+        InputError: it is neither.
+    """
     expected = '{"text"}, {"prompt", "response"} or {"prompt", "completion"}'
     if "text" in row.data:
         return "", text_field(row, "text", expected)
