@@ -9,7 +9,6 @@ models and one forward pass of each over each model's responses, log-probabiliti
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -104,8 +103,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def peak_mib() -> float:
-    """The most that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most that this process has had in memory; `getrusage` would give its parent's, where that was more."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:

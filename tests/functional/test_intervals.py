@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kleash.functional.intervals import clustered_mean
+from kleash.functional.intervals import Interval, clustered_mean, clustered_quantile
 
 
 def test_one_response_a_prompt_is_the_ordinary_t_interval() -> None:
@@ -91,3 +91,38 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         assert found.high is not None
         covered += found.low <= 0 <= found.high
     assert abs(covered / 2000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_a_quantile_is_the_value_with_so_many_at_or_below_it() -> None:
+    values = torch.randperm(1000).double()
+    for share in (0.01, 0.5, 0.99):
+        found = clustered_quantile(values, torch.arange(1000), share)
+        assert found.value == 1000 * share - 1
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.value < found.high
+
+
+def test_the_interval_of_a_quantile_covers_it_and_knows_clusters() -> None:
+    """Values that are the same within a cluster say no more than one of them."""
+    held, wide = 0, 0
+    for _ in range(200):
+        means = torch.randn(60, dtype=torch.double)
+        alone = clustered_quantile(means, torch.arange(60), 0.5)
+        repeated = clustered_quantile(
+            means.repeat_interleave(4), torch.arange(60).repeat_interleave(4), 0.5
+        )
+        assert alone.low is not None
+        assert alone.high is not None
+        assert repeated.low is not None
+        assert repeated.high is not None
+        held += repeated.low <= 0.0 <= repeated.high
+        wide += repeated.high - repeated.low >= 0.95 * (alone.high - alone.low)
+    assert 180 <= held <= 200
+    assert wide > 150
+
+
+def test_a_quantile_beyond_which_hardly_anything_was_seen_has_no_interval() -> None:
+    found = clustered_quantile(torch.arange(100.0), torch.arange(100), 0.99)
+    assert found == Interval(98.0, None, None)
+    assert clustered_quantile(torch.arange(9.0), torch.zeros(9).long(), 0.5).low is None

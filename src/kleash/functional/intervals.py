@@ -9,6 +9,10 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 
+FEWEST_BEYOND = 5
+"""Values that have to be expected beyond a quantile for an interval of it."""
+
+
 class Interval(NamedTuple):
     """A mean and the ends of its confidence interval; the ends are None when there are fewer than two clusters."""
 
@@ -65,8 +69,8 @@ def clustered_quantile(
     """The value that a share of all lies at or below, with a cluster-robust interval.
 
     Woodruff (1952, JASA 47:635): the interval of the share that lies at or below the quantile found is as one for a
-    mean, and its ends are read back as quantiles. It holds near the middle and where many values lie beyond; an end
-    that would lie beyond all values is the last of them.
+    mean, and its ends are read back as quantiles. There is none where fewer than `FEWEST_BEYOND` values are expected
+    on the quantile's shorter side: its end would be the last value seen, whatever lies beyond.
 
     Args:
         values: of any unit.
@@ -86,6 +90,8 @@ def clustered_quantile(
         return float(ordered[max(1, rank) - 1])
 
     value = at(share)
+    if min(share, 1 - share) * len(ordered) < FEWEST_BEYOND:
+        return Interval(value, None, None)
     below = (values.double() <= value).double()
     found = clustered_mean(below, torch.ones_like(below), clusters, level=level)
     if found.low is None or found.high is None:
