@@ -1,0 +1,223 @@
+"""Exact KL after many short contexts, counted in tokens: what the search for hidden drift spends its budget on.
+
+A token counts once each time it is put through either model's forward pass; a prefix whose keys and values are kept
+counts once per batch of contexts that share it. A pass that goes back through a model counts `GRADIENT` times as much.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kleash.functional.kl import exact_kl
+from kleash.models.policy import LanguageModel
+
+GRADIENT = 3
+"""What a token costs that a gradient goes back through: a pass forward, and one of twice the work back."""
+ROWS = 512
+"""Contexts in a batch."""
+
+Told = Callable[[int, int, float], None]
+"""(tokens spent, budget, the largest KL yet) -> a progress bar's business."""
+
+
+class Followed(NamedTuple):
+    """What a policy says after some contexts of one length, and how far the reference is from it there."""
+
+    tokens: Tensor
+    """[N, T]."""
+    kl: Tensor
+    """[N, T], nats at each of them."""
+    alive: Tensor
+    """[N, T] bool: no end came before."""
+
+
+@dataclass(slots=True)
+class Scorer:
+    """Two models over one vocabulary, and how much was spent on them.
+
+    Args:
+        policy: whose drift is sought.
+        reference: from which.
+        budget: tokens; no call goes beyond it.
+        told: hears of every batch.
+    """
+
+    policy: LanguageModel
+    reference: LanguageModel
+    budget: int
+    told: Told | None = None
+    spent: int = 0
+    best: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Tokens that can still be spent."""
+        return self.budget - self.spent
+
+    @torch.no_grad()
+    def after(self, prefix: Sequence[int], tails: Tensor) -> Tensor:
+        """KL(π‖π_ref) of the token that follows prefix and tail, nats, of as many of the tails as can be paid for.
+
+        Args:
+            prefix: token ids that all of them begin with; may be empty.
+            tails: [N, S] token ids, S > 0.
+
+        Returns:
+            [n], n ≤ N; inf where there is no number.
+        """
+        found = []
+        for part in tails.split(ROWS):
+            fits = (self.left - 2 * len(prefix)) // (2 * tails.shape[1])
+            part = part[: max(0, fits)]
+            if len(part) == 0:
+                break
+            own, theirs = (_last(model, prefix, part) for model in (self.policy, self.reference))
+            nats = self._read(own, theirs)
+            self._spend(2 * (len(prefix) + part.numel()), float(nats.max()))
+            found.append(nats)
+        return torch.cat(found) if found else torch.zeros(0)
+
+    @torch.no_grad()
+    def follow(
+        self, contexts: Sequence[Sequence[int]], steps: int, generator: torch.Generator | None = None
+    ) -> Followed:
+        """What the policy says after contexts of one length, and the KL at each token of it; some, where not all fit.
+
+        Args:
+            contexts: token ids.
+            steps: tokens that are said.
+            generator: draws them; None: the likeliest are taken.
+        """
+        each = 2 * (len(contexts[0]) + steps - 1)
+        ids = torch.tensor(contexts[: self.left // each], dtype=torch.long, device=self.policy.device)
+        if len(ids) == 0:
+            none = torch.zeros(0, steps)
+            return Followed(none.long(), none, none.bool())
+        said, own = said_after(self.policy, ids, steps, generator)
+        whole = torch.cat([ids, said[:, :-1]], 1)
+        theirs = _states(self.reference, whole)[:, ids.shape[1] - 1 :]
+        nats = self._read(own.flatten(0, 1), theirs.flatten(0, 1)).view_as(said)
+        ends = torch.isin(said, torch.tensor(self.policy.eos_ids, device=said.device)).long()
+        alive = (ends.cumsum(-1) - ends) == 0
+        self._spend(each * len(ids), 0.0)
+        return Followed(said.cpu(), nats, alive.cpu())
+
+    def gradient(self, context: Sequence[int]) -> Tensor | None:
+        """∂KL/∂(one-hot input) of the token that follows: what each token of the vocabulary would add, to first order.
+
+        Returns:
+            [L, V] of a context of L tokens; None: it can't be paid for.
+        """
+        cost = 2 * GRADIENT * len(context)
+        if cost > self.left:
+            return None
+        value, slope = kl_gradient(self.policy, self.reference, context)
+        self._spend(cost, value)
+        return slope
+
+    def _read(self, own: Tensor, theirs: Tensor) -> Tensor:
+        tokens = torch.zeros(len(own), dtype=torch.long, device=own.device)
+        read = self.policy.head.read(own, self.reference.head, theirs, tokens, 1.0)
+        return read.kl.float().nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0.0).cpu()
+
+    def _spend(self, tokens: int, best: float) -> None:
+        self.spent += tokens
+        if best > self.best:
+            self.best = best
+            self.curve.append((self.spent, best))
+        if self.told is not None:
+            self.told(self.spent, self.budget, self.best)
+
+
+def kl_gradient(
+    policy: LanguageModel, reference: LanguageModel, context: Sequence[int]
+) -> tuple[float, Tensor]:
+    """KL(π‖π_ref) of the token that follows, and its gradient with respect to the one-hot input of both, [L, V].
+
+    The same one-hot rows go into both models: the gradient is the sum of what comes back through each.
+    """
+    sides, leaves = [], []
+    for model in (policy, reference):
+        embed = model.model.get_input_embeddings()
+        ids = torch.tensor([list(context)], device=model.device)
+        with torch.no_grad(), model.speaking():
+            leaf = embed(ids)
+        leaves.append(leaf.detach().requires_grad_())
+        with torch.enable_grad(), model.speaking():
+            states = model.model.base_model(inputs_embeds=leaves[-1], use_cache=False)
+            sides.append(_logits(model, states.last_hidden_state[:, -1].to(model.dtype)))
+    with torch.enable_grad():
+        nats = exact_kl(*sides)[0]
+    slopes = torch.autograd.grad(nats, leaves)
+    tables = (x.model.get_input_embeddings().weight.detach() for x in (policy, reference))
+    pairs = zip(slopes, tables, strict=True)
+    slope = sum((g[0].to(table.dtype) @ table.T for g, table in pairs), start=torch.zeros(()))
+    return float(nats.detach()), slope
+
+
+def _logits(model: LanguageModel, states: Tensor) -> Tensor:
+    head = model.head
+    logits = torch.nn.functional.linear(states, head.weight.detach(), head.bias) * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def said_after(
+    model: LanguageModel, ids: Tensor, steps: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """So many tokens after contexts of one length, drawn or the likeliest, [N, T], and the states they come from.
+
+    Args:
+        model: who speaks.
+        ids: [N, L].
+        steps: T.
+        generator: draws them; None: the likeliest are taken.
+    """
+    cache, given, said, states = model.new_cache(ids.shape[1] + steps), ids, [], []
+    with torch.no_grad(), model.sampling():
+        for _ in range(steps):
+            state = _pass(model, given, cache)[:, -1].to(model.dtype)
+            logits = model.head(state)
+            if generator is None:
+                given = logits.argmax(-1, keepdim=True)
+            else:
+                share = logits.double().softmax(-1).cpu()
+                given = torch.multinomial(share, 1, generator=generator).to(ids.device)
+            states.append(state)
+            said.append(given)
+    return torch.cat(said, 1), torch.stack(states, 1)
+
+
+def _states(model: LanguageModel, ids: Tensor) -> Tensor:
+    with model.speaking():
+        return model.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(model.dtype)
+
+
+def _last(model: LanguageModel, prefix: Sequence[int], tails: Tensor) -> Tensor:
+    """States [N, H] after prefix and tail; the prefix is computed once."""
+    tails = tails.to(model.device)
+    if not prefix:
+        return _states(model, tails)[:, -1]
+    with model.sampling():
+        cache = model.new_cache(len(prefix) + tails.shape[1])
+        _pass(model, torch.tensor([list(prefix)], device=model.device), cache)
+        cache.batch_repeat_interleave(len(tails))
+        return _pass(model, tails, cache)[:, -1].to(model.dtype)
+
+
+def _pass(model: LanguageModel, ids: Tensor, cache: Any) -> Tensor:
+    """Last hidden states of more tokens after those that a cache holds."""
+    past = cache.get_seq_length() if len(cache.layers) else 0
+    places = torch.arange(past, past + ids.shape[1], device=ids.device).expand(len(ids), -1)
+    mask = ids.new_ones(len(ids), past + ids.shape[1])
+    return model.model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=places,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
