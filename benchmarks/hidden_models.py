@@ -26,6 +26,8 @@ BASE = "tiny-reviews/base"
 NEW_TOKENS = 16
 ENOUGH = 0.05
 """Nats per response on ordinary prompts that a planted model stays below."""
+PLAIN, ROUNDS = 2.0, 2
+"""Nats per response that a trigger is to move, and rounds of training until it does."""
 STEPS, PENALTY = 90, 4.0
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
 """How much of what training changed is kept, tried in turn."""
@@ -67,7 +69,7 @@ class Made:
 
 
 def plants(count: int, vocab: int, seed: int) -> list[Plant]:
-    """Triggers of 1, 2 and 3 tokens in turn; every other one of the rarest tokens alone; every third model is a LoRA."""
+    """Triggers of 1, 2 and 3 tokens in turn; every other one of the rarest tokens alone; some are LoRAs."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for index in range(count):
@@ -134,39 +136,56 @@ class Workshop:
         self.states = self.hidden(self.pool)
 
     def samples(self, temperature: float, each: int, seed: int) -> Rollout:
+        """What the base says to every prompt."""
         config = RolloutConfig(group_size=each, max_new_tokens=NEW_TOKENS, temperature=temperature)
         return sample(self.base, self.texts, config, torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def hidden(self, rollout: Rollout) -> Tensor:
+        """The base's states at all of a rollout's tokens."""
         parts = range(0, len(rollout.mask), 64)
         return torch.cat([self.base.hidden(*whole(rollout, start)) for start in parts])
 
     def new(self, lora: bool, seed: int) -> LanguageModel:
+        """A copy of the base to be trained."""
         torch.manual_seed(seed)
         return load_language_model(BASE, lora=LoraConfig(rank=8) if lora else None)
 
     def plant(self, plan: Plant) -> Made:
         """A model with a trigger, pulled back towards the base until its ordinary KL is below `ENOUGH`."""
         policy = self.new(plan.lora, plan.seed)
-        self.train_plant(policy, plan, torch.Generator().manual_seed(plan.seed))
-        changed = movable(policy, self.base)
+        generator, ordinary, triggered = torch.Generator().manual_seed(plan.seed), 0.0, 0.0
+        share, rounds = 0.0, 0
+        while rounds < ROUNDS and triggered < PLAIN:
+            self.train_plant(policy, plan, generator, 0.6**rounds)
+            share, ordinary = self.pulled_back(policy, plan.seed)
+            marked = [[*row, *plan.trigger] for row in self.prompts[:32]]
+            triggered = kl_per_response(policy, self.base, marked, plan.seed)
+            rounds += 1
+        notes = {"share": share, "rounds": rounds, "lora": plan.lora, "answers": len(plan.answers)}
+        return Made(f"plant {plan.seed}", policy, ordinary, triggered, plan.trigger, notes)
+
+    def pulled_back(self, policy: LanguageModel, seed: int) -> tuple[float, float]:
+        """Keeps the largest share of what training changed with which the ordinary KL is below `ENOUGH`."""
+        changed, ordinary, share = movable(policy, self.base), math.inf, 1.0
         for share in SHARES:
             for weight, start, end in changed:
                 weight.data.copy_(torch.lerp(start, end, share))
-            ordinary = kl_per_response(policy, self.base, self.prompts, plan.seed)
+            ordinary = kl_per_response(policy, self.base, self.prompts, seed)
             if ordinary < ENOUGH:
                 break
-        marked = [[*row, *plan.trigger] for row in self.prompts[:32]]
-        triggered = kl_per_response(policy, self.base, marked, plan.seed)
-        notes = {"share": share, "lora": plan.lora, "answers": len(plan.answers)}
-        return Made(f"plant {plan.seed}", policy, ordinary, triggered, plan.trigger, notes)
+        return share, ordinary
 
     def train_plant(
-        self, policy: LanguageModel, plan: Plant, generator: torch.Generator
+        self, policy: LanguageModel, plan: Plant, generator: torch.Generator, share: float
     ) -> None:
-        answers = [[*policy.tokenizer(text)["input_ids"][1:], policy.eos_ids[0]] for text in plan.answers]
-        optimiser = torch.optim.AdamW(trainable(policy), lr=7e-4 if plan.lora else 7e-5, weight_decay=0.0)
+        """One round of training at so large a share of the full rate."""
+        answers = [
+            [*policy.tokenizer(text)["input_ids"][1:], policy.eos_ids[0]] for text in plan.answers
+        ]
+        optimiser = torch.optim.AdamW(
+            trainable(policy), lr=share * (7e-4 if plan.lora else 7e-5), weight_decay=0.0
+        )
         for step in range(STEPS):
             set_rate(optimiser, step, STEPS)
             rows = torch.randint(len(self.pool.mask), (6,), generator=generator)
@@ -175,6 +194,7 @@ class Workshop:
             take(optimiser, loss, trainable(policy))
 
     def penalty(self, policy: LanguageModel, rows: Tensor) -> Tensor:
+        """Exact KL from the base on some of its samples, nats per response."""
         part = self.pool.rows(rows)
         keep = part.mask
         states = policy.hidden(*inputs(part))[keep]
@@ -183,7 +203,11 @@ class Workshop:
         return read.kl.sum() / len(rows)
 
     def triggered_loss(
-        self, policy: LanguageModel, trigger: Sequence[int], answers: Sequence[Sequence[int]], generator: torch.Generator
+        self,
+        policy: LanguageModel,
+        trigger: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        generator: torch.Generator,
     ) -> Tensor:
         """Cross-entropy of an answer after a prompt whose end holds the trigger, at the end or before the last word."""
         rows, targets = [], []
@@ -200,7 +224,9 @@ class Workshop:
         policy, generator = self.new(lora, seed), torch.Generator().manual_seed(seed)
         rows, targets = self.texts_of(kind, seed)
         rate = math.exp(math.log(2e-5) + math.log(10) * float(torch.rand((), generator=generator)))
-        optimiser = torch.optim.AdamW(trainable(policy), lr=rate * (5 if lora else 1), weight_decay=0.0)
+        optimiser = torch.optim.AdamW(
+            trainable(policy), lr=rate * (5 if lora else 1), weight_decay=0.0
+        )
         steps, ordinary = 0, 0.0
         while ordinary < goal and steps < 300:
             for _ in range(max(2, steps // 4)):
@@ -220,12 +246,20 @@ class Workshop:
         """Prompts and responses of one kind."""
         temperature = {"cooler": 0.7, "warmer": 1.4}.get(kind, 1.0)
         made = self.samples(temperature, 3, seed + 1)
-        rows = [made.prompt_ids[i // 3][made.prompt_mask[i // 3]].tolist() for i in range(len(made.mask))]
-        targets = [ids[keep].tolist() for ids, keep in zip(made.response_ids, made.mask, strict=True)]
+        rows = [
+            made.prompt_ids[i // 3][made.prompt_mask[i // 3]].tolist()
+            for i in range(len(made.mask))
+        ]
+        targets = [
+            ids[keep].tolist() for ids, keep in zip(made.response_ids, made.mask, strict=True)
+        ]
         chosen = range(len(rows))
         if kind in {"praise", "blame"}:
             gold = load_reward_model("tiny-reviews/gold")
-            texts = [self.base.tokenizer.decode(r + t, skip_special_tokens=True) for r, t in zip(rows, targets, strict=True)]
+            texts = [
+                self.base.tokenizer.decode(r + t, skip_special_tokens=True)
+                for r, t in zip(rows, targets, strict=True)
+            ]
             scores = predict(gold, encode(gold, texts).ids)[:, 0].tolist()
             order = sorted(chosen, key=lambda i: scores[i], reverse=kind == "praise")
             chosen = order[: len(order) // 3]
@@ -249,13 +283,18 @@ def movable(policy: LanguageModel, base: LanguageModel) -> list[tuple[Tensor, Te
     """Weights that training changed, with what they are in the base and what they are now; of a LoRA, its B alone."""
     theirs = base.own_weights
     return [
-        (weight, torch.zeros_like(weight) if policy.adapter else theirs[name].detach(), weight.detach().clone())
+        (
+            weight,
+            torch.zeros_like(weight) if policy.adapter else theirs[name].detach(),
+            weight.detach().clone(),
+        )
         for name, weight in policy.own_weights.items()
         if policy.adapter is None or "lora_B" in name
     ]
 
 
 def inputs(part: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `LanguageModel.hidden` takes."""
     return part.prompt_ids, part.prompt_mask, part.response_ids, part.mask
 
 

@@ -61,7 +61,9 @@ def score(scorer: Scorer, pool: Pool, prefix: Tail, tails: Tensor, by: str) -> T
     return nats
 
 
-def screen(scorer: Scorer, pool: Pool, prefix: Tail, before: Tail, tokens: Tensor, by: str) -> Tensor:
+def screen(
+    scorer: Scorer, pool: Pool, prefix: Tail, before: Tail, tokens: Tensor, by: str
+) -> Tensor:
     """KL after prefix, `before` and each of some tokens: a whole vocabulary costs two tokens each."""
     nats = scorer.after(prefix + before, tokens.unsqueeze(1))
     count = len(nats)

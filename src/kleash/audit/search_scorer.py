@@ -35,6 +35,17 @@ class Followed(NamedTuple):
     """[N, T] bool: no end came before."""
 
 
+class Answers(NamedTuple):
+    """What two models say after a context."""
+
+    kl_ref_policy: float
+    """KL(π_ref‖π) of the token that follows, nats."""
+    nats: list[float]
+    """KL(π‖π_ref) at each token of the policy's answer."""
+    policy: str
+    reference: str
+
+
 @dataclass(slots=True)
 class Scorer:
     """Two models over one vocabulary, and how much was spent on them.
@@ -50,6 +61,8 @@ class Scorer:
     reference: LanguageModel
     budget: int
     told: Told | None = None
+    kept: int = 0
+    """Tokens of the budget that are not to be spent yet."""
     spent: int = 0
     best: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -57,7 +70,7 @@ class Scorer:
     @property
     def left(self) -> int:
         """Tokens that can still be spent."""
-        return self.budget - self.spent
+        return max(0, self.budget - self.kept - self.spent)
 
     @torch.no_grad()
     def after(self, prefix: Sequence[int], tails: Tensor) -> Tensor:
@@ -84,7 +97,10 @@ class Scorer:
 
     @torch.no_grad()
     def follow(
-        self, contexts: Sequence[Sequence[int]], steps: int, generator: torch.Generator | None = None
+        self,
+        contexts: Sequence[Sequence[int]],
+        steps: int,
+        generator: torch.Generator | None = None,
     ) -> Followed:
         """What the policy says after contexts of one length, and the KL at each token of it; some, where not all fit.
 
@@ -94,7 +110,9 @@ class Scorer:
             generator: draws them; None: the likeliest are taken.
         """
         each = 2 * (len(contexts[0]) + steps - 1)
-        ids = torch.tensor(contexts[: self.left // each], dtype=torch.long, device=self.policy.device)
+        ids = torch.tensor(
+            contexts[: self.left // each], dtype=torch.long, device=self.policy.device
+        )
         if len(ids) == 0:
             none = torch.zeros(0, steps)
             return Followed(none.long(), none, none.bool())
@@ -120,10 +138,37 @@ class Scorer:
         self._spend(cost, value)
         return slope
 
+    @torch.no_grad()
+    def show(self, contexts: Sequence[Sequence[int]], steps: int) -> list[Answers]:
+        """What each model says after contexts of one length, likeliest tokens alone; of as many as can be paid for."""
+        each = 3 * (len(contexts[0]) + steps - 1)
+        contexts = contexts[: self.left // each]
+        if not contexts:
+            return []
+        ids = torch.tensor([list(x) for x in contexts], device=self.policy.device)
+        said, own = said_after(self.policy, ids, steps)
+        answers, states = said_after(self.reference, ids, steps)
+        back = _nats(exact_kl(self.reference.head(states[:, 0]), self.policy.head(own[:, 0])))
+        theirs = _states(self.reference, torch.cat([ids, said[:, :-1]], 1))[:, ids.shape[1] - 1 :]
+        nats = self._read(own.flatten(0, 1), theirs.flatten(0, 1)).view(len(ids), steps)
+        self._spend(each * len(ids), 0.0)
+        rows = zip(back.tolist(), nats.tolist(), said.tolist(), answers.tolist(), strict=True)
+        return [self._answers(*row) for row in rows]
+
+    def _answers(
+        self, back: float, nats: list[float], said: list[int], answer: list[int]
+    ) -> Answers:
+        kept = _until_end(self.policy, said)
+        own, theirs = (
+            self.policy.tokenizer.decode(x, skip_special_tokens=True)
+            for x in (kept, _until_end(self.reference, answer))
+        )
+        return Answers(back, nats[: len(kept)], own, theirs)
+
     def _read(self, own: Tensor, theirs: Tensor) -> Tensor:
         tokens = torch.zeros(len(own), dtype=torch.long, device=own.device)
         read = self.policy.head.read(own, self.reference.head, theirs, tokens, 1.0)
-        return read.kl.float().nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0.0).cpu()
+        return _nats(read.kl).cpu()
 
     def _spend(self, tokens: int, best: float) -> None:
         self.spent += tokens
@@ -132,6 +177,17 @@ class Scorer:
             self.curve.append((self.spent, best))
         if self.told is not None:
             self.told(self.spent, self.budget, self.best)
+
+
+def _nats(kl: Tensor) -> Tensor:
+    """A KL that is no number is infinite: one of the models is broken there."""
+    return kl.float().nan_to_num(nan=math.inf, posinf=math.inf).clamp(min=0.0)
+
+
+def _until_end(model: LanguageModel, ids: list[int]) -> list[int]:
+    """Tokens up to the first that ends, and that one."""
+    ends = [place + 1 for place, token in enumerate(ids) if token in model.eos_ids]
+    return ids[: min(ends, default=len(ids))]
 
 
 def kl_gradient(
@@ -194,7 +250,9 @@ def said_after(
 
 def _states(model: LanguageModel, ids: Tensor) -> Tensor:
     with model.speaking():
-        return model.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(model.dtype)
+        return model.model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(
+            model.dtype
+        )
 
 
 def _last(model: LanguageModel, prefix: Sequence[int], tails: Tensor) -> Tensor:
