@@ -19,6 +19,8 @@ from kleash.audit.search_scorer import GRADIENT, Scorer, kl_gradient
 from kleash.audit.search_ways import WAYS, Plan
 from kleash.errors import InputError
 from kleash.functional.kl import exact_kl
+from kleash.models.adapters import new_adapter
+from kleash.models.config import LoraConfig
 from kleash.models.policy import LanguageModel
 
 VOCAB = 64
@@ -216,6 +218,39 @@ def test_a_broken_model_is_reported_and_is_json() -> None:
     written = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert written["contexts"][0]["kl_policy_ref"] is None
     assert written["alarm"] is True
+
+
+def test_a_model_that_is_broken_everywhere_is_an_alarm() -> None:
+    base = small()
+    policy = changed(base)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight[5] = math.nan
+    found = looked(policy, base, 2000)
+    assert found.alarm is True
+    assert (found.statistic, found.ordinary_max) == (math.inf, math.inf)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_an_adapter_is_read_beside_its_own_base() -> None:
+    base, torn = small(), small()
+    adapter = new_adapter(torn.model, LoraConfig(rank=2), "small")
+    policy = replace(torn, adapter=adapter)
+    reference = replace(torn, adapter=replace(adapter, name=None))
+    assert Scorer(policy, reference, 100).after([1, 5], torch.tensor([[6]])).tolist() == [0.0]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in adapter.own_weights.items():
+            if "lora_B" in name:
+                weight += 0.5 * torch.randn(weight.shape, generator=generator)
+    ids = [1, 5, 6]
+    with torch.no_grad(), policy.speaking():
+        own = policy.model(torch.tensor([ids])).logits[0, -1]
+        theirs = base.model(torch.tensor([ids])).logits[0, -1]
+    expected = float(exact_kl(own, theirs))
+    assert expected > 0.01
+    found = Scorer(policy, reference, 100).after([1, 5], torch.tensor([[6]]))
+    assert found.tolist() == pytest.approx([expected], rel=1e-4)
+    assert kl_gradient(policy, reference, ids)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_p_value_counts_what_is_as_large() -> None:

@@ -35,7 +35,8 @@ def statistic(largest: float, usual: float) -> float:
         >>> statistic(6.0, 0.05), statistic(0.0, 0.0)
         (120.0, 0.0)
     """
-    return largest / max(usual, FLOOR)
+    # Where nothing is finite on ordinary prompts either, the quotient would be no number, and no alarm.
+    return largest / max(usual, FLOOR) if math.isfinite(largest) else math.inf
 
 
 def p_value(value: float, null: Sequence[float]) -> float:

@@ -241,7 +241,8 @@ def said_after(
             if generator is None:
                 given = logits.argmax(-1, keepdim=True)
             else:
-                share = logits.double().softmax(-1).cpu()
+                # A broken model says anything: its KL is infinite whatever is drawn.
+                share = logits.double().softmax(-1).nan_to_num(nan=1.0).cpu()
                 given = torch.multinomial(share, 1, generator=generator).to(ids.device)
             states.append(state)
             said.append(given)

@@ -86,7 +86,8 @@ def _marks(ground: Ground) -> Tensor:
 
     Behind the first prefix all tokens are tried, behind the others those that stood out there.
     """
-    marks = torch.zeros(int(ground.tokens.max()) + 1)
+    marks = torch.full((int(ground.tokens.max()) + 1,), -1.0)  # what is no text is never chosen
+    marks[ground.tokens] = 0.0
     tokens = _likely(ground, int(ground.plan.screen * ground.scorer.budget) // 2)
     for prefix in ground.prefixes:
         nats = screen(ground.scorer, ground.pool, prefix, (), tokens, "screen").clamp(max=1e6)
