@@ -169,7 +169,10 @@ def _cues(ground: Ground, rows: Sequence[list[int]]) -> list[PairedCue]:
     scorer, tokenizer = ground.scorer, ground.scorer.policy.tokenizer
     size = len(rows[0])
     few = torch.tensor([row for row in rows if len(row) == size][:4])
-    first = few[:, : int(bool((few[:, 0] == (tokenizer.bos_token_id or -1)).all()))]
+    begins = tokenizer.bos_token_id is not None and bool(
+        (few[:, 0] == tokenizer.bos_token_id).all()
+    )
+    first = few[:, : int(begins)]
     rest = few[:, first.shape[1] :]
     bare = scorer.after((), few)
     found = []
