@@ -187,6 +187,15 @@ def test_one_changed_embedding_is_found() -> None:
     assert best.kl_ref_policy == pytest.approx(back, rel=1e-3)
 
 
+def test_what_moved_most_is_screened_first_where_not_all_can_be() -> None:
+    base = small()
+    for token in (30, 45, 63):
+        found = looked(
+            changed(base, token=token), base, 400, plan=Plan(way="screen", cues=(), screen=0.05)
+        )
+        assert token in found.contexts[0].ids
+
+
 def test_noise_on_all_weights_is_no_alarm() -> None:
     base = small()
     for noise in (0.001, 0.01):
