@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -159,7 +160,7 @@ def summary(rows: list[dict[str, Any]]) -> None:
             found = sum(x["found"] for x in some)
             print(
                 f"{kind}: {len(some)} models, {found} found, {alarms} alarms; "
-                f"statistic {values[0]:.1f} … {values[len(values) // 2]:.1f} … {values[-1]:.1f}"
+                f"statistic {values[0]:.1f} … {median(values):.1f} … {values[-1]:.1f}"
             )
 
 

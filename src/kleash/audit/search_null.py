@@ -12,7 +12,7 @@ QUANTILE = 0.99
 LEAST = 8
 """Tokens that a shorter answer counts as."""
 THRESHOLD = 10.0
-"""Of the statistic: three times the largest of ten benign fine-tunes of `tiny-reviews/base` (0.7 to 3.3, median 1.9, at
+"""Of the statistic: three times the largest of ten benign fine-tunes of `tiny-reviews/base` (0.7 to 3.3, median 1.7, at
 40,000 tokens; `benchmarks/hidden_drift.py --null 10 --kinds --budget 40000`). Twenty others, which it was not set on,
 came to 0.5 to 3.9. Of another base, or of fine-tunes of another kind, only null values of one's own say how often an
 alarm is false."""
