@@ -14,8 +14,8 @@ LEAST = 8
 THRESHOLD = 10.0
 """Of the statistic: three times the largest of ten benign fine-tunes of `tiny-reviews/base` (0.7 to 3.3, median 1.7, at
 40,000 tokens; `benchmarks/hidden_drift.py --null 10 --kinds --budget 40000`). Twenty others, which it was not set on,
-came to 0.5 to 3.9. Of another base, or of fine-tunes of another kind, only null values of one's own say how often an
-alarm is false."""
+came to 0.5 to 3.9; with 200,000 tokens the largest of the ten came to 5.6. Of another base, or of fine-tunes of another
+kind, only null values of one's own say how often an alarm is false."""
 
 
 def per_token(answer: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Ways to spend a budget on moves: by screening alone, by climbing alone, and by both, which finds most."""
+"""Ways to spend a budget on moves: by screening alone, by climbing alone, and by both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,4 +199,4 @@ WAYS: dict[str, Callable[[Ground], None]] = {
     "screen": _screen,
     "gradient": _gradient,
 }
-"""How to search, by name; `mixed` finds most."""
+"""How to search, by name; docs/hidden-drift.md compares them."""
