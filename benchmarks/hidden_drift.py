@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from hidden_models import ENOUGH, PLAIN, Made, Workshop, plants
 
-from kleash.audit.search import search
-from kleash.audit.search_ways import Plan
+from kleash.audit.hidden.search import search
+from kleash.audit.hidden.ways import Plan
 from kleash.models.embedded import resolve
 from kleash.models.hub import load_language_model, save_language_model
 

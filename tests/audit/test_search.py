@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kleash.audit.search import search
-from kleash.audit.search_hidden import Hidden
-from kleash.audit.search_moves import Found, Pool, climb
-from kleash.audit.search_null import THRESHOLD, p_value
-from kleash.audit.search_scorer import GRADIENT, Scorer, kl_gradient
-from kleash.audit.search_ways import WAYS, Plan
+from kleash.audit.hidden.moves import Found, Pool, climb
+from kleash.audit.hidden.null import THRESHOLD, p_value
+from kleash.audit.hidden.result import Hidden
+from kleash.audit.hidden.scorer import GRADIENT, Scorer, kl_gradient
+from kleash.audit.hidden.search import search
+from kleash.audit.hidden.ways import WAYS, Plan
 from kleash.errors import InputError
 from kleash.functional.kl import exact_kl
 from kleash.models.adapters import new_adapter

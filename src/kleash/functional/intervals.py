@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from scipy.special import stdtrit
 from torch import Tensor
 
-
 FEWEST_BEYOND = 5
 """Values that have to be expected beyond a quantile for an interval of it."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kleash.audit.search_moves import Found, Pool, Tail, climb, score, screen
-from kleash.audit.search_scorer import Scorer
+from kleash.audit.hidden.moves import Found, Pool, Tail, climb, score, screen
+from kleash.audit.hidden.scorer import Scorer
 from kleash.models.policy import LanguageModel
 
 LONGEST = 4

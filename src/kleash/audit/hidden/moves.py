@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kleash.audit.search_scorer import Scorer
+from kleash.audit.hidden.scorer import Scorer
 
 Tail = tuple[int, ...]
 

@@ -4,7 +4,7 @@ What is maximised is the exact KL(π‖π_ref) of the token that follows a conte
 tokens. The vocabulary is screened for tails of one token; what stands out there is combined; and from the best of it,
 and from fresh combinations, the search climbs by substituting one token at a time along the gradient of the KL.
 
-The budget counts every token that is put through either model once (`search_scorer` has the rule in full): ordinary
+The budget counts every token that is put through either model once (`scorer` has the rule in full): ordinary
 prompts, screening, gradients and the answers that are shown.
 """
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kleash.audit.search_hidden import Hidden, HiddenContext, PairedCue
-from kleash.audit.search_moves import Found, Pool
-from kleash.audit.search_null import THRESHOLD, p_value, per_token, quantile, statistic
-from kleash.audit.search_scorer import Answers, Scorer, Told
-from kleash.audit.search_ways import LONGEST, WAYS, Ground, Plan, vocabulary
+from kleash.audit.hidden.moves import Found, Pool
+from kleash.audit.hidden.null import THRESHOLD, p_value, per_token, quantile, statistic
+from kleash.audit.hidden.result import Hidden, HiddenContext, PairedCue
+from kleash.audit.hidden.scorer import Answers, Scorer, Told
+from kleash.audit.hidden.ways import LONGEST, WAYS, Ground, Plan, vocabulary
 from kleash.errors import InputError
 from kleash.models.policy import LanguageModel
 
