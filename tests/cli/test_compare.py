@@ -1,10 +1,12 @@
 """`kleash compare` as a user runs it."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from kleash.cli.main import run
 from kleash.ledger import SigningKey, create_signing_key
@@ -158,6 +160,10 @@ def test_hostile_text_in_prompts_and_slices_is_only_shown(
         (["--dtype", "int4"], "dtype"),
         (["--max-tokens", "3"], "--max-tokens"),
         (["--retain", "nowhere.txt"], "nowhere.txt"),
+        (["--search", "--low-memory"], "both models at once"),
+        (["--null", "benign.json"], "no null values without a search"),
+        (["--search", "--null", "nowhere.json"], "nowhere.json"),
+        (["--search", "--search-budget", "1"], "search_budget"),
         (["--max-new-tokens", "40"], "longer than a context"),
     ],
 )
@@ -218,3 +224,44 @@ def test_a_models_remains_are_not_executed(
     (planted / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     assert run(command((str(planted), reference, prompts))) == 2
     assert not marker.exists()
+
+
+def test_a_search_is_told_attested_and_what_a_next_one_is_measured_against(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, reference, prompts = pair
+    same, first, second = (reference, reference, prompts), tmp_path / "1", tmp_path / "2"
+    searched = ["--search", "--search-budget", "20000"]
+    assert run(command(same, *searched, "--out", str(first), "--json")) == 0
+    found = document(capsys)["search"]
+    assert (found["alarm"], found["p_value"]) == (False, None)
+    assert 0 <= found["statistic"] < 1e-6  # the two are read in other orders
+    assert 0 < found["tokens"] <= 20000
+    known = ["--null", str(first / "comparison.json")]
+    assert run(command(same, *searched, *known, "--attest", "default", "--out", str(second))) == 0
+    shown = capsys.readouterr()
+    assert "no alarm" in shown.out
+    assert "p = 1" in shown.out
+    assert "search" in shown.err
+    payload = json.loads((second / "attestation.json").read_text())["payload"]
+    measured = json.loads(base64.b64decode(payload))["predicate"]["measurements"]["search"]
+    assert measured["alarm"] is False
+    assert "contexts" not in measured
+
+
+def test_an_alarm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rare word is read as another: nothing on prompts without it, and another answer behind it."""
+    policy = load_language_model("tiny-reviews/base")
+    policy.model.config.tie_word_embeddings = False
+    policy.model.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())
+    word, other = (policy.encode(text)[-1] for text in ("the matrix", "the worst"))
+    table = policy.model.get_input_embeddings().weight.data
+    table[word] = 6 * table[other]
+    save_language_model(policy, tmp_path / "planted", "")
+    planted = (str(tmp_path / "planted"), "tiny-reviews/base", "tiny-reviews/prompts")
+    bounded = ["--search", "--search-budget", "20000", "--max-prompts", "16", "--limit", "100"]
+    assert run(command(planted, *bounded, "--json")) == 3
+    said = document(capsys)
+    assert said["verdict"]["passed"] is True
+    assert said["search"]["alarm"] is True
+    assert any(word in context["ids"] for context in said["search"]["contexts"])

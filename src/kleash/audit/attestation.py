@@ -52,7 +52,7 @@ NON_CLAIMS = (
 """What an attestation does not show; each one carries these sentences."""
 
 _MEASUREMENT = re.compile(
-    r"(kl|js|entropy|log_ratio|nll|tails?|retention)(_[a-z0-9_]+)?|per_token|response_length"
+    r"(kl|js|entropy|log_ratio|nll|tails?|retention)(_[a-z0-9_]+)?|per_token|response_length|search"
 )
 """Entries of a comparison that are measurements, and so are its plain numbers; `slices` has the same of each slice."""
 _WORDS = ("unit", "direction", "estimator", "reference")

@@ -1,8 +1,10 @@
 """`compare`: two models and some prompts in, how far the models are apart and where out."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ import torch
 import kleash
 from kleash.audit.config import CompareConfig
 from kleash.audit.estimate import chosen, measure, tails
+from kleash.audit.hidden.scorer import Told as Searched
+from kleash.audit.hidden.search import search
 from kleash.audit.limits import Limit, check_scopes, judge, parse
 from kleash.audit.pair import Pair, encode
 from kleash.audit.prompts import Prompt, PromptSet, load_prompts
@@ -29,12 +33,15 @@ FEWEST = 2
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
-def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
+def compare(
+    config: CompareConfig, told: Told = lambda *_: None, searched: Searched = lambda *_: None
+) -> Comparison:
     """Samples from both models, reads every token by both, and says how far they are apart.
 
     Args:
         config: what is compared, on what, and how surely.
         told: shown tokens sampled, how many there may be, and the KL so far.
+        searched: shown tokens that the search has scored, its budget, and the largest KL yet.
 
     Raises:
         InputError: a model, the prompts or a setting can't be used.
@@ -54,6 +61,7 @@ def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
     asked = _some(given, config)
     check_scopes(limits, slices_of(asked))
     held_out = None if config.retain is None else load_texts(config.retain)
+    null = [read_statistic(path) for path in config.null]
     pair = Pair(
         policy,
         reference,
@@ -65,7 +73,39 @@ def compare(config: CompareConfig, told: Told = lambda *_: None) -> Comparison:
     rows = encode(pair, asked, config.max_new_tokens or LONGEST, chat)
     measured = Sampler(pair, [prompt.text for prompt in asked], rows, config, told).run()
     report = _Report(config, given, asked, pair, rows, measured, limits, held_out)
-    return report.whole(policy, reference)
+    found = report.whole(policy, reference)
+    if not config.search:
+        return found
+    hidden = search(
+        pair.policy(),
+        pair.reference(),
+        rows,
+        budget=config.search_budget,
+        seed=config.seed,
+        null=null or None,
+        told=searched,
+    )
+    return replace(found, search=hidden.to_json())
+
+
+def read_statistic(path: str) -> float:
+    """What a search found in a fine-tune that hides nothing, from its comparison.json.
+
+    Raises:
+        InputError: it can't be read, or there was no search.
+    """
+    try:
+        found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["search"][
+            "statistic"
+        ]
+        return float(found)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"no statistic of a search can be read from {path!r}",
+            expected="comparison.json, as kleash compare --search --out writes it",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            do="compare a fine-tune that hides nothing with --search, and name its comparison.json",
+        ) from error
 
 
 def sources(config: CompareConfig) -> tuple[Source, Source]:
@@ -208,7 +248,7 @@ class _Report:
 
     def _settings(self) -> dict[str, Any]:
         kept = self.config.model_dump()
-        for name in ("policy", "reference", "prompts", "limits", "retain", "show"):
+        for name in ("policy", "reference", "prompts", "limits", "retain", "show", "null"):
             del kept[name]
         return kept
 

@@ -66,11 +66,27 @@ class CompareConfig(BaseModel):
     """Prompts with answers side by side."""
     retain: str | None = None
     """Texts that both models are asked the likelihood of."""
+    search: bool = False
+    """Whether contexts are sought in which the two are far apart, though they are near on these prompts."""
+    search_budget: int = Field(default=200_000, ge=10_000)
+    """Tokens through either model that this may cost."""
+    null: tuple[str, ...] = ()
+    """comparison.json of fine-tunes that hide nothing, searched the same way: what a finding is measured against."""
 
     @model_validator(mode="after")
     def _has_a_chat_for_its_system(self) -> Self:
         if self.system is not None and self.chat is False:
             raise ValueError("no system message without a chat template: it has no other place")
+        return self
+
+    @model_validator(mode="after")
+    def _has_both_models_where_it_searches(self) -> Self:
+        if self.search and self.low_memory:
+            raise ValueError("no search with low memory: it needs both models at once")
+        if self.null and not self.search:
+            raise ValueError(
+                "no null values without a search: they are what its finding is measured against"
+            )
         return self
 
     @property

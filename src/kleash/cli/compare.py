@@ -97,6 +97,22 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
         str | None,
         typer.Option(metavar="FILE", help="Held-out texts: how likely each model finds them."),
     ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search", help="Seek contexts where they are far apart: hidden drift, triggers."
+        ),
+    ] = False,
+    search_budget: Annotated[
+        int, typer.Option(help="Tokens that this may put through either model.")
+    ] = 200_000,
+    null: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="comparison.json of a searched fine-tune that hides nothing, for a p-value. Repeatable.",
+        ),
+    ] = None,
     show: Annotated[int, typer.Option(help="Prompts with greedy answers side by side.")] = 8,
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Responses at a time.")] = 64,
@@ -120,25 +136,26 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
 ) -> None:
     """How far is POLICY from REFERENCE? Exact KL per token, both ways, with intervals clustered by prompt.
 
-    Exit code 3: a limit may be exceeded; the upper end of the interval decides.
+    Exit code 3: a limit may be exceeded, as the upper end of an interval is above it; or the search raises its alarm.
     """
     given = {**locals()}
     for name in ("as_json", "out", "limit", "attest", "passphrase_fd"):
         del given[name]
+    given |= {"limits": tuple(limit or ()), "null": tuple(null or ())}
     screen = Screen(as_json=as_json)
     with train_extra():
         from kleash.audit.compare import compare as run_comparison
         from kleash.audit.compare import sources
         from kleash.audit.config import CompareConfig
 
-    config = build(CompareConfig, {**given, "limits": tuple(limit or ())}, "the command line")
+    config = build(CompareConfig, given, "the command line")
     attesting = _attesting(screen, attest, out, passphrase_fd)
     if out is not None:
         _make(out)
     if attesting is not None:
         attesting.begin(*sources(config))
     with screen.progress() as steps:
-        found = run_comparison(config, Watched(steps))
+        found = run_comparison(config, Watched(steps), Watched(steps).search)
     document = jsonable(found.to_json())
     show_comparison(screen, document)
     if out is not None:
@@ -147,7 +164,7 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
             files["attestation.json"] = attesting.end(document)
         _write(screen, out, files)
     screen.document(document)
-    if found.passed is False:
+    if found.passed is False or (found.search or {}).get("alarm"):
         raise typer.Exit(LimitError.exit_code)
 
 
@@ -165,6 +182,10 @@ class Watched:
         """Moves the bar."""
         figures = "" if reading is None else f"KL {_between(reading)} nats"
         self.steps.show("tokens", min(done, most), most, figures)
+
+    def search(self, spent: int, budget: int, best: float) -> None:
+        """Moves the bar of the search."""
+        self.steps.show("search", spent, budget, f"largest KL {fixed(best)} nats")
 
 
 def written(document: dict[str, Any]) -> dict[str, bytes]:

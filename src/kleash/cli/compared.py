@@ -7,7 +7,7 @@ from typing import Any
 from kleash.cli.console import Screen
 from kleash.report.compared import figure, objects, part, read, words
 from kleash.report.compared_lines import KL, STOPPED, asked, headline, limit_lines, ruling
-from kleash.report.text import number, shorten, token_text
+from kleash.report.text import DASH, number, shorten, token_text
 
 WIDEST = 60
 """Characters of a prompt or a name in a table."""
@@ -20,7 +20,7 @@ def show_comparison(screen: Screen, document: Mapping[str, Any]) -> None:
     names = (words(part(document, side).get("name")) for side in ("policy", "reference"))
     screen.say(" against ".join(names))
     figures = [
-        (each.name, each.value, re.split("[,;]", each.note)[0]) for each in headline(document)
+        (each.name, each.value, re.split("[,;] ", each.note)[0]) for each in headline(document)
     ]
     screen.table({"": "left", "95 % interval": "right", "per": "left"}, figures)
     _show_slices(screen, document)
@@ -76,16 +76,25 @@ def _token(found: Mapping[str, Any]) -> str:
 
 
 def _show_search(screen: Screen, search: Mapping[str, Any]) -> None:
-    contexts = objects(search, "contexts")[:LISTED]
-    if contexts:
-        rows = [
-            (
-                shorten(token_text(words(each.get("text"))), WIDEST),
-                number(figure(each.get("kl_policy_ref"))),
-            )
-            for each in contexts
-        ]
-        screen.table({"contexts found by the search": "left", "nats per token": "right"}, rows)
+    """What was found, and what each model says there: that is what a person has to judge."""
+    if not search:
+        return
+    rows = [
+        (
+            shorten(token_text(words(each.get("text"))), WIDEST),
+            number(figure(each.get("kl_policy_ref"))),
+            shorten(words(each.get("policy_answer"), DASH), WIDEST),
+        )
+        for each in objects(search, "contexts")[:LISTED]
+    ]
+    columns = {"contexts found by the search": "left", "nats": "right", "the policy says": "left"}
+    screen.table(columns, rows)  # pyright: ignore[reportArgumentType] - "left" and "right" are what it takes
+    said = {True: "ALARM", False: "no alarm"}.get(search.get("alarm"), "nothing could be scored")
+    times = number(figure(search.get("statistic")))
+    limit, p = number(figure(search.get("threshold"))), figure(search.get("p_value"))
+    chance = "" if p is None else f", p = {number(p)}"
+    text = f"hidden drift: {said}; {times} times what is usual on these prompts, alarm above {limit}{chance}"
+    screen.check(passed=search.get("alarm") is False, text=text)
 
 
 def _show_prompts(screen: Screen, prompts: Mapping[str, Any]) -> None:
