@@ -105,22 +105,15 @@ def test_the_way_to_the_mixture_adds_up_to_the_jensen_shannon_divergence_of_resp
     logs = [table.log_softmax(-1) for table in tables]
     responses = list(itertools.product(range(vocab), repeat=length))
     rows = [[at[y[:t]] for t in range(length)] for y in responses]
-    joint = [
-        torch.stack(
-            [
-                sum(log[i, v] for i, v in zip(r, y, strict=True))
-                for r, y in zip(rows, responses, strict=True)
-            ]
-        )
-        for log in logs
-    ]
+    flat, tokens = torch.tensor(rows), torch.tensor(responses)
+    joint = [log[flat, tokens].sum(-1) for log in logs]
     mixture = torch.logaddexp(joint[0], joint[1]) - math.log(2)
     expected = sum(0.5 * (x.exp() * (x - mixture)).sum() for x in joint)
     found = torch.zeros((), dtype=torch.double)
-    flat, starts = torch.tensor(rows).flatten(), torch.arange(len(rows) * length) % length == 0
-    tokens = torch.tensor(responses).flatten()
+    starts = torch.arange(flat.numel()) % length == 0
     for own, other in ((0, 1), (1, 0)):
-        read, _ = pairwise(tables[own][flat], tables[other][flat], tokens, starts)
+        logits, theirs = (tables[side][flat.flatten()] for side in (own, other))
+        read, _ = pairwise(logits, theirs, tokens.flatten(), starts)
         along = read.to_mixture.view(-1, length).sum(-1)
         found += 0.5 * (joint[own].exp() * along).sum()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

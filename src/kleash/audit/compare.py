@@ -24,6 +24,7 @@ from kleash.audit.sources import Source, find
 from kleash.audit.where import by_position, by_prompt, by_token, side_by_side
 from kleash.errors import ConfigError, InputError
 from kleash.models.chat import Chat
+from kleash.records import KLReading, Unit
 from kleash.rollout.seeds import seeded
 
 LONGEST = 64
@@ -204,7 +205,7 @@ class _Report:
     def whole(self, policy: Source, reference: Source) -> Comparison:
         drift = measure(self.measured.policy, self.measured.reference, reference.name)
         slices = {name: self._slice(name, reference.name) for name in slices_of(self.asked)}
-        readings = {
+        readings: dict[str, dict[Unit, KLReading]] = {
             name: {"response": each.reverse, "token": each.reverse_token}
             for name, each in slices.items()
         }

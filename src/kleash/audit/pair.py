@@ -40,7 +40,8 @@ class Pair:
         low_memory: bool = False,
     ) -> None:
         self._sources = policy, reference
-        self._device, self._dtype, self._low_memory = device, dtype, low_memory
+        self._device, self._low_memory = device, low_memory
+        self._dtype: DType = dtype
         self._loaded: list[LanguageModel | None] = [None, None]
         self._tokenizers: list[Any] = []
         self._tell: list[tuple[int, tuple[int, ...], int | None]] = []

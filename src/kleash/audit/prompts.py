@@ -149,7 +149,7 @@ def _turns(row: Row, column: str, value: list[Any]) -> tuple[Mapping[str, str], 
     """A conversation without the answer that it may end with: that is the models' to give."""
     expected = 'a list such as [{"role": "user", "content": "Hello"}]'
     turns: list[Mapping[str, str]] = []
-    for turn in cast("list[Any]", value):
+    for turn in value:
         if not isinstance(turn, Mapping):
             raise InputError(
                 f"{row.where}: {column!r} is no conversation", expected=expected, got=shown(turn)

@@ -118,8 +118,8 @@ def listen(
         )
         parts.append(Pairwise(*(x.cpu() for x in read)))
     read = Pairwise(*(torch.cat(x) for x in zip(*parts, strict=True)))
-    places = (x.cpu() for x in (tokens, response, position))
-    return Stream(read, *places, torch.tensor(list(prompts))), gained
+    tokens, response, position = (x.cpu() for x in (tokens, response, position))
+    return Stream(read, tokens, response, position, torch.tensor(list(prompts))), gained
 
 
 def _places(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from kleash.audit.attestation import FileDigest, attest, list_files
 from kleash.cli.console import Screen
-from kleash.cli.options import passphrase
+from kleash.cli.options import passphrase, signing_key
 from kleash.errors import ConfigError, InputError, TamperError
-from kleash.ledger import SigningKey, default_key_path, read_signing_key
+from kleash.ledger import SigningKey, read_signing_key
 
 if TYPE_CHECKING:
+    from kleash.audit.config import CompareConfig
     from kleash.audit.sources import Source
 
 Files = Mapping[str, tuple[FileDigest, ...]]
@@ -33,28 +34,20 @@ class Attesting:
     """
 
     def __init__(self, screen: Screen, key: str, passphrase_fd: int | None) -> None:
-        path = default_key_path() if key == USUAL else Path(key).expanduser()
-        if not path.exists():
-            raise InputError(
-                f"there is no signing key {str(path)!a}",
-                expected="a key that kleash ledger key made, or `default`",
-                got="nothing",
-                do=f"kleash ledger key --file {path} makes one",
-            )
-        self.key: SigningKey = read_signing_key(
-            path, passphrase=passphrase(screen, passphrase_fd, path)
-        )
+        self.key = _key(screen, key, passphrase_fd)
         self.sources: tuple[Source, Source] | None = None
         self.files: Files = {}
 
-    def begin(self, policy: "Source", reference: "Source") -> None:
+    def begin(self, config: "CompareConfig") -> None:
         """Reads the files of both models.
 
         Raises:
             InputError: they are not on this machine.
         """
-        self.sources = policy, reference
-        self.files = _files(policy, reference)
+        from kleash.audit.compare import sources
+
+        self.sources = sources(config)
+        self.files = _files(*self.sources)
 
     def end(self, document: Mapping[str, Any]) -> bytes:
         """The attestation of what was measured.
@@ -72,6 +65,21 @@ class Attesting:
             )
         time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return attest(document, self.files, self.key, time)
+
+
+def _key(screen: Screen, key: str, passphrase_fd: int | None) -> SigningKey:
+    """The key at a path, which has to be there; the usual one is made where there is none, as for a ledger."""
+    if key == USUAL:
+        return signing_key(screen, passphrase_fd)
+    path = Path(key).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"there is no signing key {str(path)!a}",
+            expected="a key that kleash ledger key made, or `default`",
+            got="nothing",
+            do=f"kleash ledger key --file {path} makes one",
+        )
+    return read_signing_key(path, passphrase=passphrase(screen, passphrase_fd, path))
 
 
 def _files(policy: "Source", reference: "Source") -> Files:

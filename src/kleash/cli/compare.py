@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from kleash.cli import compare_options as options
 from kleash.cli.attesting import Attesting
 from kleash.cli.compared import show_comparison
 from kleash.cli.console import Screen, Steps, fixed, jsonable
@@ -18,119 +19,34 @@ from kleash.report import drift_card, render_comparison
 
 
 def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
-    policy: Annotated[
-        str,
-        typer.Argument(help="A hub id, a directory, a LoRA adapter, a kleash run, or a GGUF file."),
-    ],
-    reference: Annotated[
-        str | None,
-        typer.Argument(
-            help="What it is compared with.",
-            show_default="an adapter's base, or the run's own reference",
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Text (one a line), JSON lines, chats, or a dataset.",
-            show_default="those of the run that POLICY is",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NATS",
-            help="Exit 3 where KL(π‖π_ref) may be above: 4.0, 0.1/token, SLICE=4.0, *=4.0 for each slice.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write comparison.json, report.html and model-card.md there.",
-        ),
-    ] = None,
-    samples: Annotated[
-        int, typer.Option(help="Responses of each model to each prompt, a round.")
-    ] = 2,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="The longest response.", show_default="64, or the run's")
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Divides the logits of both models.", show_default="1, or the run's"),
-    ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NATS",
-            help="More rounds until the interval of KL(π‖π_ref) per response is no wider.",
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens to sample at most, of both models.", show_default="200000 with --precision"
-        ),
-    ] = None,
-    max_prompts: Annotated[
-        int | None, typer.Option(help="Prompts to ask, drawn at random of more.")
-    ] = None,
-    column: Annotated[
-        str | None, typer.Option(help="Where a prompt stands.", show_default="prompt, or messages")
-    ] = None,
-    slice_column: Annotated[
-        str, typer.Option(help="Where the name of its slice stands.")
-    ] = "slice",
-    split: Annotated[str, typer.Option(help="Of a dataset.")] = "train",
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Put each prompt as a user's message.",
-            show_default="no, or as in the run",
-        ),
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="The system message before it.")] = None,
-    retain: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Held-out texts: how likely each model finds them."),
-    ] = None,
-    search: Annotated[
-        bool,
-        typer.Option(
-            "--search", help="Seek contexts where they are far apart: hidden drift, triggers."
-        ),
-    ] = False,
-    search_budget: Annotated[
-        int, typer.Option(help="Tokens that this may put through either model.")
-    ] = 200_000,
-    null: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE",
-            help="comparison.json of a searched fine-tune that hides nothing, for a p-value. Repeatable.",
-        ),
-    ] = None,
-    show: Annotated[int, typer.Option(help="Prompts with greedy answers side by side.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Responses at a time.")] = 64,
-    device: Annotated[str, typer.Option(help="Where the models run.")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(help="Of a CPU.", show_default="as many as torch takes")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="One model in memory at a time.")
-    ] = False,
-    attest: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KEY",
-            help="Sign what was measured, of which files: a key file, or `default`. Written to --out.",
-        ),
-    ] = None,
+    policy: options.Policy,
+    reference: options.Reference = None,
+    prompts: options.Prompts = None,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    samples: options.Samples = 2,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    precision: options.Precision = None,
+    max_tokens: options.MaxTokens = None,
+    max_prompts: options.MaxPrompts = None,
+    column: options.Column = None,
+    slice_column: options.SliceColumn = "slice",
+    split: options.Split = "train",
+    chat: options.Chat = None,
+    system: options.System = None,
+    retain: options.Retain = None,
+    search: options.Search = False,
+    search_budget: options.SearchBudget = 200000,
+    null: options.Null = None,
+    show: options.Show = 8,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    dtype: options.Dtype = "float32",
+    low_memory: options.LowMemory = False,
+    attest: options.Attest = None,
     passphrase_fd: PassphraseFd = None,
     as_json: AsJson = False,
 ) -> None:
@@ -138,31 +54,26 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
 
     Exit code 3: a limit may be exceeded, as the upper end of an interval is above it; or the search raises its alarm.
     """
-    given = {**locals()}
-    for name in ("as_json", "out", "limit", "attest", "passphrase_fd"):
-        del given[name]
-    given |= {"limits": tuple(limit or ()), "null": tuple(null or ())}
+    given = {**locals(), "limits": tuple(limit or ()), "null": tuple(null or ())}
     screen = Screen(as_json=as_json)
     with train_extra():
         from kleash.audit.compare import compare as run_comparison
-        from kleash.audit.compare import sources
         from kleash.audit.config import CompareConfig
 
-    config = build(CompareConfig, given, "the command line")
+    settings = {name: given[name] for name in CompareConfig.model_fields}
+    config = build(CompareConfig, settings, "the command line")
     attesting = _attesting(screen, attest, out, passphrase_fd)
     if out is not None:
         _make(out)
     if attesting is not None:
-        attesting.begin(*sources(config))
+        attesting.begin(config)
     with screen.progress() as steps:
         found = run_comparison(config, Watched(steps), Watched(steps).search)
     document = jsonable(found.to_json())
     show_comparison(screen, document)
     if out is not None:
-        files = written(document)
-        if attesting is not None:
-            files["attestation.json"] = attesting.end(document)
-        _write(screen, out, files)
+        signed = {} if attesting is None else {"attestation.json": attesting.end(document)}
+        _write(screen, out, written(document) | signed)
     screen.document(document)
     if found.passed is False or (found.search or {}).get("alarm"):
         raise typer.Exit(LimitError.exit_code)

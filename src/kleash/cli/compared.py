@@ -6,7 +6,15 @@ from typing import Any
 
 from kleash.cli.console import Screen
 from kleash.report.compared import figure, objects, part, read, words
-from kleash.report.compared_lines import KL, STOPPED, asked, headline, limit_lines, ruling
+from kleash.report.compared_lines import (
+    KL,
+    STOPPED,
+    alarm_words,
+    asked,
+    headline,
+    limit_lines,
+    ruling,
+)
 from kleash.report.text import DASH, number, shorten, token_text
 
 WIDEST = 60
@@ -89,7 +97,7 @@ def _show_search(screen: Screen, search: Mapping[str, Any]) -> None:
     ]
     columns = {"contexts found by the search": "left", "nats": "right", "the policy says": "left"}
     screen.table(columns, rows)  # pyright: ignore[reportArgumentType] - "left" and "right" are what it takes
-    said = {True: "ALARM", False: "no alarm"}.get(search.get("alarm"), "nothing could be scored")
+    said = alarm_words(search)
     times = number(figure(search.get("statistic")))
     limit, p = number(figure(search.get("threshold"))), figure(search.get("p_value"))
     chance = "" if p is None else f", p = {number(p)}"
