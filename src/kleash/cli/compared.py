@@ -38,12 +38,12 @@ def show_comparison(screen: Screen, document: Mapping[str, Any]) -> None:
     screen.say("; ".join(filter(None, (asked(document), said))))
     _show_prompts(screen, part(document, "prompts"))
     found = ruling(document)
-    for doubt in found.doubts:
-        screen.say(f"! {doubt}; more --samples say more")
     for each in limit_lines(document):
         passed = each.state == "within"
         screen.check(passed=passed, text=f"{each.scope}: {each.value}, {each.words} {each.limit}")
     screen.say(found.title)
+    for doubt in found.doubts:
+        screen.say(f"! {doubt}")
 
 
 def _show_slices(screen: Screen, document: Mapping[str, Any]) -> None:

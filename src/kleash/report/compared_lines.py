@@ -22,6 +22,8 @@ STOPPED = {
 }
 """Why no further round was begun."""
 
+ALARM = "the search for hidden drift raised its alarm: read what the policy says in the contexts that it found"
+
 NAMED = 3
 """Limits that a verdict names."""
 
@@ -43,7 +45,7 @@ class Ruling:
     title: str
     reasons: tuple[str, ...]
     doubts: tuple[str, ...]
-    """Intervals behind it that should not be rested on, a sentence each."""
+    """What speaks against resting on it, a sentence each: intervals that may be too narrow, a search's alarm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,17 +274,20 @@ def _limit(found: Mapping[str, Any]) -> LimitLine:
 
 
 def _doubts(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the whole, and of every slice that has a limit."""
+    """Of the whole and of every slice that has a limit; and that a search found what no limit sees."""
     limited = {words(each.get("scope")) for each in objects(document, "limits")}
     slices = part(document, "slices")
     key = "kl_policy_ref_per_response"
     found = [("all", read(document, key))]
     found += [(name, read(slices, name, key)) for name in slices if name in limited]
-    return tuple(
+    doubts = tuple(
         f"{scope_words(scope)}: {each.doubt}"
         for scope, each in found
         if each is not None and each.doubt
     )
+    if part(document, "search").get("alarm") is True:
+        doubts += (ALARM,)
+    return doubts
 
 
 def _named(lines: Sequence[LimitLine]) -> str:
