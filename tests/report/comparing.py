@@ -27,6 +27,9 @@ SETTINGS = {
     "device": "cpu",
     "dtype": "float32",
     "low_memory": False,
+    "threads": None,
+    "search": True,
+    "search_budget": 200_000,
 }
 SEARCH = {
     "alarm": True,

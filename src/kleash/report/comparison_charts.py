@@ -283,12 +283,13 @@ def _stroke(at: int, limit: Limit) -> Figure:
 
 
 def _limit_name(at: int, limit: Limit) -> Figure:
+    """Under the whisker: what it says stands above it."""
     return {
         "text": chart_text(limit.text, 40),
         "x": limit.value,
-        "y": at - 0.42,
+        "y": at + 0.42,
         "xanchor": "right",
-        "yanchor": "top",
+        "yanchor": "bottom",
         "xshift": -3,
         "font": {"size": 11, "color": LIMIT},
     }
