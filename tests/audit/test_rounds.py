@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kleash.audit import rounds
 from kleash.audit.compare import compare
 from kleash.audit.config import CompareConfig
 from kleash.audit.estimate import least_width, measure
@@ -213,17 +214,29 @@ def test_prompts_that_differ_among_themselves_are_not_asked_for_ever(known: Know
     assert least_width(found.policy) > 1e-3
 
 
-def test_low_memory_measures_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wave", [rounds.WAVE_TOKENS, 8 * LONGEST, 1])
+def test_low_memory_measures_the_same(
+    wave: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many batches one model answers before the other is loaded."""
+    monkeypatch.setattr(rounds, "WAVE_TOKENS", wave)
     policy, reference = save_pair(tmp_path)
     prompts = save_prompts(tmp_path / "p.txt", POPULATION[:16])
-    # One batch holds all, so that the same numbers are drawn for the same rows.
     found = [
-        compared(policy, reference, prompts, low_memory=low, batch_size=64).to_json()
+        compared(policy, reference, prompts, low_memory=low, batch_size=4).to_json()
         for low in (False, True)
     ]
     for document in found:
         del document["settings"]["low_memory"]
     assert found[0] == found[1]
+
+
+def test_more_responses_to_a_prompt_than_a_batch_holds(tmp_path: Path) -> None:
+    policy, reference = save_pair(tmp_path)
+    prompts = save_prompts(tmp_path / "p.txt", POPULATION[:3])
+    found = compared(policy, reference, prompts, samples=7, batch_size=4)
+    assert (found.drift.reverse.n, found.drift.reverse.clusters) == (21, 3)
+    assert sum(each["count"] for each in found.where["positions"][:1]) == 21
 
 
 def test_the_same_seed_gives_the_same_document_and_another_another(tmp_path: Path) -> None:

@@ -27,8 +27,6 @@ from kleash.models.chat import Chat
 from kleash.records import KLReading, Unit
 from kleash.rollout.seeds import seeded
 
-LONGEST = 64
-"""Tokens of a response, where nothing else is said."""
 FEWEST = 2
 """Prompts that an interval needs."""
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
@@ -71,7 +69,7 @@ def compare(
         low_memory=config.low_memory,
     )
     chat = Chat(config.system) if config.chat else None
-    rows = encode(pair, asked, config.max_new_tokens or LONGEST, chat)
+    rows = encode(pair, asked, config.longest, chat)
     measured = Sampler(pair, [prompt.text for prompt in asked], rows, config, told).run()
     report = _Report(config, given, asked, pair, rows, measured, limits, held_out)
     found = report.whole(policy, reference)
@@ -148,8 +146,8 @@ def resolved(config: CompareConfig, policy: Source) -> CompareConfig:
         "prompts": prompts,
         "chat": chat or config.system is not None,
         "system": config.system or (model.get("system") if chat else None),
-        "temperature": config.temperature or rollout.get("temperature", 1.0),
-        "max_new_tokens": config.max_new_tokens or rollout.get("max_new_tokens", LONGEST),
+        "temperature": config.temperature or rollout.get("temperature", config.divisor),
+        "max_new_tokens": config.max_new_tokens or rollout.get("max_new_tokens", config.longest),
     }
     return CompareConfig.model_validate({**config.model_dump(), **defaults})
 
@@ -165,7 +163,7 @@ def _some(given: PromptSet, config: CompareConfig) -> tuple[Prompt, ...]:
     Raises:
         InputError: there are too few for an interval, or for the budget.
     """
-    prompts, longest = given.prompts, config.max_new_tokens or LONGEST
+    prompts, longest = given.prompts, config.longest
     most = len(prompts) if config.max_prompts is None else min(len(prompts), config.max_prompts)
     if config.max_tokens is not None:
         most = min(most, config.max_tokens // (2 * config.samples * longest))
@@ -265,14 +263,12 @@ class _Report:
     def _where(self) -> dict[str, Any]:
         prompts = by_prompt(self.measured, self.asked)
         worst = [prompt.pop("index") for prompt in prompts]
-        longest = self.config.max_new_tokens or LONGEST
+        shown = worst[: self.config.show]
         return {
             "prompts": prompts,
             "positions": by_position(self.measured),
             "tokens": by_token(self.measured, self.pair.tokenizer),
-            "answers": side_by_side(
-                self.pair, self.asked, self.rows, worst[: self.config.show], longest
-            ),
+            "answers": side_by_side(self.pair, self.asked, self.rows, shown, self.config.longest),
         }
 
 

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from kleash.models.config import DType
 
+LONGEST = 64
+"""Tokens of a response, where nothing else is said."""
 MAX_TOKENS = 200_000
 """Sampled tokens of both models together that a precision may cost, where no other number is given."""
 
@@ -90,6 +92,16 @@ class CompareConfig(BaseModel):
         return self
 
     @property
-    def token_budget(self) -> int | None:
-        """Sampled tokens beyond which no further round is begun; None: no limit, as there is one round alone."""
-        return MAX_TOKENS if self.max_tokens is None and self.precision else self.max_tokens
+    def longest(self) -> int:
+        """Tokens of the longest response."""
+        return self.max_new_tokens or LONGEST
+
+    @property
+    def divisor(self) -> float:
+        """What the logits of both models are divided by."""
+        return self.temperature or 1.0
+
+    @property
+    def token_budget(self) -> int:
+        """Sampled tokens beyond which no further round is begun."""
+        return self.max_tokens or MAX_TOKENS

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ Reason = Literal["samples", "precision", "max_tokens", "prompts"]
 responses to these prompts can't make it so narrow."""
 Told = Callable[[int, int, KLReading | None], None]
 """Tokens sampled so far, how many there will be at most, and the KL so far."""
+WAVE_TOKENS = 16_384
+"""Tokens whose hidden states are kept while the other model is loaded."""
 MOST_GROWTH = 4
 """Times the responses there are that a round may add."""
 
@@ -45,6 +47,14 @@ class Measured:
         return len(self.policy.tokens) + len(self.reference.tokens)
 
 
+class _Batch(NamedTuple):
+    """What is asked at once."""
+
+    prompts: list[int]
+    samples: int
+    """Responses to each."""
+
+
 @dataclass(slots=True)
 class _Gathered:
     policy: list[Stream] = field(default_factory=list[Stream])
@@ -60,7 +70,7 @@ class Sampler:
         pair: the models.
         texts: the prompts.
         encoded: the same in tokens.
-        config: how much, and how surely; `max_new_tokens` and `temperature` are given.
+        config: how much, and how surely.
         told: shown how far it has come.
     """
 
@@ -72,13 +82,8 @@ class Sampler:
         config: CompareConfig,
         told: Told,
     ) -> None:
-        self.pair, self.texts, self.encoded, self.config, self.told = (
-            pair,
-            texts,
-            encoded,
-            config,
-            told,
-        )
+        self.pair, self.config, self.told = pair, config, told
+        self.texts, self.encoded = texts, encoded
         self.generators = [
             seeded(config.seed, side) for side in ("compare policy", "compare reference")
         ]
@@ -107,7 +112,7 @@ class Sampler:
         if least_width(self._stream()) > config.precision:
             return "prompts"
         spent = self.found.num_tokens + self._cost(1)
-        return "max_tokens" if spent > (config.token_budget or spent) else None
+        return "max_tokens" if spent > config.token_budget else None
 
     def _stream(self) -> Stream:
         return Stream.joined(self.found.policy)
@@ -129,48 +134,47 @@ class Sampler:
         there = sum(part.count for part in self.found.policy) // len(self.encoded)
         ratio = width(self.reading()) / (self.config.precision or 1.0)
         wanted = there * (min(ratio * ratio, MOST_GROWTH + 1) - 1) + 1
-        budget = self.config.token_budget
-        if budget is not None:
-            wanted = min(wanted, (budget - self.found.num_tokens) / self._cost(1))
-        return max(1, int(wanted))
+        room = (self.config.token_budget - self.found.num_tokens) / self._cost(1)
+        return max(1, int(min(wanted, room)))
 
     def _round(self, samples: int) -> None:
         """So many responses of each model to every prompt."""
-        # One model at a time is loaded for a whole round; two need no more memory than a batch.
-        size = (
-            len(self.encoded)
-            if self.config.low_memory
-            else max(1, self.config.batch_size // samples)
-        )
-        for which in torch.arange(len(self.encoded)).split(size):
-            self._batch(which.tolist(), samples)
+        for wave in self._waves(samples):
+            self._sample_and_read(wave)
+            self.told(self.found.num_tokens, self._most(), self.reading())
 
-    def _batch(self, which: list[int], samples: int) -> None:
-        policy = self.pair.policy()
-        drawn = self._sample(policy, which, samples, 0)
-        own = hear(policy, drawn)
-        del policy  # it may have to go for the other
-        reference = self.pair.reference()
-        theirs = hear(reference, drawn)
-        other_drawn = self._sample(reference, which, samples, 1)
-        other_own = hear(reference, other_drawn)
-        del reference
-        other_theirs = hear(self.pair.policy(), other_drawn)
-        answered = [prompt for prompt in which for _ in range(samples)]
-        self._add(drawn, answered, own, theirs, by_policy=True)
-        self._add(other_drawn, answered, other_own, other_theirs, by_policy=False)
-        self.told(self.found.num_tokens, self._most(), self.reading())
+    def _waves(self, samples: int) -> list[list[_Batch]]:
+        """Batches that each model answers before the other does: one, or where each turn loads a model, many."""
+        each = min(samples, self.config.batch_size)
+        repeats = [min(each, samples - done) for done in range(0, samples, each)]
+        prompts = torch.arange(len(self.encoded)).split(max(1, self.config.batch_size // each))
+        batches = [_Batch(some.tolist(), count) for some in prompts for count in repeats]
+        rows = self.config.batch_size * self.config.longest
+        size = max(1, WAVE_TOKENS // rows) if self.config.low_memory else 1
+        return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    def _sample_and_read(self, wave: list[_Batch]) -> None:
+        """Some batches of responses of each model, by both; each model is asked for twice, and let go between."""
+        model = self.pair.policy()
+        drawn = [self._sample(model, batch, 0) for batch in wave]
+        own = [hear(model, rollout) for rollout in drawn]
+        del model  # it may have to go for the other
+        model = self.pair.reference()
+        theirs = [hear(model, rollout) for rollout in drawn]
+        others = [self._sample(model, batch, 1) for batch in wave]
+        other_own = [hear(model, rollout) for rollout in others]
+        del model
+        model = self.pair.policy()
+        other_theirs = [hear(model, rollout) for rollout in others]
+        for i, batch in enumerate(wave):
+            self._add(batch, drawn[i], own[i], theirs[i], by_policy=True)
+            self._add(batch, others[i], other_own[i], other_theirs[i], by_policy=False)
 
     def _add(
-        self,
-        rollout: Rollout,
-        answered: list[int],
-        sampler: Heard,
-        other: Heard,
-        *,
-        by_policy: bool,
+        self, batch: _Batch, rollout: Rollout, sampler: Heard, other: Heard, *, by_policy: bool
     ) -> None:
-        stream, gained = listen(rollout, answered, sampler, other, self.config.temperature or 1.0)
+        answered = [prompt for prompt in batch.prompts for _ in range(batch.samples)]
+        stream, gained = listen(rollout, answered, sampler, other, self.config.divisor)
         found = self.found
         (found.policy if by_policy else found.reference).append(stream)
         found.gained = found.gained + (gained if by_policy else -gained).cpu()
@@ -178,20 +182,21 @@ class Sampler:
 
     def _most(self) -> int:
         """Tokens there will be at most."""
-        longest = 2 * self.config.samples * len(self.encoded) * (self.config.max_new_tokens or 1)
-        return longest if self.config.precision is None else self.config.token_budget or longest
+        if self.config.precision is not None:
+            return self.config.token_budget
+        return 2 * self.config.samples * len(self.encoded) * self.config.longest
 
-    def _sample(self, model: LanguageModel, which: list[int], samples: int, side: int) -> Rollout:
+    def _sample(self, model: LanguageModel, batch: _Batch, side: int) -> Rollout:
         config = RolloutConfig(
-            num_prompts=len(which),
-            group_size=samples,
-            max_new_tokens=self.config.max_new_tokens or 1,
-            temperature=self.config.temperature or 1.0,
+            num_prompts=len(batch.prompts),
+            group_size=batch.samples,
+            max_new_tokens=self.config.longest,
+            temperature=self.config.divisor,
         )
         return sample(
             model,
-            [self.texts[i] for i in which],
+            [self.texts[i] for i in batch.prompts],
             config,
             self.generators[side],
-            encoded=[self.encoded[i] for i in which],
+            encoded=[self.encoded[i] for i in batch.prompts],
         )
