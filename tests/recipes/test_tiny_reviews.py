@@ -189,7 +189,7 @@ build.build(Path({data!r}), Path({out!r}), 0, tuning=False, keep_base=False)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_seed_builds_the_same_bytes(tmp_path: Path) -> None:
     """The whole recipe, twice, on corpora of a few hundred sentences in the format of the real ones."""
     rng, words = Random(0), [f"w{i}" for i in range(300)]
