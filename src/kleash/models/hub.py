@@ -105,13 +105,20 @@ def is_gguf(name: str) -> bool:
 
 
 def load_gguf(path: Path, dtype: DType = "float32") -> tuple[Any, Any]:
-    """The tokenizer and the model of a GGUF file, its weights unpacked: a plain model, which can be saved as one."""
+    """The tokenizer and the model of a GGUF file, its weights unpacked: a plain model, which can be saved as one.
+
+    Raises:
+        ValueError: it can't be read.
+    """
     auto, where = cast(Any, AutoModelForCausalLM), path.expanduser()
-    # The reader of GGUF draws a bar of its own, which nothing turns off.
-    with redirect_stderr(StringIO()):
-        given: dict[str, Any] = {"gguf_file": where.name, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(where.parent, **given)
-        loaded = auto.from_pretrained(where.parent, dtype=dtype, **given)
+    given: dict[str, Any] = {"gguf_file": where.name, "trust_remote_code": False}
+    try:
+        # The reader of GGUF draws a bar of its own, which nothing turns off.
+        with redirect_stderr(StringIO()):
+            tokenizer = AutoTokenizer.from_pretrained(where.parent, **given)
+            loaded = auto.from_pretrained(where.parent, dtype=dtype, **given)
+    except Exception as error:  # a reader of bytes, which raises whatever these make it raise
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     # What was read remembers that it was packed, and could not be written as what it is now.
     config = loaded.config
     del config.quantization_config
