@@ -118,3 +118,20 @@ def test_the_way_to_the_mixture_adds_up_to_the_jensen_shannon_divergence_of_resp
         found += 0.5 * (joint[own].exp() * along).sum()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert 0 < float(found) < math.log(2)
+
+
+@pytest.mark.parametrize("carried", [-200.0, -50.0, -20.0, 0.0, 16.0, 18.0, 20.0, 50.0, 200.0])
+@pytest.mark.parametrize("far", [-30.0, -20.0, 0.0, 20.0, 30.0])
+def test_the_way_to_the_mixture_is_a_number_however_sure_it_is_whose_the_response_is(
+    carried: float, far: float
+) -> None:
+    """In float32 a weight may be 1 where a token is ruled out by the sampler: against logarithms in double."""
+    logits = torch.tensor([[2.0, 1.0 + far, 1.0, 0.0]])
+    other = torch.tensor([[1.5, 1.0, 1.2, 0.3]])
+    tokens, starts = torch.tensor([0]), torch.tensor([False])
+    read, _ = pairwise(logits, other, tokens, starts, carried=carried)
+    q, p = (x.double().log_softmax(-1) for x in (logits, other))
+    sure = torch.tensor(carried).double()
+    weights = torch.nn.functional.logsigmoid(sure), torch.nn.functional.logsigmoid(-sure)
+    expected = reverse_kl(q, torch.logaddexp(weights[0] + q, weights[1] + p))
+    torch.testing.assert_close(read.to_mixture.double(), expected, rtol=1e-4, atol=2e-6)

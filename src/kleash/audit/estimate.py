@@ -122,28 +122,38 @@ def _js_of_responses(policy: Stream, reference: Stream) -> Estimate:
     )
     prompts = torch.cat([side.prompt for side in sides])
     difference = whole - along
-    share = least_variance(along, difference, prompts)
-    ones = torch.ones_like(along)
-    return _estimate(along + share * difference, ones, prompts, "response", most=math.log(2))
+    mixed = along + least_variance(along, difference, prompts) * difference
+    return _estimate(mixed, torch.ones_like(mixed), prompts, "response", most=math.log(2))
 
 
-def least_variance(values: Tensor, noise: Tensor, clusters: Tensor) -> float:
-    """How much of a noise with mean 0 to add for the mean of both to vary least between clusters: −cov/var.
+FEW = 8
+"""Clusters below which no share of a noise can be told from them."""
+
+
+def least_variance(values: Tensor, noise: Tensor, clusters: Tensor) -> Tensor:
+    """How much of a noise with mean 0 to add for the mean of both to vary least between clusters: −cov/var, 0 to 1.
+
+    Each cluster's is told from the others: told from itself too, it would make the clusters look more alike than
+    they are. Of fewer than `FEW` it is 0.
+
+    Returns:
+        [B], for each value that of its cluster.
 
     Examples:
-        >>> x = torch.tensor([1.0, 3.0, 2.0])
-        >>> least_variance(x, 2.0 - x, torch.arange(3))
-        1.0
+        >>> x, clusters = torch.tensor([1.0, 3.0, 2.0]).repeat(3), torch.arange(9)
+        >>> least_variance(x, 2.0 - x, clusters).unique(), least_variance(x, x, clusters).unique()
+        (tensor([1.]), tensor([0.]))
     """
-    _, of = clusters.unique(return_inverse=True)
-    sums = [
-        torch.zeros(int(of.max()) + 1, dtype=torch.double).index_add_(
-            0, of, (x - x.mean()).double()
-        )
+    names, of = clusters.unique(return_inverse=True)
+    blank = torch.zeros(len(names), dtype=torch.double)
+    one, other = (
+        blank.index_add(0, of, (x - x.mean()).double()) if len(names) >= FEW else blank
         for x in (values, noise)
-    ]
-    spread = float(sums[1].square().sum())
-    return -float((sums[0] * sums[1]).sum()) / spread if spread > 0 else 0.0
+    )
+    together = (one * other).sum() - one * other
+    spread = other.square().sum() - other.square()
+    share = torch.where(spread > 0, -together / spread.clamp(min=1e-300), 0.0).clamp(0, 1)
+    return share[of].to(values.dtype)
 
 
 def _js_of_tokens(policy: Stream, reference: Stream) -> Estimate:
@@ -168,7 +178,7 @@ def _length(stream: Stream) -> Estimate:
 def _estimate(
     totals: Tensor, weights: Tensor, clusters: Tensor, unit: Unit, *, most: float = math.inf
 ) -> Estimate:
-    """A mean of what is never negative, and never above `most`: nor are the ends of its interval."""
+    """A mean of what is never negative, and never above `most`: the ends of its interval are cut there, it is not."""
     found = clustered_mean(totals, weights, clusters)
     return Estimate(
         value=found.value,

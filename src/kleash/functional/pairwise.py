@@ -120,7 +120,8 @@ def _reduce(scratch: Tensor, weights: Tensor, gained: Tensor | None) -> Tensor:
     moved = x.sum(-1)
     if gained is not None:
         gained += (q - p if careful is not None else x).sum(0)
-    mixed = dot(q, torch.mul(e, w, out=x).log1p_())
+    # 1 + w e is 1 − w at least. Where that is less than a float can tell from 0, q is nothing beside p.
+    mixed = dot(q, torch.mul(e, w, out=x).clamp_(min=-1 + torch.finfo(x.dtype).eps).log1p_())
     torch.mul(e, 0.5, out=x).log1p_()
     halves = dot(q, x) + dot(p, x)
     found = torch.stack(
