@@ -1,6 +1,7 @@
 """Prompts as people keep them, and what can't be asked."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
+from kleash.audit import prompts
 from kleash.audit.prompts import Prompt, load_prompts
 from kleash.errors import InputError
 
@@ -34,12 +36,12 @@ def test_lines_of_text(tmp_path: Path) -> None:
 def test_json_lines_with_slices_plain_or_packed(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "slice": "one"}, {"prompt": "a", "slice": "two"}, {"prompt": "b"}]
     plain = load_prompts(lines(tmp_path / "p.jsonl", *rows))
-    # The same prompt in two slices is one prompt: its first slice's.
-    assert plain.prompts == (Prompt("a", "one"), Prompt("b"))
+    # The same prompt in two slices is asked once, and counts in both.
+    assert plain.prompts == (Prompt("a", "one", (), ("two",)), Prompt("b"))
+    assert plain.prompts[0].slices == ("one", "two")
     packed = tmp_path / "p.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "p.jsonl").read_bytes()))
     assert load_prompts(str(packed)).prompts == plain.prompts
-    assert load_prompts(str(packed)).sha256 == plain.sha256
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_a_dataset_is_read_as_tables_are(tmp_path: Path) -> None:
 
 def test_the_digest_knows_order_slice_and_conversation(tmp_path: Path) -> None:
     def digest(*rows: Any) -> str:
-        return load_prompts(lines(tmp_path / "p.jsonl", *rows)).sha256
+        return prompts.digest(load_prompts(lines(tmp_path / "p.jsonl", *rows)).prompts)
 
     one = digest({"prompt": "a"}, {"prompt": "b"})
     assert one == digest({"prompt": "a"}, {"prompt": "b"})
@@ -86,6 +88,9 @@ def test_the_digest_knows_order_slice_and_conversation(tmp_path: Path) -> None:
         digest({"messages": [{"role": "user", "content": "a"}]}, {"prompt": "b"}),
     }
     assert len(others | {one}) == 4
+    # As docs/attestation-format.md has it.
+    form = '[{"messages":[],"slices":[],"text":"a"},{"messages":[],"slices":[],"text":"b"}]'
+    assert one == hashlib.sha256(form.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,10 @@ def test_it_is_attested_and_verified_and_a_changed_model_is_found(
     assert run(checked) == 0
     assert "authentic" in capsys.readouterr().out
     assert run(["verify", envelope, "--key", SigningKey.generate().public.vkey]) == 4
+    out_again = command(attested, "--out", str(out))
+    assert run(out_again) == 0  # what an earlier comparison left is not this one's
+    assert not (out / "attestation.json").exists()
+    assert run(command(attested, "--out", str(out), "--attest", str(key))) == 0
     (copy / "README.md").write_text("another")
     assert run(checked) == 4
     assert "README.md" in capsys.readouterr().out
@@ -156,6 +160,9 @@ def test_hostile_text_in_prompts_and_slices_is_only_shown(
         (["--limit", "four"], "no limit"),
         (["--limit", "films=4"], "no prompt is of the slice"),
         (["--samples", "0"], "samples"),
+        (["--device", "nonsense"], "can't run on the device"),
+        (["--device", "meta"], "can't run on the device"),
+        (["--threads", "9999999999"], "threads"),
         (["--precision", "-1"], "precision"),
         (["--dtype", "int4"], "dtype"),
         (["--max-tokens", "3"], "--max-tokens"),
@@ -184,8 +191,9 @@ def test_one_prompt_has_no_interval_that_a_limit_could_be_held_to(
     assert run(command(alone, "--json")) == 0
     reading = document(capsys)["kl_policy_ref_per_response"]
     assert (reading["low"], reading["high"]) == (None, None)
-    assert run(command(alone, "--limit", "1000")) == 2
-    assert "no interval" in capsys.readouterr().err
+    for more in (["--limit", "1000"], ["--precision", "0.5"]):
+        assert run(command(alone, *more)) == 2
+        assert "no interval" in capsys.readouterr().err
 
 
 def test_a_run_of_kleash_brings_its_reference_and_prompts(
@@ -204,6 +212,11 @@ def test_a_run_of_kleash_brings_its_reference_and_prompts(
     assert said["reference"]["name"] == settings["model"]["policy"]
     assert said["prompts"]["source"] == settings["data"]["prompts"]
     assert said["settings"]["max_new_tokens"] == 4
+    config = json.loads((made / "config.json").read_text())
+    for broken in (3, None, {"model": None}, {"rollout": {"temperature": "hot"}}):
+        (made / "config.json").write_text(json.dumps({**config, "config": broken}))
+        assert run(["compare", str(made)]) == 2, broken
+    capsys.readouterr()
     shutil.rmtree(made / "final")
     assert run(["compare", str(made)]) == 2
     assert "has left no model" in capsys.readouterr().err
@@ -247,6 +260,9 @@ def test_a_search_is_told_attested_and_what_a_next_one_is_measured_against(
     measured = json.loads(base64.b64decode(payload))["predicate"]["measurements"]["search"]
     assert measured["alarm"] is False
     assert "contexts" not in measured
+    capsys.readouterr()
+    assert run(["verify", str(second / "attestation.json")]) == 0
+    assert "search for hidden drift" in capsys.readouterr().out
 
 
 def test_an_alarm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,8 +276,38 @@ def test_an_alarm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[s
     save_language_model(policy, tmp_path / "planted", "")
     planted = (str(tmp_path / "planted"), "tiny-reviews/base", "tiny-reviews/prompts")
     bounded = ["--search", "--search-budget", "20000", "--max-prompts", "16", "--limit", "100"]
-    assert run(command(planted, *bounded, "--json")) == 3
+    out = ["--out", str(tmp_path / "out"), "--attest", "default"]
+    assert run(command(planted, *bounded, *out, "--json")) == 3
     said = document(capsys)
     assert said["verdict"]["passed"] is True
     assert said["search"]["alarm"] is True
     assert any(word in context["ids"] for context in said["search"]["contexts"])
+    assert run(["verify", str(tmp_path / "out" / "attestation.json")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "within its limits" in last
+    assert "ALARM" in last
+
+
+def test_a_prompt_of_two_slices_counts_in_both(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("ab", "A"), ("cd", "A"), ("ab", "B"), ("ef", "B")]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": x, "slice": y}) for x, y in rows))
+    policy, reference, _ = pair
+    assert run(command((policy, reference, str(prompts)), "--json")) == 0
+    said = document(capsys)
+    counted = {k: v["kl_policy_ref_per_response"]["clusters"] for k, v in said["slices"].items()}
+    assert counted == {"A": 2, "B": 2}
+    assert said["prompts"]["count"] == 3
+
+
+def test_what_could_not_be_written_leaves_nothing_half_done(
+    pair: tuple[str, str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out" / "report.html").mkdir(parents=True)  # a file can't take its place
+    assert run(command(pair, "--out", str(tmp_path / "out"))) == 5
+    assert "nothing can be written" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tmp"))

@@ -55,7 +55,7 @@ _MEASUREMENT = re.compile(
     r"(kl|js|entropy|log_ratio|nll|tails?|retention)(_[a-z0-9_]+)?|per_token|response_length|search"
 )
 """Entries of a comparison that are measurements, and so are its plain numbers; `slices` has the same of each slice."""
-_WORDS = ("unit", "direction", "estimator", "reference")
+_WORDS = ("unit", "direction", "estimator", "reference", "sha256")
 """Fields of a reading that are words; no other text is taken into a statement's measurements."""
 _NON_FINITE = ("nan", "inf", "-inf")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.]{0,79}")
@@ -95,7 +95,8 @@ class Attested:
             "checks": list(self.checks),
             "problems": [problem.to_json() for problem in self.problems],
             "notes": list(self.notes),
-            "claims": None if self.claims is None else self.claims.to_json(),
+            # Of a statement that something speaks against nothing is given on.
+            "claims": None if self.claims is None or not self.ok else self.claims.to_json(),
         }
 
 
@@ -226,7 +227,9 @@ def _check_files(claims: Claims, role: str, path: Path) -> list[Problem]:
 
 def _name(document: Mapping[str, Any], role: str) -> str:
     """The name of a model; of a base where the document has one."""
-    return document.get(role, {}).get("name", role) if role == "base" else document[role]["name"]
+    if role != "base":
+        return document[role]["name"]
+    return next((x for side in ROLES[:2] if (x := document[side].get("base"))), role)
 
 
 def _predicate(

@@ -64,6 +64,16 @@ class Limit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """What a search for hidden drift said; it is no part of the verdict, which is of limits alone."""
+
+    alarm: bool | None
+    """None: nothing could be scored."""
+    statistic: float | None
+    threshold: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Claims:
     """What a statement claims: how far which model is from which, on how much, by when."""
 
@@ -83,6 +93,8 @@ class Claims:
     passed: bool | None
     """The recorded verdict; None: there was no limit."""
     reasons: tuple[str, ...]
+    search: Search | None
+    """None: nothing was searched."""
     non_claims: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +112,7 @@ class Claims:
             },
             "limits": [asdict(each) for each in self.limits],
             "verdict": {"passed": self.passed, "reasons": list(self.reasons)},
+            "search": None if self.search is None else asdict(self.search),
             "non_claims": list(self.non_claims),
         }
 
@@ -218,7 +231,18 @@ def _claims(subjects: Any, predicate: Any) -> Claims:
         limits=tuple(_limit(each) for each in predicate["limits"]),
         passed=_flag(verdict["passed"], may_lack=True),
         reasons=tuple(_text(each) for each in verdict["reasons"]),
+        search=_search(predicate["measurements"].get("search")),
         non_claims=tuple(_text(each) for each in predicate["nonClaims"]),
+    )
+
+
+def _search(data: Any) -> Search | None:
+    if data is None:
+        return None
+    return Search(
+        alarm=_flag(data["alarm"], may_lack=True),
+        statistic=number(data["statistic"]),
+        threshold=number(data["threshold"]),
     )
 
 

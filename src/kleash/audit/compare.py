@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 import kleash
 from kleash.audit.config import CompareConfig
@@ -16,11 +17,11 @@ from kleash.audit.hidden.scorer import Told as Searched
 from kleash.audit.hidden.search import search
 from kleash.audit.limits import Limit, check_scopes, judge, parse
 from kleash.audit.pair import Pair, encode
-from kleash.audit.prompts import Prompt, PromptSet, load_prompts
+from kleash.audit.prompts import Prompt, PromptSet, digest, load_prompts
 from kleash.audit.result import Comparison, Drift, Side
 from kleash.audit.retain import load_texts, retention
 from kleash.audit.rounds import Measured, Sampler, Told
-from kleash.audit.sources import Source, find
+from kleash.audit.sources import SECTIONS, Source, find
 from kleash.audit.where import by_position, by_prompt, by_token, side_by_side
 from kleash.errors import ConfigError, InputError
 from kleash.models.chat import Chat
@@ -48,6 +49,7 @@ def compare(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    check_device(config.device)
     policy, reference = sources(config)
     config = resolved(config, policy)
     limits = [parse(text) for text in config.limits]
@@ -57,6 +59,7 @@ def compare(
         slice_column=config.slice_column,
         split=config.split,
     )
+    check_scopes(limits, slices_of(given.prompts))
     asked = _some(given, config)
     check_scopes(limits, slices_of(asked))
     held_out = None if config.retain is None else load_texts(config.retain)
@@ -85,6 +88,23 @@ def compare(
         told=searched,
     )
     return replace(found, search=hidden.to_json())
+
+
+def check_device(name: str) -> None:
+    """That models can run there.
+
+    Raises:
+        ConfigError: there is no such device, or torch can't compute on it.
+    """
+    try:
+        float(torch.ones(1, device=name).sum())
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"models can't run on the device {name!r}",
+            expected="cpu, or a device that torch has here, such as cuda",
+            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}",
+            do="leave --device out",
+        ) from error
 
 
 def read_statistic(path: str) -> float:
@@ -131,9 +151,9 @@ def resolved(config: CompareConfig, policy: Source) -> CompareConfig:
     Raises:
         ConfigError: there are no prompts.
     """
-    run: Mapping[str, Any] = policy.settings or {}
-    model, rollout = run.get("model", {}), run.get("rollout", {})
-    prompts = config.prompts or run.get("data", {}).get("prompts")
+    run: Mapping[str, Any] = policy.settings or {name: {} for name in SECTIONS}
+    model, rollout = run["model"], run["rollout"]
+    prompts = config.prompts or run["data"].get("prompts")
     if prompts is None:
         raise ConfigError(
             "there are no prompts",
@@ -149,12 +169,20 @@ def resolved(config: CompareConfig, policy: Source) -> CompareConfig:
         "temperature": config.temperature or rollout.get("temperature", config.divisor),
         "max_new_tokens": config.max_new_tokens or rollout.get("max_new_tokens", config.longest),
     }
-    return CompareConfig.model_validate({**config.model_dump(), **defaults})
+    try:
+        return CompareConfig.model_validate({**config.model_dump(), **defaults})
+    except ValidationError as error:
+        raise ConfigError(
+            f"the settings of the run {policy.name} can't be taken over",
+            expected="a configuration that kleash wrote",
+            got="; ".join(f"{x['loc'][0]}: {x['msg']}" for x in error.errors())[:200],
+            do="give --prompts, --temperature and --max-new-tokens yourself",
+        ) from error
 
 
 def slices_of(prompts: tuple[Prompt, ...]) -> list[str]:
     """The names of slices, in the order in which they come."""
-    return list(dict.fromkeys(prompt.slice for prompt in prompts if prompt.slice is not None))
+    return list(dict.fromkeys(name for prompt in prompts for name in prompt.slices))
 
 
 def _some(given: PromptSet, config: CompareConfig) -> tuple[Prompt, ...]:
@@ -167,9 +195,9 @@ def _some(given: PromptSet, config: CompareConfig) -> tuple[Prompt, ...]:
     most = len(prompts) if config.max_prompts is None else min(len(prompts), config.max_prompts)
     if config.max_tokens is not None:
         most = min(most, config.max_tokens // (2 * config.samples * longest))
-    if config.limits and len(prompts) < FEWEST:
+    if (config.limits or config.precision) and len(prompts) < FEWEST:
         raise InputError(
-            "one prompt has no interval, and without one no limit can be kept",
+            "one prompt has no interval, and without one no limit and no precision can be kept",
             expected=f"at least {FEWEST} different prompts",
             got=str(len(prompts)),
             do="add prompts",
@@ -238,7 +266,7 @@ class _Report:
         return Side(name=source.name, kind=source.kind, weights=digest, base=source.base)
 
     def _slice(self, name: str, reference: str) -> Drift:
-        of = torch.tensor([prompt.slice == name for prompt in self.asked])
+        of = torch.tensor([name in prompt.slices for prompt in self.asked])
         parts = [
             chosen(side, of[side.prompt])
             for side in (self.measured.policy, self.measured.reference)
@@ -254,7 +282,7 @@ class _Report:
     def _prompts(self) -> dict[str, Any]:
         return {
             "source": self.given.source,
-            "sha256": self.given.sha256,
+            "sha256": digest(self.asked),
             "count": len(self.asked),
             "left_out": len(self.given.prompts) - len(self.asked),
             "duplicates": self.given.duplicates,

@@ -58,7 +58,7 @@ class CompareConfig(BaseModel):
     batch_size: int = Field(default=64, gt=0)
     """Responses at a time."""
     device: str = "cpu"
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=4096)
     """Of a CPU; None: torch's own number. With fewer, none spins while it waits where others compute too."""
     dtype: DType = "float32"
     """What both models compute in."""

@@ -142,5 +142,5 @@ def check_scopes(limits: Sequence[Limit], slices: Sequence[str]) -> None:
                 f"no prompt is of the slice that {limit.scope}={limit.nats:g} limits",
                 expected=", ".join(slices[:20]) or "prompts with slices",
                 got=limit.scope,
-                do="name the column with --slice-column, or leave the limit out",
+                do="name the column with --slice-column, let --max-prompts leave fewer out, or drop the limit",
             )

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from kleash.audit.limits import ALL, EACH
 from kleash.errors import InputError
+from kleash.ledger import encode
 from kleash.models.embedded import resolve
 from kleash.rewards.checks import shown
 from kleash.rewards.files import Row, read_jsonl, read_lines, text_field
@@ -33,6 +34,13 @@ class Prompt:
     """A name that its KL is told under too."""
     turns: tuple[Mapping[str, str], ...] = ()
     """A conversation, which ends before an answer; empty for a plain text."""
+    others: tuple[str, ...] = ()
+    """Further slices that it is of: it is asked once and counts in each."""
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*(() if self.slice is None else (self.slice,)), *self.others)
 
     @property
     def identity(self) -> str:
@@ -49,11 +57,14 @@ class PromptSet:
     duplicates: int
     """Lines that said again what another had said."""
 
-    @property
-    def sha256(self) -> str:
-        """Over the prompts in their order, with their slices."""
-        lines = [json.dumps([p.identity, p.slice]) for p in self.prompts]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of prompts in their order, over the canonical JSON that docs/attestation-format.md fixes."""
+    said = [
+        {"messages": [dict(turn) for turn in p.turns], "slices": list(p.slices), "text": p.text}
+        for p in prompts
+    ]
+    return hashlib.sha256(encode(said)).hexdigest()
 
 
 def load_prompts(
@@ -73,7 +84,14 @@ def load_prompts(
     found = list(_read(source, column, slice_column, split))
     first: dict[str, Prompt] = {}
     for prompt in found:
-        first.setdefault(prompt.identity, prompt)
+        known = first.setdefault(prompt.identity, prompt)
+        if prompt.slice is not None and prompt.slice not in known.slices:
+            where = (
+                {"others": (*known.others, prompt.slice)}
+                if known.slice
+                else {"slice": prompt.slice}
+            )
+            first[prompt.identity] = replace(known, **where)
     if not first:
         raise InputError(f"no prompts in {source!r}", expected="at least one", got="none")
     return PromptSet(

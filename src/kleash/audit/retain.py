@@ -1,5 +1,6 @@
 """What a model still finds likely: the negative log-likelihood of held-out texts under both, text by text."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from kleash.audit.pair import Pair
 from kleash.errors import InputError
 from kleash.functional.intervals import Interval, clustered_mean
 from kleash.functional.logprobs import log_softmax, token_logprobs
+from kleash.ledger import encode
 from kleash.models.embedded import resolve
 from kleash.models.policy import LanguageModel
 from kleash.rewards.files import prompt_and_response, read_jsonl, read_lines
@@ -63,6 +65,7 @@ def retention(pair: Pair, source: str, texts: Sequence[str]) -> dict[str, Any]:
     rise = (sums[0] - sums[1]) / sizes
     return {
         "source": source,
+        "sha256": hashlib.sha256(encode(list(texts))).hexdigest(),
         "texts": len(rows),
         "tokens": int(sizes.sum()),
         "nll_policy": _said(clustered_mean(sums[0], sizes, which)),

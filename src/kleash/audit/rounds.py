@@ -20,12 +20,14 @@ from kleash.rollout.sampler import sample
 from kleash.rollout.seeds import seeded
 
 Reason = Literal["samples", "precision", "max_tokens", "prompts"]
-"""Why no further round was begun: one was asked for, the interval is narrow enough, the budget is spent, or more
-responses to these prompts can't make it so narrow."""
+"""Why no further round was begun: one was asked for, the interval is narrow enough, the budget is spent, or these
+prompts seem to differ too much among themselves for so narrow an interval."""
 Told = Callable[[int, int, KLReading | None], None]
 """Tokens sampled so far, how many there will be at most, and the KL so far."""
 WAVE_TOKENS = 16_384
 """Tokens whose hidden states are kept while the other model is loaded."""
+ENOUGH = 8
+"""Responses to each prompt from which it can be told how much prompts differ among themselves."""
 MOST_GROWTH = 4
 """Times the responses there are that a round may add."""
 
@@ -109,7 +111,7 @@ class Sampler:
             return "samples"
         if width(self.reading()) <= config.precision:
             return "precision"
-        if least_width(self._stream()) > config.precision:
+        if self._samples() >= ENOUGH and least_width(self._stream()) > config.precision:
             return "prompts"
         spent = self.found.num_tokens + self._cost(1)
         return "max_tokens" if spent > config.token_budget else None
@@ -124,6 +126,10 @@ class Sampler:
             stream.totals(stream.read.kl), stream.lengths, stream.prompt, reference=self.name
         )
 
+    def _samples(self) -> int:
+        """Responses of each model to each prompt so far."""
+        return sum(part.count for part in self.found.policy) // len(self.encoded)
+
     def _cost(self, samples: int) -> int:
         """Tokens that so many further responses of both to each prompt take, by those there are."""
         there = sum(part.count for part in self.found.policy + self.found.reference)
@@ -131,7 +137,7 @@ class Sampler:
 
     def _more(self) -> int:
         """Responses to each prompt that a next round adds: as many as the width suggests, within the budget."""
-        there = sum(part.count for part in self.found.policy) // len(self.encoded)
+        there = self._samples()
         ratio = width(self.reading()) / (self.config.precision or 1.0)
         wanted = there * (min(ratio * ratio, MOST_GROWTH + 1) - 1) + 1
         room = (self.config.token_budget - self.found.num_tokens) / self._cost(1)

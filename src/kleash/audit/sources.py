@@ -12,6 +12,8 @@ from kleash.models.adapters import base_of, is_adapter
 from kleash.models.loading import directory_of, locate, readable
 
 Kind = Literal["model", "adapter", "gguf", "run"]
+SECTIONS = ("model", "data", "rollout")
+"""Of a run's configuration, what says how its policy is asked."""
 FINAL = "final"
 """Where a run keeps the model that it ended with."""
 
@@ -44,7 +46,7 @@ class Source:
         """
         if self.settings is None:
             return self.base
-        model = self.settings.get("model", {})
+        model = self.settings["model"]
         reference = model.get("reference") or model.get("policy")
         if isinstance(reference, Mapping):
             raise InputError(
@@ -89,7 +91,8 @@ def _of_run(name: str, path: Path) -> Source:
         )
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        settings = {name: dict(config.get(name) or {}) for name in SECTIONS}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"the configuration of the run {name} cannot be read",
             expected="config.json, as kleash writes it",
@@ -97,4 +100,4 @@ def _of_run(name: str, path: Path) -> Source:
             do=f"name {final} itself, and a REFERENCE",
         ) from error
     base = base_of(final) if is_adapter(final) else None
-    return Source(name=name, load=str(final), kind="run", base=base, settings=config)
+    return Source(name=name, load=str(final), kind="run", base=base, settings=settings)

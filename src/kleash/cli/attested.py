@@ -54,7 +54,8 @@ def verify_attestation(
     screen: Screen, path: Path, keys: Sequence[PublicKey] | None, models: Models
 ) -> None:
     """Checks an attestation, says what it found, and exits with 4 where something is wrong."""
-    found = check(_read(path, MAX_ENVELOPE + 1), keys, **models)
+    finals = {role: where and _model_of(where) for role, where in models.items()}
+    found = check(_read(path, MAX_ENVELOPE + 1), keys, **finals)
     if found.ok and found.claims is not None:
         for name in found.checks:
             screen.check(passed=True, text=MEANING[name])
@@ -63,7 +64,12 @@ def verify_attestation(
     show_problems(screen, found.problems)
     if found.ok and found.claims is not None:
         word = "authentic" if found.trusted else "what this key signed"
-        screen.say(f"verified: the attestation is {word}; its verdict:", _verdict(found.claims))
+        rang = found.claims.search is not None and found.claims.search.alarm is True
+        said = [
+            _verdict(found.claims),
+            *([Text("; its search:"), _alarm(found.claims)] if rang else []),
+        ]
+        screen.say(f"verified: the attestation is {word}; its verdict:", *said)
     else:
         screen.say("NOT what was attested")
     screen.document(found.to_json())
@@ -97,6 +103,10 @@ def _show_claims(screen: Screen, claims: Claims) -> None:
         shown = "no interval" if limit.high is None else f"up to {limit.high:.4g}"
         held = Text("held", style="green") if limit.holds else Text("NOT held", style=_OVER)
         screen.say(f"{text}{shown},", held)
+    if claims.search is not None:
+        times = "–" if claims.search.statistic is None else f"{claims.search.statistic:.4g}"
+        text = f"  search for hidden drift: {times} times what is usual, alarm above {claims.search.threshold:g},"
+        screen.say(text, _alarm(claims))
     screen.say("  verdict:", _verdict(claims))
     for reason in claims.reasons:
         screen.say(f"    {line(reason)}")
@@ -108,6 +118,11 @@ def _verdict(claims: Claims) -> Text:
         False: Text("OVER ITS LIMITS", style=_OVER),
         None: Text("no limit was set"),
     }[claims.passed]
+
+
+def _alarm(claims: Claims) -> Text:
+    rang = claims.search is not None and claims.search.alarm is True
+    return Text("ALARM", style=_OVER) if rang else Text("no alarm", style="green")
 
 
 def _show_doubts(screen: Screen, found: Attested, claims: Claims) -> None:
@@ -124,6 +139,12 @@ def _show_doubts(screen: Screen, found: Attested, claims: Claims) -> None:
             else "compare it with the key you trust, or give --key"
         )
         screen.say(f"signed by {key.vkey}: {trust}")
+
+
+def _model_of(path: Path) -> Path:
+    """A model's directory: of a run of kleash, that of the model it ended with."""
+    final = path / "final"
+    return final if (path / "ledger").is_dir() and final.is_dir() else path
 
 
 def _read(path: Path, size: int) -> bytes:

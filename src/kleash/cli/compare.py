@@ -133,11 +133,16 @@ def _make(out: Path) -> None:
 
 
 def _write(screen: Screen, out: Path, files: dict[str, bytes]) -> None:
+    """Writes a comparison's files; what an earlier one left there, and this one has not, goes."""
     try:
+        if "attestation.json" not in files:
+            (out / "attestation.json").unlink(missing_ok=True)
         for name, content in files.items():
             replace_file(out / name, content)
             screen.say(str(out / name))
     except OSError as error:
+        for name in files:
+            (out / f"{name}.tmp").unlink(missing_ok=True)
         raise _disk(out, error) from error
 
 

@@ -56,7 +56,8 @@ Precision = Annotated[
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        help="Tokens to sample at most, of both models.", show_default="200000 with --precision"
+        help="Sampled tokens of both models beyond which no round is begun.",
+        show_default="200000 with --precision",
     ),
 ]
 MaxPrompts = Annotated[int | None, typer.Option(help="Prompts to ask, drawn at random of more.")]

@@ -18,7 +18,7 @@ STOPPED = {
     "samples": "one round, as asked",
     "precision": "the interval is as narrow as was asked",
     "max_tokens": "the budget of tokens is spent",
-    "prompts": "more responses to these prompts would not narrow the interval further: add prompts",
+    "prompts": "these prompts differ too much among themselves for so narrow an interval: add prompts",
 }
 """Why no further round was begun."""
 
