@@ -157,7 +157,7 @@ def test_a_model_of_one_file_and_the_base_of_an_adapter(models: dict[str, Path])
     )
     assert found.claims is not None
     assert found.claims.names["base"] == "base"
-    named = DOCUMENT | {"base": {"name": "a/base"}}
+    named = DOCUMENT | {"policy": DOCUMENT["policy"] | {"base": "a/base"}}
     made = attest(named, files_of(models, "policy", "reference", "base"), KEY, TIME)
     claims = check(made, [KEY.public]).claims
     assert claims is not None
@@ -525,11 +525,14 @@ def test_a_figure_that_was_not_measured_is_none(models: dict[str, Path]) -> None
 
 def test_what_was_found_as_json(models: dict[str, Path], envelope: bytes) -> None:
     (models["policy"] / "config.json").unlink()
-    found = json.loads(encode(check(envelope, [KEY.public], policy=models["policy"]).to_json()))
-    assert found["ok"] is False
+    broken = json.loads(encode(check(envelope, [KEY.public], policy=models["policy"]).to_json()))
+    found = json.loads(encode(check(envelope, [KEY.public]).to_json()))
+    # Of a statement that something speaks against nothing is given on.
+    assert (broken["ok"], broken["claims"], found["ok"]) == (False, None, True)
     assert found["key_trusted"] is True
     assert found["keys"] == [KEY.public.vkey]
-    assert found["problems"] == [{"where": "policy/config.json", "what": "recorded, but not there"}]
+    missing = {"where": "policy/config.json", "what": "recorded, but not there"}
+    assert broken["problems"] == [missing]
     assert found["claims"]["models"]["policy"]["files"] == 3
     assert found["claims"]["figures"]["kl_policy_ref_per_response"] == {
         "value": 3.5,
