@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kleash.audit import retain
 from kleash.audit.pair import Pair
-from kleash.audit.retain import load_texts, retention
+from kleash.audit.retain import encode_texts, load_texts, retention
 from kleash.audit.sources import find
 from kleash.errors import InputError
 from tests.audit.pairs import save_pair
@@ -31,7 +31,8 @@ def test_it_is_the_models_own_loss(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     pair = Pair(find(str(policy)), find(str(reference)))
-    found = retention(pair, str(path), load_texts(str(path)))
+    rows = encode_texts(pair.tokenizer, str(path), load_texts(str(path)))
+    found = retention(pair, str(path), rows)
     whole = [text for text in TEXTS if len(text) > 1]  # of one token nothing is predicted
     sums = [[nll(model, text)[0] for text in whole] for model in (policy, reference)]
     count = sum(nll(policy, text)[1] for text in whole)
@@ -54,7 +55,7 @@ def test_a_text_longer_than_a_window_is_read_in_pieces(
     pair = Pair(find(str(policy)), find(str(reference)))
     monkeypatch.setattr(retain, "WINDOW", 4)
     text = "abcdefgh"
-    found = retention(pair, "t.txt", [text])
+    found = retention(pair, "t.txt", encode_texts(pair.tokenizer, "t.txt", [text]))
     pieces = ["abcd", "defg", "gh"]
     expected = sum(nll(policy, piece)[0] for piece in pieces) / 7
     assert found["tokens"] == 7
@@ -66,9 +67,9 @@ def test_texts_that_say_nothing_are_refused(tmp_path: Path) -> None:
     path.write_text("\n\n")
     with pytest.raises(InputError, match="no texts"):
         load_texts(str(path))
-    policy, reference = save_pair(tmp_path)
+    policy, _ = save_pair(tmp_path)
     with pytest.raises(InputError, match="two tokens"):
-        retention(Pair(find(str(policy)), find(str(reference))), "t.txt", ["a"])
+        encode_texts(AutoTokenizer.from_pretrained(policy), "t.txt", ["a"])
 
 
 def test_prompts_with_their_answers_are_texts_too(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kleash.audit.limits import Limit, check_scopes, judge, parse
 from kleash.audit.pair import Pair, encode
 from kleash.audit.prompts import Prompt, PromptSet, digest, load_prompts
 from kleash.audit.result import Comparison, Drift, Side
-from kleash.audit.retain import load_texts, retention
+from kleash.audit.retain import HeldOut, encode_texts, load_texts, retention
 from kleash.audit.rounds import Measured, Sampler, Told
 from kleash.audit.sources import SECTIONS, Source, find
 from kleash.audit.where import by_position, by_prompt, by_token, side_by_side
@@ -62,7 +62,7 @@ def compare(
     check_scopes(limits, slices_of(given.prompts))
     asked = _some(given, config)
     check_scopes(limits, slices_of(asked))
-    held_out = None if config.retain is None else load_texts(config.retain)
+    texts = [] if config.retain is None else load_texts(config.retain)
     null = [read_statistic(path) for path in config.null]
     pair = Pair(
         policy,
@@ -71,6 +71,7 @@ def compare(
         dtype=config.dtype,
         low_memory=config.low_memory,
     )
+    held_out = encode_texts(pair.tokenizer, config.retain, texts) if config.retain else None
     chat = Chat(config.system) if config.chat else None
     rows = encode(pair, asked, config.longest, chat)
     measured = Sampler(pair, [prompt.text for prompt in asked], rows, config, told).run()
@@ -226,7 +227,7 @@ class _Report:
     rows: list[list[int]]
     measured: Measured
     limits: list[Limit]
-    held_out: list[str] | None
+    held_out: list[HeldOut] | None
 
     def whole(self, policy: Source, reference: Source) -> Comparison:
         drift = measure(self.measured.policy, self.measured.reference, reference.name)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,19 +41,32 @@ def load_texts(source: str) -> list[str]:
     return found
 
 
-def retention(pair: Pair, source: str, texts: Sequence[str]) -> dict[str, Any]:
+class HeldOut(NamedTuple):
+    """A text that both models are asked the likelihood of."""
+
+    text: str
+    ids: list[int]
+
+
+def encode_texts(tokenizer: Any, source: str, texts: Sequence[str]) -> list[HeldOut]:
+    """Those of the texts that have a token which could be predicted.
+
+    Raises:
+        InputError: none has.
+    """
+    rows = [HeldOut(text, list(tokenizer(text)["input_ids"])) for text in texts]
+    rows = [row for row in rows if len(row.ids) > 1]
+    if not rows:
+        raise InputError(f"no text of {source!r} has two tokens", expected="texts", got="none")
+    return rows
+
+
+def retention(pair: Pair, source: str, rows: Sequence[HeldOut]) -> dict[str, Any]:
     """Mean NLL per token of both models, and how much it rose, with intervals clustered by text; no temperature.
 
     Returns:
         `nll_policy`, `nll_ref` and `increase`, nats per token, each with its interval; the texts that lost most.
-
-    Raises:
-        InputError: no text has two tokens, of which the second could be predicted.
     """
-    rows = [(text, list(pair.tokenizer(text)["input_ids"])) for text in texts]
-    rows = [(text, ids) for text, ids in rows if len(ids) > 1]
-    if not rows:
-        raise InputError(f"no text of {source!r} has two tokens", expected="texts", got="none")
     window = min(WINDOW, pair.context or WINDOW)
     pieces = [(i, piece) for i, (_, ids) in enumerate(rows) for piece in _windows(ids, window)]
     owner = torch.tensor([i for i, _ in pieces])
@@ -65,14 +78,14 @@ def retention(pair: Pair, source: str, texts: Sequence[str]) -> dict[str, Any]:
     rise = (sums[0] - sums[1]) / sizes
     return {
         "source": source,
-        "sha256": hashlib.sha256(encode(list(texts))).hexdigest(),
+        "sha256": hashlib.sha256(encode([row.text for row in rows])).hexdigest(),
         "texts": len(rows),
         "tokens": int(sizes.sum()),
         "nll_policy": _said(clustered_mean(sums[0], sizes, which)),
         "nll_ref": _said(clustered_mean(sums[1], sizes, which)),
         "increase": _said(clustered_mean(sums[0] - sums[1], sizes, which)),
         "worst": [
-            {"text": rows[i][0][:300], "increase": float(rise[i])}
+            {"text": rows[i].text[:300], "increase": float(rise[i])}
             for i in rise.argsort(descending=True, stable=True)[:TOP].tolist()
         ],
     }
