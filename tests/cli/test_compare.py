@@ -244,12 +244,12 @@ def test_a_search_is_told_attested_and_what_a_next_one_is_measured_against(
 ) -> None:
     _, reference, prompts = pair
     same, first, second = (reference, reference, prompts), tmp_path / "1", tmp_path / "2"
-    searched = ["--search", "--search-budget", "20000"]
+    searched = ["--search", "--search-budget", "10000"]
     assert run(command(same, *searched, "--out", str(first), "--json")) == 0
     found = document(capsys)["search"]
     assert (found["alarm"], found["p_value"]) == (False, None)
     assert 0 <= found["statistic"] < 1e-6  # the two are read in other orders
-    assert 0 < found["tokens"] <= 20000
+    assert 0 < found["tokens"] <= 10000
     known = ["--null", str(first / "comparison.json")]
     assert run(command(same, *searched, *known, "--attest", "default", "--out", str(second))) == 0
     shown = capsys.readouterr()
@@ -265,6 +265,7 @@ def test_a_search_is_told_attested_and_what_a_next_one_is_measured_against(
     assert "search for hidden drift" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_alarm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A rare word is read as another: nothing on prompts without it, and another answer behind it."""
     policy = load_language_model("tiny-reviews/base")

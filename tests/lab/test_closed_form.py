@@ -166,10 +166,8 @@ def test_preferences_come_as_near_as_their_pairs_let_them() -> None:
     assert found.gap == pytest.approx(0.2 * found.kl_to_optimum, abs=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("seed", "vocab", "length"), [(12, 10, 2), pytest.param(11, 4, 5, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "vocab", "length"), [(12, 10, 2), (11, 4, 5)])
 def test_problems_at_random(seed: int, vocab: int, length: int) -> None:
     found = solve(drawn(seed, vocab, length), "rloo", BETA, seed, budget=Budget(512, 600, 0.1))
 
