@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import JustifyMethod
+
 from kleash.cli.console import Screen
 from kleash.report.compared import figure, objects, part, read, words
 from kleash.report.compared_lines import (
@@ -95,8 +97,12 @@ def _show_search(screen: Screen, search: Mapping[str, Any]) -> None:
         )
         for each in objects(search, "contexts")[:LISTED]
     ]
-    columns = {"contexts found by the search": "left", "nats": "right", "the policy says": "left"}
-    screen.table(columns, rows)  # pyright: ignore[reportArgumentType] - "left" and "right" are what it takes
+    columns: dict[str, JustifyMethod] = {
+        "contexts found by the search": "left",
+        "nats": "right",
+        "the policy says": "left",
+    }
+    screen.table(columns, rows)
     said = alarm_words(search)
     times = number(figure(search.get("statistic")))
     limit, p = number(figure(search.get("threshold"))), figure(search.get("p_value"))
