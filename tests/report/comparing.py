@@ -58,9 +58,9 @@ RETENTION = {
     "source": "held.txt",
     "texts": 3,
     "tokens": 40,
-    "nll_policy": {"value": 3.25, "low": 3.0, "high": 3.5, "unit": "nats/token"},
-    "nll_ref": {"value": 3.0, "low": 2.75, "high": 3.25, "unit": "nats/token"},
-    "increase": {"value": 0.25, "low": -0.125, "high": 0.625, "unit": "nats/token"},
+    "nll_policy": {"value": 3.25, "low": 3.0, "high": 3.5, "unit": "token"},
+    "nll_ref": {"value": 3.0, "low": 2.75, "high": 3.25, "unit": "token"},
+    "increase": {"value": 0.25, "low": -0.125, "high": 0.625, "unit": "token"},
     "worst": [
         {"text": "a quiet film", "increase": 1.5},
         {"text": "a loud film", "increase": -0.25},
@@ -149,12 +149,12 @@ def drift(kl: float, clusters: int = 4) -> Drift:
         forward=reading(kl + 0.75, "ref_policy", clusters),
         reverse_token=reading(kl / 8, "policy_ref", clusters, "token"),
         forward_token=reading(kl / 8 + 0.125, "ref_policy", clusters, "token"),
-        js=estimate(0.375, "nats/response"),
-        js_token=estimate(0.0625, "nats/token"),
-        entropy_policy=estimate(2.25, "nats/token"),
-        entropy_ref=estimate(2.75, "nats/token"),
-        length_policy=estimate(14.5, "tokens/response"),
-        length_ref=estimate(16.5, "tokens/response"),
+        js=estimate(0.375, "response"),
+        js_token=estimate(0.0625, "token"),
+        entropy_policy=estimate(2.25, "token"),
+        entropy_ref=estimate(2.75, "token"),
+        length_policy=estimate(14.5, "response"),
+        length_ref=estimate(16.5, "response"),
     )
 
 
@@ -179,7 +179,7 @@ def reading(
     )
 
 
-def estimate(value: float, unit: str) -> Estimate:
+def estimate(value: float, unit: Unit) -> Estimate:
     return Estimate(value=value, low=value / 2, high=value * 1.5, n=16, clusters=4, unit=unit)
 
 
@@ -187,7 +187,7 @@ def tail() -> Tail:
     quantiles = {"p01": 0.125, "p50": 0.25, "p99": 1.5}
     return Tail(
         lowest=0.0,
-        quantiles={name: estimate(value, "nats/token") for name, value in quantiles.items()},
+        quantiles={name: estimate(value, "token") for name, value in quantiles.items()},
         highest=9.75,
     )
 
