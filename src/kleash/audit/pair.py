@@ -1,8 +1,8 @@
 """Two models that share a vocabulary, both in memory or one at a time, and what both are asked in the same tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from kleash.audit.prompts import Prompt
 from kleash.audit.sources import Source
@@ -12,7 +12,17 @@ from kleash.models.config import DType
 from kleash.models.hub import first_difference, load_language_model
 from kleash.models.policy import LanguageModel
 
-Side = Callable[[], LanguageModel]
+
+class Facts(NamedTuple):
+    """What is known of a model that need not be in memory."""
+
+    tokenizer: Any
+    vocab_size: int
+    """V, the number of logits."""
+    ends: tuple[int, ...]
+    """Tokens that end its responses."""
+    context: int | None
+    """Tokens that it can read; None: it does not say."""
 
 
 class Pair:
@@ -43,19 +53,14 @@ class Pair:
         self._device, self._low_memory = device, low_memory
         self._dtype: DType = dtype
         self._loaded: list[LanguageModel | None] = [None, None]
-        self._tokenizers: list[Any] = []
-        self._tell: list[tuple[int, tuple[int, ...], int | None]] = []
-        for side in (0, 1):
-            model = self._load(side)
-            self._tokenizers.append(model.tokenizer)
-            self._tell.append((model.vocab_size, tuple(model.eos_ids), model.context))
-            del model  # one at a time, where memory is low
-            check_same_vocabulary(policy.name, reference.name, self._tokenizers, self._tell)
+        # What is known of each stays when its model goes.
+        self._facts = tuple(_facts(self._load(side)) for side in (0, 1))
+        check_same_vocabulary(policy.name, reference.name, *self._facts)
 
     @property
     def tokenizer(self) -> Any:
         """The policy's, which prompts are put in tokens by."""
-        return self._tokenizers[0]
+        return self._facts[0].tokenizer
 
     @property
     def reference_name(self) -> str:
@@ -65,12 +70,12 @@ class Pair:
     @property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a response of either: those of both, so that both are processes of the same kind."""
-        return tuple(sorted({token for _, ends, _ in self._tell for token in ends}))
+        return tuple(sorted({token for side in self._facts for token in side.ends}))
 
     @property
     def context(self) -> int | None:
         """What both can read."""
-        return min((context for *_, context in self._tell if context is not None), default=None)
+        return min((x.context for x in self._facts if x.context is not None), default=None)
 
     @property
     def shares_weights(self) -> bool:
@@ -106,22 +111,19 @@ class Pair:
         return model
 
 
-def check_same_vocabulary(
-    policy: str,
-    reference: str,
-    tokenizers: Sequence[Any],
-    told: Sequence[tuple[int, tuple[int, ...], int | None]],
-) -> None:
+def _facts(model: LanguageModel) -> Facts:
+    return Facts(model.tokenizer, model.vocab_size, tuple(model.eos_ids), model.context)
+
+
+def check_same_vocabulary(policy: str, reference: str, own: Facts, theirs: Facts) -> None:
     """That a token is the same to both models.
 
     Raises:
         ConfigError: it isn't, and where.
     """
-    if len(tokenizers) < 2:
-        return
-    difference = first_difference(*tokenizers)
-    if difference is None and told[0][0] != told[1][0]:
-        difference = f"{told[0][0]} logits against {told[1][0]}"
+    difference = first_difference(own.tokenizer, theirs.tokenizer)
+    if difference is None and own.vocab_size != theirs.vocab_size:
+        difference = f"{own.vocab_size} logits against {theirs.vocab_size}"
     if difference is not None:
         raise ConfigError(
             f"{policy} and {reference} don't share a vocabulary, so that a KL between them means nothing",

@@ -22,7 +22,7 @@ from kleash.rollout.seeds import seeded
 Reason = Literal["samples", "precision", "max_tokens", "prompts"]
 """Why no further round was begun: one was asked for, the interval is narrow enough, the budget is spent, or these
 prompts seem to differ too much among themselves for so narrow an interval."""
-Told = Callable[[int, int, KLReading | None], None]
+Told = Callable[[int, int, KLReading], None]
 """Tokens sampled so far, how many there will be at most, and the KL so far."""
 WAVE_TOKENS = 16_384
 """Tokens whose hidden states are kept while the other model is loaded."""
@@ -40,8 +40,8 @@ class Measured:
     reference: Stream
     gained: Tensor
     """[V], the mean of π − π_ref over the states of both."""
-    stopped: Reason = "samples"
-    rounds: int = 1
+    stopped: Reason
+    rounds: int
 
     @property
     def num_tokens(self) -> int:

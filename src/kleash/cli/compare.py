@@ -68,7 +68,8 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
     if attesting is not None:
         attesting.begin(config)
     with screen.progress() as steps:
-        found = run_comparison(config, Watched(steps), Watched(steps).search)
+        watched = Watched(steps)
+        found = run_comparison(config, watched.sampling, watched.search)
     document = jsonable(found.to_json())
     show_comparison(screen, document)
     if out is not None:
@@ -80,7 +81,7 @@ def compare(  # noqa: PLR0913, PLR0917 - the options of a command line
 
 
 class Watched:
-    """The progress of the sampling, with the KL so far.
+    """The progress, with the KL so far.
 
     Args:
         steps: the bars.
@@ -89,10 +90,9 @@ class Watched:
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
 
-    def __call__(self, done: int, most: int, reading: KLReading | None) -> None:
-        """Moves the bar."""
-        figures = "" if reading is None else f"KL {_between(reading)} nats"
-        self.steps.show("tokens", min(done, most), most, figures)
+    def sampling(self, done: int, most: int, reading: KLReading) -> None:
+        """Moves the bar of the sampling."""
+        self.steps.show("tokens", min(done, most), most, f"KL {_between(reading)} nats")
 
     def search(self, spent: int, budget: int, best: float) -> None:
         """Moves the bar of the search."""
