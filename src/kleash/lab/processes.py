@@ -92,7 +92,7 @@ def _died(name: str, exit_code: int) -> ResourceError:
     )
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The exception as another process can raise it, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     # A class of somebody else's may not be made again from its message.
@@ -109,7 +109,7 @@ def _work(name: str, task: Task[Any, Any], queue: Any) -> None:
     except KleashError as error:
         queue.put(("error", name, error))
     except Exception as error:
-        queue.put(("error", name, _portable(error)))
+        queue.put(("error", name, portable(error)))
     except KeyboardInterrupt:
         # A run has recorded the interruption; the parent, which got it too, tells the user.
         return

@@ -48,6 +48,11 @@ class Rollout:
             finished=self.finished[index],
         )
 
+    def responses_in_tokens(self) -> list[list[int]]:
+        """The token ids of each response, its end-of-sequence token included."""
+        pairs = zip(self.response_ids, self.mask, strict=True)
+        return [row[keep].tolist() for row, keep in pairs]
+
     def sha256(self) -> str:
         """A commitment to the sampled tokens that doesn't store them."""
         digest = hashlib.sha256()

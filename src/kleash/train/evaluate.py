@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kleash.drift import measure_drift
+from kleash.functional.diversity import distinct_n
 from kleash.models.blend import Blend
 from kleash.models.policy import LanguageModel
 from kleash.records import KLReading
@@ -133,26 +134,9 @@ def summarise(experience: Experience, reference: str) -> Evaluation:
         kl=measure_drift(
             experience.metered.kl, rollout.mask, rollout.prompt_index, reference=reference
         ),
-        distinct_2=distinct_n(
-            [
-                row[keep].tolist()
-                for row, keep in zip(rollout.response_ids, rollout.mask, strict=True)
-            ],
-            2,
-        ),
+        distinct_2=distinct_n(rollout.responses_in_tokens(), 2),
         length=float(rollout.mask.sum(-1).float().mean()),
     )
-
-
-def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float | None:
-    """Share of n-grams that are different, over all responses (Li et al. 2016); 1 is no repetition.
-
-    Examples:
-        >>> distinct_n([[1, 2, 1, 2]], 2)
-        0.6666666666666666
-    """
-    grams = [tuple(row[i : i + n]) for row in responses for i in range(len(row) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
 
 
 class Samples:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from kleash.functional.diversity import distinct_n, unique_share
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
 from kleash.guard import Decision
@@ -147,8 +148,11 @@ def _value(reading: KLReading | None) -> float | None:
 def response_metrics(rollout: Rollout, metered: Metered) -> Metrics:
     """What the responses are like, beside their scores."""
     gap = (metered.logprobs - rollout.sampled_logprobs)[rollout.mask].abs().max()
+    rows = rollout.responses_in_tokens()
     return {
         "entropy_per_token": float(masked_mean(metered.entropy, rollout.mask)),
+        "distinct_2": distinct_n(rows, 2),
+        "unique_share": unique_share(rows, rollout.prompt_index.tolist()),
         "eos_rate": float(rollout.finished.float().mean()),
         "sampler_logprob_gap_max": float(gap),
     }

@@ -1,0 +1,153 @@
+"""What a study found, as plain records: claims with their intervals, tables, and one figure.
+
+A claim is decided by its interval and not by whoever writes the sentence: `decide` looks at the ends, and gives back
+one of three sentences. What an interval leaves open is said to be open.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from kleash.lab.study.statistics import Estimate
+
+Value = str | float | int | None
+"""Of a table; None: not measured."""
+Mark = Literal["line", "dashed", "points", "both", "bars"]
+"""How a series is drawn: a line; a dashed one; points; points joined by a line; bars."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """One thing that was asked, and the answer."""
+
+    name: str
+    """Of the claim, a few words."""
+    says: str
+    """The answer, one sentence without its numbers."""
+    holds: bool | None
+    """Whether what was claimed is so; None: the interval leaves it open."""
+    estimate: Estimate | None = None
+    """What it rests on."""
+    unit: str = ""
+    """Of the estimate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows under named columns; the units stand in the names."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    note: str = ""
+    """What has to be known to read it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """Points of one kind, in the order in which they are joined."""
+
+    name: str
+    """As the legend has it; empty: it isn't named there."""
+    x: tuple[float | None, ...]
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    """Ends of the interval at each point; none where there is none."""
+    mark: Mark = "line"
+    colour: int | None = None
+    """Which of the palette; None: the next. Series that belong together have the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x: str
+    y: str
+    """Labels of the axes, with their units."""
+    series: tuple[Series, ...]
+    x_log: bool = False
+    y_log: bool = False
+    at: tuple[tuple[float, str], ...] = ()
+    """Upright lines, each with its name."""
+    level: tuple[tuple[float, str], ...] = ()
+    """Level lines."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figure:
+    """Panels side by side, and what they show."""
+
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What a study has to say."""
+
+    answer: str
+    """To the study's question, in two or three sentences."""
+    claims: tuple[Claim, ...]
+    tables: tuple[Table, ...]
+    """The first is what the study is about, and is written as `table.csv` and `table.parquet`."""
+    figure: Figure
+    limits: tuple[str, ...]
+    """What it does not show."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+def decide(
+    name: str,
+    estimate: Estimate | None,
+    says: Sequence[str],
+    *,
+    above: float = 0.0,
+    unit: str = "",
+) -> Claim:
+    """The claim that a quantity is above a value, as its interval decides it.
+
+    Args:
+        name: of the claim.
+        estimate: of the quantity; None: it could not be had, and the claim is open.
+        says: three sentences: where the whole interval is above, where none of it is, and where it is open.
+        above: the value.
+        unit: of the quantity.
+
+    Examples:
+        >>> found = Estimate(value=1.0, low=0.5, high=1.5, n=5)
+        >>> decide("a gain", found, ("It gains.", "It loses.", "That is open.")).says
+        'It gains.'
+        >>> decide("a gain", found, ("It gains.", "It loses.", "That is open."), above=1.2).holds is None
+        True
+    """
+    yes, no, unknown = says
+    holds = None if estimate is None else estimate.is_above(above)
+    sentence = {True: yes, False: no, None: unknown}[holds]
+    return Claim(name=name, says=sentence, holds=holds, estimate=estimate, unit=unit)
+
+
+def within(name: str, error: float, tolerance: float, says: str) -> Claim:
+    """The claim that something agrees with its closed form: exact, so that there is no interval.
+
+    Args:
+        name: of the claim.
+        error: the largest difference that was found.
+        tolerance: what it may be.
+        says: what agrees with what; it is followed by the verdict.
+
+    Examples:
+        >>> within("J*", 1e-12, 1e-8, "β log Z is the best that any policy reaches").says
+        'β log Z is the best that any policy reaches: off by 1e-12 at most, 1e-08 allowed.'
+    """
+    holds = error <= tolerance  # False of NaN
+    return Claim(
+        name=name,
+        says=f"{says}: off by {error:.2g} at most, {tolerance:g} allowed{'' if holds else ', which it is not'}.",
+        holds=holds,
+    )

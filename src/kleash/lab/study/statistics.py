@@ -1,0 +1,163 @@
+"""Figures of a few seeds, with intervals that few seeds allow.
+
+Every seed is one observation: what is averaged within a run is averaged before. With five of them a normal interval is
+a third too short; Student's t is used throughout, and nothing is called an interval that rests on one seed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+from scipy.special import betaincinv, gammaincinv, stdtrit
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A figure and the ends of its interval; the ends are None where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    """Independent observations behind it."""
+    of: str = "seeds"
+    """What these are."""
+    level: float = LEVEL
+
+    def is_above(self, value: float) -> bool | None:
+        """Whether it is above a value; None where the interval leaves that open, or there is none.
+
+        Examples:
+            >>> Estimate(value=1.0, low=0.5, high=1.5, n=5).is_above(0.0)
+            True
+            >>> Estimate(value=1.0, n=1).is_above(0.0) is None
+            True
+        """
+        if self.low is None or self.high is None:
+            return None
+        if self.low > value:
+            return True
+        return False if self.high <= value else None
+
+
+def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
+    """The mean of independent observations with Student's interval; None where there is none.
+
+    m ± t_{n−1} s/√n. Observations that could not be made are left out, and `n` says how many there were.
+
+    Args:
+        values: one an observation.
+        of: what one is.
+
+    Examples:
+        >>> found = estimate([1.0, 2.0, 3.0, None])
+        >>> found.value, round(found.low, 3), round(found.high, 3), found.n
+        (2.0, -0.484, 4.484, 3)
+        >>> estimate([None]) is None
+        True
+    """
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return None
+    mean, count = fmean(known), len(known)
+    if count < 2:
+        return Estimate(value=mean, n=count, of=of)
+    half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stdev(known) / math.sqrt(count)
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of)
+
+
+def differences(
+    first: Sequence[float | None], second: Sequence[float | None]
+) -> list[float | None]:
+    """First less second, pair by pair; None where one of the two is.
+
+    Examples:
+        >>> differences([3.0, None], [1.0, 1.0])
+        [2.0, None]
+    """
+    return [
+        None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)
+    ]
+
+
+def exact_rate(events: int, trials: float, *, of: str = "steps") -> Estimate:
+    """How often something happens, events over trials, with the exact Poisson interval.
+
+    Garwood 1936: the ends are χ² quantiles, ½χ²_{2k}(α/2) and ½χ²_{2k+2}(1 − α/2), over the trials. Of no event at all
+    the upper end is 3.69 over the trials: that none was seen does not make a rate 0.
+
+    Args:
+        events: how many.
+        trials: in how many tries, or how long.
+        of: what a try is.
+
+    Examples:
+        >>> found = exact_rate(1, 1000)
+        >>> round(found.low, 6), round(found.high, 6)
+        (2.5e-05, 0.005572)
+    """
+    tail = (1 - LEVEL) / 2
+    low = float(gammaincinv(events, tail)) if events else 0.0
+    high = float(gammaincinv(events + 1, 1 - tail))
+    return Estimate(
+        value=events / trials, low=low / trials, high=high / trials, n=int(trials), of=of
+    )
+
+
+def exact_share(hits: int, trials: int, *, of: str = "runs") -> Estimate:
+    """A share of independent tries with the exact binomial interval of Clopper and Pearson 1934.
+
+    Args:
+        hits: how many.
+        trials: of how many; at least one.
+        of: what a try is.
+
+    Examples:
+        >>> found = exact_share(9, 10)
+        >>> round(found.low, 4), round(found.high, 4)
+        (0.555, 0.9975)
+    """
+    tail = (1 - LEVEL) / 2
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
+    return Estimate(value=hits / trials, low=low, high=high, n=trials, of=of)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A least-squares fit y ≈ Σ_k a_k f_k(x)."""
+
+    coefficients: tuple[float, ...]
+    r_squared: float | None
+    """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary."""
+    aic: float
+    """n log(RSS/n) + 2(k + 1): of two fits to the same points the lower is the better supported."""
+
+
+def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Line | None:
+    """The fit; None where there are no more points than coefficients, or the columns are not independent.
+
+    Args:
+        columns: f_k at every point, one sequence a coefficient.
+        y: at every point.
+
+    Examples:
+        >>> least_squares([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]], [1.0, 3.0, 5.0]).coefficients
+        (1.0, 2.0)
+    """
+    design, target = np.array(columns, dtype=float).T, np.array(y, dtype=float)
+    count, size = design.shape
+    if count <= size or np.linalg.matrix_rank(design) < size:
+        return None
+    found = np.linalg.lstsq(design, target, rcond=None)[0]
+    rss = float(((target - design @ found) ** 2).sum())
+    spread = float(((target - target.mean()) ** 2).sum())
+    return Line(
+        coefficients=tuple(round(float(a), 12) for a in found),
+        r_squared=1 - rss / spread if spread > 0 else None,
+        aic=count * math.log(max(rss, 1e-300) / count) + 2 * (size + 1),
+    )
