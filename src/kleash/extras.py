@@ -21,7 +21,12 @@ _TRAIN = frozenset(
         "yaml",
     }
 )
-EXTRAS = {"train": _TRAIN, "trl": _TRAIN | {"trl"}, "pandas": frozenset({"numpy", "pandas"})}
+EXTRAS = {
+    "train": _TRAIN,
+    "trl": _TRAIN | {"trl"},
+    "pandas": frozenset({"numpy", "pandas"}),
+    "lab": _TRAIN | {"matplotlib"},
+}
 """Of each extra, the packages that are imported by name."""
 
 

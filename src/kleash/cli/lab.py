@@ -1,4 +1,4 @@
-"""`kleash lab`: what can be known exactly, on problems small enough to enumerate."""
+"""`kleash lab`: what can be known exactly, on problems small enough to enumerate; and studies of what can't."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,14 +12,16 @@ from kleash.cli.console import Screen, fixed
 from kleash.cli.lab_closed_form import closed_form
 from kleash.cli.lab_cluster import cluster
 from kleash.cli.lab_control import control
+from kleash.cli.lab_study import everything, study_command
 from kleash.cli.options import AsJson, ProblemFile, train_extra
 from kleash.errors import InputError
+from kleash.lab.catalogue import STUDIES
 from kleash.report.text import number
 
 if TYPE_CHECKING:
     from kleash.lab.estimators import Figures, Measurement
 
-lab = typer.Typer(no_args_is_help=True, help="Closed forms and enumeration.")
+lab = typer.Typer(no_args_is_help=True, help="Closed forms, and studies of what a KL penalty buys.")
 lab.command(epilog="Example: kleash lab control --target 1 --delay 2 --out control.html")(control)
 lab.command(epilog="Example: kleash lab cluster --model llama-3.1-8b --gpus 8,16,64 --lora 16")(
     cluster
@@ -27,6 +29,10 @@ lab.command(epilog="Example: kleash lab cluster --model llama-3.1-8b --gpus 8,16
 lab.command(
     "closed-form", epilog="Example: kleash lab closed-form --algorithms ppo,grpo,rloo --seeds 3"
 )(closed_form)
+
+for study in STUDIES.values():
+    lab.command(study.name, epilog=f"Example: kleash lab {study.name} --quick")(study_command(study))
+lab.command("all", epilog="Example: kleash lab all --quick")(everything)
 
 BETA = 0.2
 """β of the policy where neither a table nor a β is given: about 2 nats on the built-in problem."""

@@ -52,6 +52,17 @@ def train_extra() -> Generator[None]:
 
 
 @contextmanager
+def lab_extra() -> Generator[None]:
+    """Imports inside may fail for want of torch or matplotlib.
+
+    Raises:
+        InputError: the extra `lab` is not installed.
+    """
+    with needs("lab", "a study trains models and draws figures, which the base install does not"):
+        yield
+
+
+@contextmanager
 def trl_extra() -> Generator[None]:
     """Imports inside may fail for want of TRL, or of torch.
 

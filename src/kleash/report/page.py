@@ -20,14 +20,17 @@ from plotly.offline import get_plotlyjs
 from kleash.report.text import DASH, number, visible
 
 
-def render(context: Mapping[str, Any], template: str = "template.html.j2") -> str:
+def render(
+    context: Mapping[str, Any], template: str = "template.html.j2", *, moves: bool = True
+) -> str:
     """The page as HTML, with our styles and scripts in it.
 
     Args:
         context: what it shows.
         template: that shows it.
+        moves: whether it has charts that a script draws; one of pictures has no script at all.
     """
-    scripts = _scripts()
+    scripts = _scripts() if moves else ()
     shared = {
         "css": Markup(_resource("report.css")),
         "scripts": scripts,
@@ -85,7 +88,7 @@ def _policy(scripts: tuple[Markup, ...]) -> str:
     return "; ".join(
         (
             "default-src 'none'",
-            "script-src " + " ".join(f"'sha256-{digest}'" for digest in digests),
+            "script-src " + (" ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"),
             "style-src 'unsafe-inline'",  # plotly places its labels with style attributes
             "img-src data:",
             "base-uri 'none'",

@@ -112,3 +112,20 @@ class ArmSettings(BaseModel):
     device: str = "cpu"
     keep_model: bool = False
     """Whether the trained weights stay."""
+
+
+class PoolSettings(BaseModel):
+    """Many responses of the reference to each prompt, with what every reward and the gold one say of them."""
+
+    model_config = FROZEN
+
+    policy: Language = BASE
+    rewards: tuple[Reward, ...] = ()
+    gold: str = GOLD
+    prompts: str = PROMPTS
+    num_prompts: int = Field(default=24, gt=0)
+    samples: int = Field(default=128, gt=1)
+    """Of each prompt."""
+    max_new_tokens: int = Field(default=24, gt=0)
+    seed: int = Field(default=0, ge=0)
+    device: str = "cpu"

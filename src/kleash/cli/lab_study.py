@@ -1,0 +1,214 @@
+"""`kleash lab NAME` for every study: what it costs, how far it is, what it found, and the files it leaves."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.text import Text
+
+from kleash.cli.console import Screen, Steps, jsonable
+from kleash.cli.options import AsJson, Overrides, lab_extra
+from kleash.config import build, override, read_toml, resolved
+from kleash.errors import ResourceError
+from kleash.lab.catalogue import STUDIES, Study
+from kleash.report import write_report
+from kleash.report.findings import render_book, render_study
+from kleash.report.plot import draw
+from kleash.report.text import interval
+
+if TYPE_CHECKING:
+    from kleash.lab.study.findings import Claim, Findings
+    from kleash.lab.study.work import Event, Work
+
+Out = Annotated[
+    Path,
+    typer.Option(help="Directory. What was finished in it before is taken from there."),
+]
+StudyConfig = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG.toml]", help="The study's settings; none: the whole study."),
+]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A small version: some minutes on two cores.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, max=512, help="Pieces of work at once.", show_default="one a core"),
+]
+DEFAULT_OUT = Path("runs/lab")
+BOOK = "What a KL penalty buys, and what it does not"
+SIGNS = {True: Text("✓", style="green"), False: Text("✗", style="red"), None: Text("?", style="yellow")}
+"""Of a claim that holds, one that doesn't, and one that is open."""
+
+
+class _Plan(NamedTuple):
+    """A study about to be made."""
+
+    study: Study
+    module: Any
+    config: Any
+    seconds: float
+    """Of one core, about."""
+    command: str
+
+
+def study_command(study: Study) -> Callable[..., None]:
+    """The command of a study."""
+
+    def command(
+        config: StudyConfig = None,
+        quick: Quick = False,
+        overrides: Overrides = None,
+        out: Out = DEFAULT_OUT,
+        jobs: Jobs = None,
+        as_json: AsJson = False,
+    ) -> None:
+        screen = Screen(as_json=as_json)
+        plan = _plan(study, config, overrides or (), quick=quick)
+        documents = _make(screen, [plan], out, jobs)
+        _show(screen, documents[0])
+        page = out / study.name / "report.html"
+        write_report(render_study(documents[0]), page)
+        screen.say(f"report   {page}")
+        screen.document(documents[0])
+
+    command.__doc__ = study.question
+    return command
+
+
+def everything(
+    quick: Quick = False, out: Out = DEFAULT_OUT, jobs: Jobs = None, as_json: AsJson = False
+) -> None:
+    """Every study, in one page with a table of contents."""
+    screen = Screen(as_json=as_json)
+    plans = [_plan(study, None, (), quick=quick) for study in STUDIES.values()]
+    documents = _make(screen, plans, out, jobs)
+    for document in documents:
+        write_report(render_study(document), out / document["study"] / "report.html")
+        screen.say(Text(str(document["title"]), style="bold"))
+        _show(screen, document)
+        screen.say()
+    page = out / "book.html"
+    write_report(render_book(documents, BOOK), page)
+    screen.say(f"book     {page}")
+    screen.document({"book": str(page), "studies": documents})
+
+
+def _plan(study: Study, path: Path | None, overrides: Sequence[str], *, quick: bool) -> _Plan:
+    """A study and its settings: the whole one's, over them those of a quick one, a file's, and single ones."""
+    with lab_extra():
+        module = import_module(study.module)
+    data = _merged(module.QUICK if quick else {}, {} if path is None else read_toml(path))
+    source = "--quick" if path is None else str(path)
+    config = build(module.Config, override(data, overrides), source)
+    words = ["kleash lab", study.name, *([str(path)] if path else []), *(["--quick"] if quick else [])]
+    words += [f"--set {assignment}" for assignment in overrides]
+    return _Plan(study, module, config, module.cost(config), " ".join(words))
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables over tables, the inner ones too."""
+    merged = dict(under)
+    for key, value in over.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merged(inner, value) if both else value
+    return merged
+
+
+def _make(
+    screen: Screen, plans: Sequence[_Plan], out: Path, jobs: int | None
+) -> list[dict[str, Any]]:
+    """Makes the studies one after another, in one directory; each leaves its files when it is done."""
+    from kleash.lab.study.cost import told
+    from kleash.lab.study.work import Work, cores
+
+    count = jobs or cores()
+    for plan in plans:
+        screen.note(f"{plan.study.name}: {told(plan.seconds, count)}, less what is done already")
+    documents: list[dict[str, Any]] = []
+    with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
+        for plan in plans:
+            bars.show(plan.study.title, 0, 1)
+            documents.append(_document(plan, work))
+            bars.show(plan.study.title, 1, 1)
+            _write(documents[-1], out / plan.study.name)
+    return documents
+
+
+def _observer(bars: Steps) -> "Callable[[Event], None]":
+    return lambda event: bars.show(event.label, event.step, event.steps, event.figures)
+
+
+def _document(plan: _Plan, work: "Work") -> dict[str, Any]:
+    """Makes one study. What it says of itself is all that a page is made from."""
+    from kleash.lab.study.work import plain
+    from kleash.train.run import LIBRARIES, versions
+
+    made, found, started = work.made, work.found, perf_counter()
+    findings: Findings = plan.module.run(plan.config, work)
+    cost = {
+        "core_seconds_expected": round(plan.seconds),
+        "seconds": round(perf_counter() - started, 1),
+        "pieces_made": work.made - made,
+        "pieces_found": work.found - found,
+    }
+    return plain(
+        {
+            "study": plan.study.name,
+            "title": plan.study.title,
+            "question": plan.study.question,
+            "command": plan.command,
+            "findings": findings.to_json(),
+            "config": resolved(plan.config),
+            "versions": versions(LIBRARIES),
+            "cost": cost,
+        }
+    )
+
+
+def _write(document: Mapping[str, Any], directory: Path) -> None:
+    """findings.json, the first table as CSV and Parquet, and the figure."""
+    from kleash.lab.study.files import csv, parquet
+
+    table = document["findings"]["tables"][0]
+    files = {
+        "findings.json": json.dumps(jsonable(document), indent=1, allow_nan=False).encode(),
+        "table.csv": csv(table),
+        "table.parquet": parquet(table),
+        **{f"figure.{kind}": data for kind, data in draw(document["findings"]["figure"]).items()},
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (directory / name).write_bytes(data)
+    except OSError as error:
+        raise ResourceError(
+            f"{directory} cannot be written",
+            got=error.strerror or str(error),
+            do="free some space, or name another --out; what is done is found again",
+        ) from error
+
+
+def _show(screen: Screen, document: Mapping[str, Any]) -> None:
+    """The answer and its claims."""
+    found = document["findings"]
+    screen.say(found["answer"])
+    screen.say()
+    for claim in found["claims"]:
+        screen.say(SIGNS[claim["holds"]], f"{claim['name']}: {claim['says']} {_rests_on(claim)}".rstrip())
+    screen.say()
+
+
+def _rests_on(claim: Mapping[str, Any]) -> str:
+    """The estimate of a claim in brackets."""
+    found = claim["estimate"]
+    if found is None:
+        return ""
+    text = interval(found["value"], found["low"], found["high"])
+    unit = f" {claim['unit']}" if claim["unit"] else ""
+    return f"({text}{unit}, {found['n']:,} {found['of']})"

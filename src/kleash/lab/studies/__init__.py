@@ -1,0 +1,1 @@
+"""The lab's studies, each a module with `CONFIG`, `QUICK`, `cost` and `run`; `catalogue` says what there is."""

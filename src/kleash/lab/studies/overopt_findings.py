@@ -1,0 +1,340 @@
+"""What the arms of the over-optimisation study show, in claims, tables and a figure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+
+from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
+from kleash.lab.study.curves import (
+    FORMS,
+    Curve,
+    Form,
+    at,
+    fit_form,
+    grid,
+    mean_curve,
+    peaks,
+    predicted,
+)
+from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
+from kleash.lab.study.statistics import Estimate, differences, estimate
+
+Kind = tuple[int, int]
+
+
+class Arms(NamedTuple):
+    """The seeds of one arm: proxy and gold reward over d = √KL."""
+
+    proxy: list[Curve]
+    gold: list[Curve]
+
+
+def conclude(
+    free: Mapping[Kind, Arms],
+    held: Mapping[float, Arms],
+    pool: Mapping[str, Any],
+    *,
+    names: Mapping[Kind, str],
+    accuracy: Mapping[Kind, Sequence[float | None]],
+) -> Findings:
+    """The findings.
+
+    Args:
+        free: arms without a penalty, by kind of proxy; the first kind is what all else is compared with.
+        held: arms with one, by β, of that kind.
+        pool: what `draw_pool` gives, with a reward a seed.
+        names: of the kinds.
+        accuracy: of the proxies on held-out pairs, by kind and seed.
+    """
+    first = next(iter(free))
+    floor = fmean(score for row in pool["gold"] for score in row)
+    chosen = best_of_n(pool)
+    claims = [
+        *_turns(free[first]),
+        *_equal_kl(free[first], held),
+        *_other_kinds(free, names, first),
+        _efficiency(free[first], chosen),
+    ]
+    fits = _fits(free, chosen.gold, names, floor)
+    return Findings(
+        answer=_answer(claims),
+        claims=tuple(claims),
+        tables=(_table(free, held, names, accuracy), fits),
+        figure=_figure(free[first], held, chosen, floor),
+        limits=(
+            "One family of models of a few million parameters, film-review sentences, a gold model that is itself a "
+            "reward model: what peaks where is of this setting.",
+            "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
+            "all three together.",
+            "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps.",
+        ),
+    )
+
+
+def best_of_n(pool: Mapping[str, Any]) -> Arms:
+    """Best-of-n by each proxy of a pool, over √KL: from n = 1 to all samples.
+
+    KL by Beirami et al.'s estimate of the responses that are chosen, not by log n − (n−1)/n, which is above it.
+    """
+    gold, logprobs = (torch.tensor(pool[name]).double() for name in ("gold", "logprobs"))
+    most = gold.shape[-1]
+    counts = sorted({round(most ** (i / 24)) for i in range(25)})
+    proxies, golds = list[Curve](), list[Curve]()
+    for scores in pool["rewards"]:
+        proxy = torch.tensor(scores).double()
+        rows: list[tuple[float, float, float]] = []
+        for n in counts:
+            estimates = best_of_n_kl_estimate(logprobs, n)
+            among = torch.tensor([n])
+            kl, worth, told = (
+                float(best_of_n_reward(proxy, values, n=among).mean())
+                for values in (estimates, gold, proxy)
+            )
+            rows.append((math.sqrt(max(kl, 0.0)), told, worth))
+        d, told, worth = zip(*rows, strict=True)
+        proxies.append(Curve(d, told))
+        golds.append(Curve(d, worth))
+    return Arms(proxies, golds)
+
+
+def _turns(arms: Arms) -> list[Claim]:
+    """Whether gold rises and falls while the proxy goes on rising."""
+    found = peaks(arms.gold)
+    peak = [None if each is None else each.value for each in found]
+    fall = estimate(differences(peak, [each.end for each in arms.gold]))
+    there = [
+        None if each is None else at(proxy, each.d)
+        for each, proxy in zip(found, arms.proxy, strict=True)
+    ]
+    rise = estimate(differences([each.end for each in arms.proxy], there))
+    return [
+        decide(
+            "gold has a peak",
+            fall,
+            (
+                "Without a penalty the gold reward ends below its peak: the policy is over-optimised.",
+                "Without a penalty the gold reward does not end below the place where it was highest.",
+                "Whether the gold reward falls from its peak is not settled by so few runs.",
+            ),
+            unit="gold reward",
+        ),
+        decide(
+            "the proxy goes on rising",
+            rise,
+            (
+                "From there on the proxy reward still rises: by its own reward the policy gets better.",
+                "The proxy reward does not rise after the gold peak.",
+                "Whether the proxy reward rises after the gold peak is not settled.",
+            ),
+            unit="proxy reward",
+        ),
+    ]
+
+
+def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
+    """Arms with a penalty against those without, at equal KL: is the penalty more than stopping early?"""
+    claims: list[Claim] = []
+    for beta, arms in held.items():
+        for name, own, other in (
+            ("gold", arms.gold, free.gold),
+            ("proxy", arms.proxy, free.proxy),
+        ):
+            above = [_above(a, b) for a, b in zip(own, other, strict=True)]
+            claims.append(
+                decide(
+                    f"{name} at equal KL, β = {beta:g}",
+                    estimate(above),
+                    (
+                        f"At equal KL the arm with β = {beta:g} has more {name} reward than the one without.",
+                        f"At equal KL the arm with β = {beta:g} has no more {name} reward than the one without.",
+                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty: "
+                        "within the interval the penalty is stopping early.",
+                    ),
+                    unit=f"{name} reward",
+                )
+            )
+    return claims
+
+
+def _above(own: Curve, other: Curve) -> float | None:
+    """How far one curve is above another where both come to, on average."""
+    places = grid([own, other], everyone=True)
+    known = [x for x in differences([at(own, d) for d in places], [at(other, d) for d in places]) if x is not None]
+    return fmean(known) if known else None
+
+
+def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Kind) -> list[Claim]:
+    """Whether other proxies have a higher gold peak."""
+    base = _peak_values(free[first])
+    return [
+        decide(
+            f"a higher peak: {names[kind]}",
+            estimate(differences(_peak_values(arms), base)),
+            (
+                f"The gold peak is higher with {names[kind]} than with {names[first]}.",
+                f"The gold peak is no higher with {names[kind]} than with {names[first]}.",
+                f"Whether {names[kind]} moves the gold peak from that of {names[first]} is not settled.",
+            ),
+            unit="gold reward",
+        )
+        for kind, arms in free.items()
+        if kind != first
+    ]
+
+
+def _peak_values(arms: Arms) -> list[float | None]:
+    return [None if each is None else each.value for each in peaks(arms.gold)]
+
+
+def _efficiency(free: Arms, chosen: Arms) -> Claim:
+    """Best-of-n against a trained policy, at the largest KL that best-of-n comes to."""
+    reach = min(each.d[-1] for each in chosen.gold)
+    gains = differences([at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold])
+    return decide(
+        "best-of-n spends KL better",
+        estimate(gains),
+        (
+            f"At {reach**2:.1f} nats best-of-n has more gold reward than the trained policy.",
+            f"At {reach**2:.1f} nats best-of-n has no more gold reward than the trained policy.",
+            f"At {reach**2:.1f} nats no difference between best-of-n and the trained policy is seen.",
+        ),
+        unit="gold reward",
+    )
+
+
+def _answer(claims: Sequence[Claim]) -> str:
+    """Only what is settled, and what is open, in the order of the claims."""
+    said = [claim.says for claim in claims[:3]]
+    return " ".join(said)
+
+
+def _table(
+    free: Mapping[Kind, Arms],
+    held: Mapping[float, Arms],
+    names: Mapping[Kind, str],
+    accuracy: Mapping[Kind, Sequence[float | None]],
+) -> Table:
+    first = next(iter(free))
+    rows = [_row(names[kind], 0.0, arms, accuracy[kind]) for kind, arms in free.items()]
+    rows += [_row(names[first], beta, arms, accuracy[first]) for beta, arms in held.items()]
+    return Table(
+        title="Where gold peaks, and where arms end",
+        columns=(
+            "proxy",
+            "β",
+            "its accuracy",
+            "gold at its peak",
+            "KL there, nats",
+            "gold at the end",
+            "proxy at the end",
+            "KL at the end, nats",
+        ),
+        rows=tuple(rows),
+        note="Means over seeds. A peak's place is read off the other seeds, so that its value is not the largest of "
+        "noisy ones; accuracy is on held-out pairs with their noisy labels.",
+    )
+
+
+def _row(
+    name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]
+) -> tuple[Value, ...]:
+    found = [each for each in peaks(arms.gold) if each is not None]
+    means: list[Estimate | None] = [
+        estimate(list(accuracy)),
+        estimate([each.value for each in found]),
+        estimate([each.d**2 for each in found]),
+        estimate([each.end for each in arms.gold]),
+        estimate([each.end for each in arms.proxy]),
+        estimate([each.d[-1] ** 2 for each in arms.gold]),
+    ]
+    return (name, beta, *(None if each is None else each.value for each in means))
+
+
+def _fits(
+    free: Mapping[Kind, Arms], chosen: Sequence[Curve], names: Mapping[Kind, str], floor: float
+) -> Table:
+    """Gao et al.'s forms, each fitted to the first 60 % of KL and asked about the rest."""
+    paths = {f"trained, {names[kind]}": arms.gold for kind, arms in free.items()}
+    paths["best-of-n"] = list(chosen)
+    rows = [
+        (path, form, *_fitted([fit_form(each, form, floor) for each in curves]))
+        for path, curves in paths.items()
+        for form in FORMS
+    ]
+    return Table(
+        title="Gao et al.'s forms of the gold gain",
+        columns=(
+            *("path", "form", "α", "β", "predicted peak, nats", "R² fitted"),
+            *("R² held out", "error held out", "AIC"),
+        ),
+        rows=tuple(rows),
+        note="Means over seeds of fits to the first 60 % of each run's KL; R² and error (of the largest gain) are on "
+        "the rest. Of two forms on one path the lower AIC is better supported.",
+    )
+
+
+def _fitted(fits: Sequence[Form | None]) -> list[Value]:
+    known = [each for each in fits if each is not None]
+    columns: list[list[float | None]] = [
+        [each.alpha for each in known],
+        [each.beta for each in known],
+        [None if each.peak is None else each.peak**2 for each in known],
+        [each.r_squared for each in known],
+        [each.held_out for each in known],
+        [each.error for each in known],
+        [each.aic for each in known],
+    ]
+    means = [estimate(values) for values in columns]
+    return [None if each is None else each.value for each in means]
+
+
+def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
+    """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n."""
+    left = [
+        _band("proxy, no penalty", free.proxy, 2, "dashed"),
+        _band("gold, no penalty", free.gold, 2, "line"),
+        _form(free.gold, floor),
+    ]
+    right = [_band("no penalty", free.gold, 2, "line")]
+    right += [
+        _band(f"β = {beta:g}", arms.gold, colour, "line")
+        for (beta, arms), colour in zip(held.items(), (0, 4, 3, 1) * len(held), strict=False)
+    ]
+    right.append(_band("best-of-n", chosen.gold, 5, "dashed"))
+    x = "√KL(π‖π_ref), √nats per response"
+    return Figure(
+        caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
+        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and by "
+        "best-of-n. Bands are 95 % intervals over seeds.",
+        panels=(
+            Panel(title="The proxy rises, gold turns", x=x, y="reward", series=tuple(left)),
+            Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
+        ),
+    )
+
+
+def _band(name: str, curves: Sequence[Curve], colour: int, mark: Any) -> Series:
+    """The mean over seeds with its interval."""
+    places = grid(curves)
+    found = [estimate(values) for values in mean_curve(curves, places)]
+    return Series(
+        name=name,
+        x=tuple(places),
+        y=tuple(None if each is None else each.value for each in found),
+        low=tuple(None if each is None else each.low for each in found),
+        high=tuple(None if each is None else each.high for each in found),
+        mark=mark,
+        colour=colour,
+    )
+
+
+def _form(curves: Sequence[Curve], floor: float) -> Series:
+    """The mean of the seeds' fits, where all of them have one."""
+    fits = [fit_form(each, FORMS[1], floor) for each in curves]
+    places = [d for d in grid(curves) if d > 0]
+    known = [each for each in fits if each is not None]
+    y = tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places) if known else ()
+    return Series(name="d(α − β log d), extrapolated", x=tuple(places) if known else (), y=y, mark="dashed", colour=0)

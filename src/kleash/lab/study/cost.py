@@ -1,0 +1,86 @@
+"""What a study costs, before it is begun: seconds of one core, reckoned from what its pieces cost here once.
+
+The rates are of the embedded models on one core that multiplies large float32 matrices at 100 GFLOP/s. Another model
+is taken to cost as much more as it has more parameters: right within a factor of two, which is what a person asks who
+wants to know whether it is minutes or days.
+"""
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel
+
+from kleash.lab.arms.settings import (
+    BASE,
+    ArmSettings,
+    Language,
+    PoolSettings,
+    ProxySettings,
+    StudentSettings,
+)
+from kleash.models.loading import count_parameters
+
+RESPONSE = 0.022
+"""Seconds of sampling, scoring, metering and learning from one response of 24 tokens."""
+ANSWER = 0.008
+"""Seconds of sampling one."""
+SCORING = 0.003
+"""Seconds of one score."""
+PAIR = 0.033
+"""Seconds of a pair: two answers, two scores, one fit."""
+LESSON = 0.2
+"""Seconds of a step of a student."""
+START = 4.0
+"""Seconds to load models, and to examine a policy's fresh responses, besides."""
+TOKENS = 24
+
+
+def seconds_of(pieces: Iterable[BaseModel]) -> float:
+    """Core seconds of pieces by their settings, each counted once.
+
+    Examples:
+        >>> round(seconds_of([ArmSettings(steps=40, num_prompts=16, group_size=2)]))
+        34
+    """
+    return sum(map(_seconds, set(pieces)))
+
+
+def _seconds(piece: BaseModel) -> float:
+    if isinstance(piece, ArmSettings):
+        fresh = piece.evaluation.num_prompts * piece.evaluation.group_size
+        drawn = piece.steps * piece.num_prompts * piece.group_size * RESPONSE + fresh * ANSWER
+        return START + drawn * _times(piece.policy) * piece.max_new_tokens / TOKENS
+    if isinstance(piece, ProxySettings):
+        return START + piece.pairs * PAIR * _times(piece.base) * piece.max_new_tokens / TOKENS
+    if isinstance(piece, StudentSettings):
+        return START + piece.steps * LESSON + piece.texts * ANSWER
+    if isinstance(piece, PoolSettings):
+        each = ANSWER + SCORING * (1 + len(piece.rewards))
+        drawn = piece.num_prompts * piece.samples * each
+        return START + drawn * _times(piece.policy) * piece.max_new_tokens / TOKENS
+    raise TypeError(type(piece).__name__)
+
+
+def _times(model: Language) -> float:
+    """How much larger than the embedded model."""
+    if isinstance(model, StudentSettings):
+        return 1.0  # its vocabulary costs as much
+    return (count_parameters(model) or 1e9) / (count_parameters(BASE) or 1e9)
+
+
+def told(seconds: float, jobs: int) -> str:
+    """A cost as a person says it.
+
+    Examples:
+        >>> told(700.0, 2)
+        'about 6 minutes on 2 cores'
+        >>> told(4e5, 1)
+        'about 4.6 days on 1 core'
+    """
+    alone = seconds / jobs
+    size, unit = next(
+        ((s, u) for s, u in ((86400, "days"), (3600, "hours"), (60, "minutes")) if alone >= 1.5 * s),
+        (1, "seconds"),
+    )
+    amount = alone / size
+    shown = f"{amount:.0f}" if amount >= 5 or unit == "seconds" else f"{amount:.1f}"
+    return f"about {shown} {unit} on {jobs} core{'s' if jobs > 1 else ''}"

@@ -1,0 +1,213 @@
+"""Curves of reward over KL, one a seed: brought together at equal KL, and asked for their peaks without flattery.
+
+The largest of noisy values is larger than the value of the largest. So where a peak is, is read off the other seeds'
+curves, and what it is worth off this one's: each seed then gives one honest observation.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from kleash.lab.study.statistics import Line, least_squares
+
+WINDOW = 5
+"""Steps that a curve is smoothed over."""
+POINTS = 40
+"""Of a grid."""
+FITTED = 0.6
+"""Of the range of KL, on which a form is fitted; it is asked about the rest."""
+LEAST_D = 0.3
+"""√KL below which log d is mostly noise."""
+
+
+class Curve(NamedTuple):
+    """What one run did, by step: d = √KL, and values there."""
+
+    d: tuple[float, ...]
+    value: tuple[float, ...]
+
+    @property
+    def end(self) -> float:
+        """Mean over the last steps."""
+        return fmean(self.value[-WINDOW:])
+
+
+def curve(kl: Sequence[float | None], value: Sequence[float | None]) -> Curve:
+    """Means of √KL and of a value over windows of steps, in the order of the run; what was not measured is left out.
+
+    Examples:
+        >>> curve([0.0, 1.0, 4.0, None], [0.0, 1.0, 2.0, 9.0]).d  # of the first 2 steps, of all 3, of the last 2
+        (1.0, 1.0, 1.0)
+    """
+    known = [
+        (math.sqrt(max(0.0, k)), v)
+        for k, v in zip(kl, value, strict=True)
+        if k is not None and v is not None
+    ]
+    d, values = list[float](), list[float]()
+    for i in range(len(known)):
+        reach = min(WINDOW // 2, max(i, 1), max(len(known) - 1 - i, 1))
+        near = known[max(0, i - reach) : i + reach + 1]
+        d.append(fmean(x for x, _ in near))
+        values.append(fmean(y for _, y in near))
+    return Curve(tuple(d), tuple(values))
+
+
+def at(found: Curve, d: float) -> float | None:
+    """The value where the curve first comes to a distance, on a straight line between steps; None beyond its reach.
+
+    Examples:
+        >>> at(Curve((0.0, 1.0, 2.0, 1.5), (0.0, 1.0, 0.0, 9.0)), 1.5)
+        0.5
+    """
+    if not found.d or d < found.d[0]:
+        return None
+    for i in range(1, len(found.d)):
+        low, high = found.d[i - 1], found.d[i]
+        if low <= d <= high:
+            share = (d - low) / (high - low) if high > low else 1.0
+            return found.value[i - 1] + share * (found.value[i] - found.value[i - 1])
+    return found.value[0] if d == found.d[0] else None
+
+
+def grid(curves: Sequence[Curve], *, everyone: bool = False) -> list[float]:
+    """Distances, evenly spaced, that at least two curves come to, or all of them.
+
+    Args:
+        curves: at least one.
+        everyone: whether all must.
+    """
+    ends = sorted((max(each.d) for each in curves), reverse=True)
+    last = ends[-1] if everyone else ends[min(1, len(ends) - 1)]
+    first = max(min(each.d) for each in curves)
+    if last <= first:
+        return []
+    return [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
+
+
+def mean_curve(curves: Sequence[Curve], places: Sequence[float]) -> list[list[float | None]]:
+    """The values of every curve at some distances: a list over distances of lists over curves."""
+    return [[at(each, d) for each in curves] for d in places]
+
+
+class Peak(NamedTuple):
+    """A curve's peak, where others say it is."""
+
+    d: float
+    value: float
+
+
+def peaks(curves: Sequence[Curve]) -> list[Peak | None]:
+    """For each curve the place where the mean of the others is largest, and its own value there.
+
+    None of a curve that doesn't come there, and of one that is alone.
+
+    Args:
+        curves: one a seed.
+    """
+    found: list[Peak | None] = []
+    for i, own in enumerate(curves):
+        others = [each for j, each in enumerate(curves) if j != i]
+        best: Peak | None = None
+        highest = -math.inf
+        for d in grid(others) if others else []:
+            values = [v for each in others if (v := at(each, d)) is not None]
+            mine = at(own, d)
+            if values and fmean(values) > highest:
+                highest = fmean(values)
+                best = None if mine is None else Peak(d, mine)
+        found.append(best)
+    return found
+
+
+class Form(NamedTuple):
+    """Gao et al.'s form of a gain over d, fitted to one curve."""
+
+    alpha: float
+    beta: float
+    peak: float | None
+    """d of the largest gain that the form has; None: it has none ahead."""
+    r_squared: float | None
+    """On what it was fitted to."""
+    held_out: float | None
+    """R² on the larger KL that it was not shown; negative: the mean of what is there would have told more."""
+    error: float | None
+    """Root mean square error there, over the largest gain of the curve."""
+    aic: float
+
+
+FORMS = ("d(α − βd)", "d(α − β log d)")
+"""Of best-of-n and of reinforcement learning, as Gao et al. found them."""
+
+
+def fit_form(found: Curve, form: str, floor: float) -> Form | None:
+    """Fits a form to the first part of a curve's KL, and holds it against the rest; None where it can't be.
+
+    Both are linear in α and β: R(d) = α·d − β·d² and α·d − β·d log d, peaks at α/2β and exp(α/β − 1).
+
+    Args:
+        found: the curve.
+        form: of `FORMS`.
+        floor: value at d = 0, which gains are counted from.
+
+    Examples:
+        >>> line = Curve(tuple(0.5 + 0.1 * i for i in range(40)), tuple(d * (1.0 - 0.1 * d) for d in (0.5 + 0.1 * i for i in range(40))))
+        >>> fitted = fit_form(line, "d(α − βd)", 0.0)
+        >>> round(fitted.alpha, 6), round(fitted.beta, 6), round(fitted.peak, 6), round(fitted.held_out, 6)
+        (1.0, 0.1, 5.0, 1.0)
+    """
+    points = [(d, v - floor) for d, v in zip(*found, strict=True) if d >= LEAST_D]
+    if not points:
+        return None
+    limit = math.sqrt(FITTED) * max(d for d, _ in points)
+    shown, held = ([p for p in points if (p[0] <= limit) == seen] for seen in (True, False))
+    line = least_squares(_columns([d for d, _ in shown], form), [v for _, v in shown])
+    if line is None:
+        return None
+    alpha, beta = line.coefficients
+    largest = max(abs(v) for _, v in points)
+    return Form(
+        alpha,
+        beta,
+        _peak(alpha, beta, form),
+        line.r_squared,
+        *_held_out(line, held, form, largest),
+        aic=line.aic,
+    )
+
+
+def predicted(form: str, fitted: Form, d: float) -> float:
+    """The gain that a fitted form has at a distance."""
+    return sum(
+        a * column[0]
+        for a, column in zip((fitted.alpha, fitted.beta), _columns([d], form), strict=True)
+    )
+
+
+def _columns(d: Sequence[float], form: str) -> list[list[float]]:
+    bends = [x * x if form == FORMS[0] else x * math.log(max(x, 1e-9)) for x in d]
+    return [list(d), [-x for x in bends]]
+
+
+def _peak(alpha: float, beta: float, form: str) -> float | None:
+    if beta <= 0:
+        return None
+    exponent = alpha / beta - 1
+    if form == FORMS[0]:
+        return alpha / (2 * beta) if alpha > 0 else None
+    return math.exp(exponent) if exponent < 20 else None
+
+
+def _held_out(
+    line: Line, held: Sequence[tuple[float, float]], form: str, largest: float
+) -> tuple[float | None, float | None]:
+    """R² and relative error on points that were not fitted."""
+    if len(held) < 3 or largest <= 0:
+        return None, None
+    columns = _columns([d for d, _ in held], form)
+    told = [sum(a * x for a, x in zip(line.coefficients, row, strict=True)) for row in zip(*columns, strict=True)]
+    rss = sum((v - t) ** 2 for (_, v), t in zip(held, told, strict=True))
+    middle = fmean(v for _, v in held)
+    spread = sum((v - middle) ** 2 for _, v in held)
+    return (1 - rss / spread if spread > 0 else None), math.sqrt(rss / len(held)) / largest
