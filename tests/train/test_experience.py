@@ -15,9 +15,10 @@ from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.config import OptimizerConfig
-from kleash.train.experience import Experience, Metered, meter, score
+from kleash.train.experience import Experience, Metered, meter
 from kleash.train.learner import build_learner
 from kleash.train.metrics import length_correlation
+from kleash.train.scoring import score
 
 
 def _number(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
