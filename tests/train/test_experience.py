@@ -79,6 +79,17 @@ def test_the_length_penalty_leaves_the_scores_as_they_are() -> None:
     assert found.penalised.tolist() == [-9.0, -7.0, -6.5, -3.0]
 
 
+def test_a_clip_comes_before_the_penalties_and_leaves_the_scores_as_they_are() -> None:
+    rollout = _rollout(("-9", "-1", "0.5", "2", "7"), [True, True, False, True, False])
+    config = RewardConfig(missing_eos_penalty=10.0, clip=(-1.0, 2.0))
+    found = score(rollout, Scorer(name="number", score=_number), [], config)
+    assert found.scores.tolist() == [-9.0, -1.0, 0.5, 2.0, 7.0]
+    assert found.penalised.tolist() == [-1.0, -1.0, -9.5, 2.0, -8.0]
+    assert found.clipped is not None
+    assert found.clipped.tolist() == [True, False, False, False, True]
+    assert found.disagreement is None
+
+
 def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> float | None:
     rollout = _of_lengths(lengths, prompts)
     nothing = torch.zeros(rollout.mask.shape)
