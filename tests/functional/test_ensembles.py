@@ -90,13 +90,16 @@ def test_the_scale_of_the_reward_is_the_scale_of_all(
 
 def tilted(proxy: Tensor, value: Tensor, nats: float) -> float:
     """E[value] under p ∝ exp(λ · proxy) on the pool, with λ such that KL(p‖uniform) is so many nats."""
+
+    def tilt(factor: float) -> tuple[Tensor, float]:
+        logp = torch.log_softmax(factor / proxy.std() * proxy, 0)
+        return logp.exp(), float((logp.exp() * (logp + math.log(len(logp)))).sum())
+
     low, high = 0.0, 10.0
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
-        logp = torch.log_softmax(middle / proxy.std() * proxy, 0)
-        kl = float((logp.exp() * (logp + math.log(len(logp)))).sum())
-        low, high = (middle, high) if kl < nats else (low, middle)
-    return float((logp.exp() * value).sum())
+        low, high = (middle, high) if tilt(middle)[1] < nats else (low, middle)
+    return float((tilt(low)[0] * value).sum())
 
 
 @pytest.mark.parametrize(

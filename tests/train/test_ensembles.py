@@ -12,8 +12,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 
 from kleash.errors import ConfigError
 from kleash.replay import verify_run
+from kleash.rewards.config import RewardConfig
 from kleash.train.config import RunConfig
+from kleash.train.joint import load_scorers
 from kleash.train.run import train
+from kleash.train.world import World
 from tests.train.small import LETTERS, count_a, in_memory, remains, small_settings
 
 
@@ -124,6 +127,19 @@ def test_a_run_of_an_ensemble_is_gone_on_with(place: Path, tmp_path: Path, combi
         assert error.value.got == f"another reward.{key}"
     run(settings, tmp_path / "run", resume=True)
     assert remains(tmp_path / "run") == remains(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("combine", ["uncertainty", "weights"])
+def test_every_process_has_a_reward_of_the_same_make(place: Path, combine: str) -> None:
+    """Or one would be told of scores more often than another: what is told is each part's, in their order."""
+    config = RewardConfig.model_validate({"model": members(place), "combine": combine})
+    (first, _), (second, _) = (
+        load_scorers(config, "cpu", World(rank=rank, size=2)) for rank in (0, 1)
+    )
+    assert first.name == second.name == config.name
+    names = [each.name for each in first.parts]
+    assert names == [each.name for each in second.parts]
+    assert names == (members(place) if combine == "uncertainty" else [])
 
 
 LOW, HIGH = -0.35, 0.8

@@ -27,7 +27,8 @@ def load_average(names: Sequence[str], *, device: str = "cpu") -> RewardModel:
         ConfigError: two of them differ in architecture, shape, labels, tokenizer or longest text; it says in what.
     """
     average = load_reward_model(names[0])
-    common, state = _common(average), average.model.state_dict()
+    model: Any = average.model
+    common, state = _common(average), model.state_dict()
     sums = {key: each.double() for key, each in state.items() if each.is_floating_point()}
     for name in names[1:]:
         other = load_reward_model(name)
@@ -37,7 +38,7 @@ def load_average(names: Sequence[str], *, device: str = "cpu") -> RewardModel:
                 sums[key] += each
     for key, each in sums.items():
         state[key].copy_(each / len(names))
-    return replace(average, name=", ".join(names), model=average.model.to(device))
+    return replace(average, name=", ".join(names), model=model.to(device))
 
 
 def _common(reward: RewardModel) -> dict[str, Any]:
