@@ -15,9 +15,10 @@ from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
 from kleash.train.config import OptimizerConfig
-from kleash.train.experience import Experience, Metered, meter, score
+from kleash.train.experience import Experience, Metered, meter
 from kleash.train.learner import build_learner
 from kleash.train.metrics import length_correlation
+from kleash.train.scoring import score
 
 
 def _number(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -76,6 +77,17 @@ def test_the_length_penalty_leaves_the_scores_as_they_are() -> None:
     found = score(rollout, Scorer(name="number", score=_number), [], config)
     assert found.scores.tolist() == [1.0, 3.0, 4.0, 9.0]
     assert found.penalised.tolist() == [-9.0, -7.0, -6.5, -3.0]
+
+
+def test_a_clip_comes_before_the_penalties_and_leaves_the_scores_as_they_are() -> None:
+    rollout = _rollout(("-9", "-1", "0.5", "2", "7"), [True, True, False, True, False])
+    config = RewardConfig(missing_eos_penalty=10.0, clip=(-1.0, 2.0))
+    found = score(rollout, Scorer(name="number", score=_number), [], config)
+    assert found.scores.tolist() == [-9.0, -1.0, 0.5, 2.0, 7.0]
+    assert found.penalised.tolist() == [-1.0, -1.0, -9.5, 2.0, -8.0]
+    assert found.clipped is not None
+    assert found.clipped.tolist() == [True, False, False, False, True]
+    assert found.disagreement is None
 
 
 def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> float | None:

@@ -30,9 +30,10 @@ from kleash.train.algorithms import (
 from kleash.train.algorithms.functions import value_loss
 from kleash.train.config import OptimizerConfig, RunConfig
 from kleash.train.evaluate import collect
-from kleash.train.experience import Experience, meter, score
+from kleash.train.experience import Experience, meter
 from kleash.train.learner import Learner, build_learner
 from kleash.train.metrics import Settings, step_metrics
+from kleash.train.scoring import score
 from kleash.train.signals import measure
 from kleash.train.update import Loss, Proposal, mean_parts, propose_update
 

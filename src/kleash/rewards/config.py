@@ -50,6 +50,8 @@ class ServerConfig(BaseModel):
 LARGEST_WEIGHT = 3.4e38
 """As a score's: no sum of such products is beyond a float."""
 
+Combination = Literal["mean", "worst", "uncertainty", "weights"]
+
 
 def check_reward_weights(weights: dict[str, float]) -> dict[str, float]:
     """Weights of rewards by name, as they are to be.
@@ -68,21 +70,47 @@ def check_reward_weights(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+def check_members(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of an ensemble's members, as they are to be.
+
+    Raises:
+        ValueError: there are fewer than two, or one of them twice.
+
+    Examples:
+        >>> check_members(("runs/proxy-0", "runs/proxy-1"))
+        ('runs/proxy-0', 'runs/proxy-1')
+    """
+    if len(names) < 2 or len({*names}) < len(names):
+        raise ValueError("at least two rewards of different names")
+    return names
+
+
 class RewardConfig(BaseModel):
     """What scores the responses.
 
     Examples:
         >>> RewardConfig(model={"tiny-reviews/gold": 0.7, "mine:toxicity": -2.0}).name
         '0.7 × tiny-reviews/gold + -2 × mine:toxicity'
+        >>> RewardConfig(model=("runs/proxy-0", "runs/proxy-1"), combine="worst").name
+        'worst of runs/proxy-0, runs/proxy-1'
     """
 
     model_config = _FROZEN
 
-    model: str | Annotated[dict[str, FiniteFloat], AfterValidator(check_reward_weights)] = (
-        "tiny-reviews/gold"
-    )
+    model: (
+        str
+        | Annotated[dict[str, FiniteFloat], AfterValidator(check_reward_weights)]
+        | Annotated[tuple[str, ...], AfterValidator(check_members)]
+    ) = "tiny-reviews/gold"
     """Trained on: an embedded name, a Hugging Face directory or id, `module:function`, or `http://host:port/path`;
-    several by weights, for Σ w r."""
+    several by weights, for Σ w r; or an array of them, the members of an ensemble."""
+    combine: Combination = "mean"
+    """How an ensemble's scores are one: mean, `worst` for min_k r_k, `uncertainty` for mean − λ · variance; `weights`
+    averages the members' weights into one model instead."""
+    uncertainty_weight: FiniteFloat = Field(default=0.5, ge=0.0)
+    """λ of `uncertainty`, in 1 over the unit of the reward."""
+    clip: tuple[FiniteFloat, FiniteFloat] | None = None
+    """[low, high]: what is learnt from is clipped to it before penalties are taken off; the score is not."""
     monitor: tuple[str, ...] = ()
     """Further scorers, each named like `model`: logged as `monitor/NAME`, never trained on."""
     missing_eos_penalty: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
@@ -94,7 +122,8 @@ class RewardConfig(BaseModel):
     length_penalty_max: FiniteFloat | None = Field(default=None, gt=0.0)
     """Most that length takes off; None: there is no such bound."""
     label: str | int | None = None
-    """Which label's log-odds is the reward, by name or index; needed with more than two labels."""
+    """Which label's log-odds is the reward, by name or index; needed with more than two labels. Of an ensemble each
+    member's."""
     batch_size: int = Field(default=64, ge=1)
     """Texts per forward pass of a scoring model."""
     reads: Reads = "text"
@@ -104,24 +133,62 @@ class RewardConfig(BaseModel):
 
     @property
     def weights(self) -> dict[str, float] | None:
-        """Of several rewards; None of one."""
+        """Of a weighted sum; None of anything else."""
         return self.model if isinstance(self.model, dict) else None
 
     @property
+    def is_ensemble(self) -> bool:
+        """Whether several rewards are to say the same."""
+        return isinstance(self.model, tuple)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether several rewards are asked, and each one's scores are known."""
+        return not isinstance(self.model, str) and self.combine != "weights"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is made of."""
+        return (self.model,) if isinstance(self.model, str) else tuple(self.model)
+
+    @property
     def name(self) -> str:
-        """The reward's name, or the weighted names."""
-        return self.model if isinstance(self.model, str) else weighted_name(self.model)
+        """The reward's name, the weighted names, or how the members are combined and their names."""
+        if isinstance(self.model, str):
+            return self.model
+        if isinstance(self.model, dict):
+            return weighted_name(self.model)
+        return ensemble_name(self.model, self.combine, self.uncertainty_weight)
 
     @model_validator(mode="after")
     def _sends_its_token_to_one(self) -> Self:
-        trained = [self.model] if isinstance(self.model, str) else list(self.model)
-        check_token(self.server, [*trained, *self.monitor])
+        check_token(self.server, [*self.names, *self.monitor])
         return self
 
     @model_validator(mode="after")
     def _has_a_label_of_one(self) -> Self:
         if self.weights is not None and self.label is not None:
-            raise ValueError("no reward.label where reward.model is several: it is of one model")
+            raise ValueError("no reward.label where reward.model is a table: it is of one model")
+        return self
+
+    @model_validator(mode="after")
+    def _combines_what_is_several(self) -> Self:
+        fields = type(self).model_fields
+        if not self.is_ensemble and self.combine != fields["combine"].default:
+            raise ValueError(
+                "no reward.combine where reward.model is not an array: it says how an ensemble's members are one"
+            )
+        default = fields["uncertainty_weight"].default
+        if self.combine != "uncertainty" and self.uncertainty_weight != default:
+            raise ValueError('no reward.uncertainty_weight without reward.combine = "uncertainty"')
+        return self
+
+    @model_validator(mode="after")
+    def _clips_to_what_there_is(self) -> Self:
+        if self.clip is not None and not (
+            -LARGEST_WEIGHT <= self.clip[0] < self.clip[1] <= LARGEST_WEIGHT
+        ):
+            raise ValueError("reward.clip = [low, high] within ±3.4e38, low below high")
         return self
 
     @model_validator(mode="after")
@@ -142,6 +209,20 @@ def weighted_name(weights: Mapping[str, float]) -> str:
         '0.7 × a + 0.3 × b'
     """
     return " + ".join(f"{weight:g} × {name}" for name, weight in weights.items())
+
+
+def ensemble_name(names: Iterable[str], combine: Combination, uncertainty_weight: float) -> str:
+    """An ensemble as one name.
+
+    Examples:
+        >>> ensemble_name(["a", "b"], "uncertainty", 0.5)
+        'mean − 0.5 · variance of a, b'
+    """
+    said = {
+        "uncertainty": f"mean − {uncertainty_weight:g} · variance",
+        "weights": "averaged weights",
+    }
+    return f"{said.get(combine, combine)} of {', '.join(names)}"
 
 
 def check_token(server: ServerConfig, names: Iterable[str]) -> None:

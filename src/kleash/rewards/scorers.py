@@ -41,6 +41,16 @@ _FUNCTION_SPEC = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """How the scores of several rewards are one."""
+
+    combine: Callable[[Sequence[Sequence[float]]], list[float]]
+    """[K][B] -> [B]."""
+    disagree: Callable[[Sequence[Sequence[float]]], list[float]] | None = None
+    """[K][B] -> [B], how far they are apart; None where they are not to say the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scorer:
     """A named reward whose scores have been checked: one finite float per response."""
 
@@ -48,8 +58,10 @@ class Scorer:
     """As in the configuration; the metric of a monitor is `monitor/NAME`."""
     score: Callable[[Sequence[str], Sequence[str]], list[float]]
     """(prompts, responses) -> scores, or a `RewardError`."""
-    parts: tuple[tuple["Scorer", float], ...] = ()
-    """What it is the weighted sum of, with the weights; none where it is one reward."""
+    parts: tuple["Scorer", ...] = ()
+    """What it is made of; none where it is one reward."""
+    rule: Rule | None = None
+    """How; None where it is one reward."""
 
 
 def load_scorer(
@@ -76,15 +88,25 @@ def load_scorer(
         ConfigError: there is no such function, the label does not fit the model, it has no chat template, or the server
             can't be asked.
     """
-    match = _FUNCTION_SPEC.fullmatch(spec)
+    match = _function(spec)
     if is_url(spec):
         _refuse_label(label, "server", spec)
         return Scorer(name=spec, score=Server(spec, server or ServerConfig()).score)
-    if match is None or Path(spec).is_dir():
+    if match is None:
         reward = load_reward_model(spec, device=device)
         return model_scorer(reward, label=label, batch_size=batch_size, reads=reads)
     _refuse_label(label, "function", spec)
     return function_scorer(spec, _import_function(spec, *match.groups()))
+
+
+def names_model(spec: str) -> bool:
+    """Whether a name is that of a model, and not of a function or a server.
+
+    Examples:
+        >>> [names_model(name) for name in ("tiny-reviews/gold", "mine:toxicity", "http://h:1/score")]
+        [True, False, False]
+    """
+    return not is_url(spec) and _function(spec) is None
 
 
 def function_scorer(name: str, function: ScoreFunction) -> Scorer:
@@ -178,6 +200,12 @@ def _read_text(reward: RewardModel, reads: Reads, prompt: str, response: str) ->
         ]
         return str(reward.tokenizer.apply_chat_template(turns, tokenize=False))
     return response if reads == "response" else prompt + response
+
+
+def _function(spec: str) -> re.Match[str] | None:
+    """Module and function of a name that is theirs; a directory may look like it."""
+    match = _FUNCTION_SPEC.fullmatch(spec)
+    return None if match is None or Path(spec).is_dir() else match
 
 
 def _refuse_label(label: str | int | None, kind: str, spec: str) -> None:

@@ -17,8 +17,9 @@ from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.sampler import sample
-from kleash.train.experience import Experience, Metered, ask, meter, score
+from kleash.train.experience import Experience, Metered, meter
 from kleash.train.learner import Learner
+from kleash.train.scoring import ask, score
 
 NO_PENALTIES = RewardConfig()
 """What is taken off scores by default: nothing."""

@@ -9,13 +9,9 @@ from torch import Tensor
 
 from kleash.drift import Tails, break_down, measure_drift, measure_mismatch, measure_tails
 from kleash.functional.chunks import TokenKL
-from kleash.functional.rewards import length_penalty
 from kleash.models.blend import Blend
 from kleash.models.policy import Head, LanguageModel
 from kleash.records import KLReading, StepTails
-from kleash.rewards.config import RewardConfig
-from kleash.rewards.scorers import Scorer
-from kleash.rewards.weighted import weigh
 from kleash.rollout.rollout import Rollout
 from kleash.train.learner import Learner
 from kleash.train.world import ALONE, World
@@ -84,12 +80,17 @@ class Experience:
 
     rollout: Rollout
     scores: Tensor
-    """[B], the reward's own scores, before any penalty."""
+    """[B], the reward's own scores, before clip and penalties."""
     penalised: Tensor
-    """[B], scores less the penalties: for responses that did not end, and for length."""
+    """[B], what is learnt from: scores, clipped where `reward.clip` is set, less the penalties, for responses that did
+    not end and for length."""
+    clipped: Tensor | None = None
+    """[B], whether a score was beyond `reward.clip`; None where there is none."""
     monitor: dict[str, Tensor]
     parts: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """[B] each, what the scores are the weighted sum of, by name; none where the reward is one."""
+    """[B] each, what the scores are made of, by name; none where the reward is one."""
+    disagreement: Tensor | None = None
+    """[B], standard deviation over the members of an ensemble; None where the reward is none."""
     metered: Metered
 
     @property
@@ -267,48 +268,6 @@ def _whole(
 
 def _hidden(model: LanguageModel | Blend, part: Rollout) -> Tensor:
     return model.hidden(part.prompt_ids, part.prompt_mask, part.response_ids, part.mask)
-
-
-class Scored(NamedTuple):
-    """What rewards say of a rollout; [B] each."""
-
-    scores: Tensor
-    penalised: Tensor
-    """Scores less the penalties."""
-    monitor: dict[str, Tensor]
-    parts: dict[str, Tensor]
-    """What the scores are the weighted sum of; none where the reward is one."""
-
-
-def score(
-    rollout: Rollout, reward: Scorer, monitors: Sequence[Scorer], config: RewardConfig
-) -> Scored:
-    """The reward's own scores, the same less the penalties, and what else is said of a rollout."""
-    weighed = weigh(reward, rollout.prompts, rollout.responses)
-    scores = _on(rollout, weighed.scores)
-    penalised = scores - config.missing_eos_penalty * (~rollout.finished)
-    if config.length_penalty:
-        penalised = penalised - length_penalty(
-            rollout.mask.sum(-1),
-            config.length_penalty,
-            config.length_free,
-            config.length_penalty_max,
-        )
-    return Scored(
-        scores=scores,
-        penalised=penalised,
-        monitor={monitor.name: ask(monitor, rollout) for monitor in monitors},
-        parts={name: _on(rollout, part) for name, part in weighed.parts.items()},
-    )
-
-
-def ask(scorer: Scorer, rollout: Rollout) -> Tensor:
-    """Scores [B] of a rollout's responses, where the rollout is."""
-    return _on(rollout, scorer.score(rollout.prompts, rollout.responses))
-
-
-def _on(rollout: Rollout, scores: list[float]) -> Tensor:
-    return torch.tensor(scores, dtype=torch.float32, device=rollout.mask.device)
 
 
 class Moved(NamedTuple):

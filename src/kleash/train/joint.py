@@ -12,9 +12,9 @@ from kleash.errors import ConfigError
 from kleash.ledger import Ledger, encode
 from kleash.models.identity import fingerprint, state_digest
 from kleash.models.sharded import gathered
+from kleash.rewards.combined import combine, joined, load_monitors, load_reward
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer
-from kleash.rewards.weighted import load_monitors, load_reward, weighted_scorer
 from kleash.train.config import RunConfig
 from kleash.train.learner import Learner, resolve_device
 from kleash.train.world import World, asks_to_shard
@@ -136,9 +136,6 @@ def load_scorers(
     if not world.is_first:
         return _heard(config, world)
     reward, monitors = load_reward(config, device), load_monitors(config, device)
-    if reward.parts:
-        parts = [(_telling(part, world), weight) for part, weight in reward.parts]
-        return weighted_scorer(parts), [_telling(each, world) for each in monitors]
     return _telling(reward, world), [_telling(each, world) for each in monitors]
 
 
@@ -149,13 +146,14 @@ def _heard(config: RewardConfig, world: World) -> tuple[Scorer, Sequence[Scorer]
         return Scorer(name=name, score=lambda _prompts, _responses: world.told())
 
     monitors = [hearing(name) for name in config.monitor]
-    if config.weights is None:
-        return hearing(config.name), monitors
-    return weighted_scorer([(hearing(n), weight) for n, weight in config.weights.items()]), monitors
+    names = config.names if config.has_parts else [config.name]
+    return combine(config, [hearing(name) for name in names]), monitors
 
 
 def _telling(scorer: Scorer, world: World) -> Scorer:
-    """A scorer whose scores the other processes are told."""
+    """A scorer whose scores the other processes are told, part by part where it has some."""
+    if scorer.rule is not None:
+        return joined(scorer.name, [_telling(part, world) for part in scorer.parts], scorer.rule)
     ask = scorer.score
     return replace(scorer, score=lambda prompts, responses: world.told(ask(prompts, responses)))
 

@@ -21,9 +21,10 @@ from kleash.train.algorithms import ALGORITHMS, Targets
 from kleash.train.config import RunConfig, TrainConfig
 from kleash.train.data import Shuffled
 from kleash.train.evaluate import Samples, fresh_drift
-from kleash.train.experience import Experience, meter, score
+from kleash.train.experience import Experience, meter
 from kleash.train.metrics import Metrics, Settings, step_metrics
 from kleash.train.progress import Mark, Progress
+from kleash.train.scoring import score
 from kleash.train.setup import Setup
 from kleash.train.signals import Measured, measure, out_of_reach
 from kleash.train.update import Beside, Proposal, propose_update

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from kleash.functional.diversity import distinct_n, unique_share
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
@@ -50,6 +52,8 @@ def step_metrics(
         "reward_mean": reward,
         "reward_std": float(experience.scores.std()) if count > 1 else None,
         **{f"reward_part/{name}": float(x.mean()) for name, x in experience.parts.items()},
+        "reward_disagreement": _mean(experience.disagreement),
+        "reward_clipped_share": _mean(experience.clipped),
         "reward_length_correlation": length_correlation(experience),
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
         **signal_metrics(measured.signals),
@@ -143,6 +147,10 @@ def _interval(reading: KLReading) -> Metrics:
 
 def _value(reading: KLReading | None) -> float | None:
     return None if reading is None else reading.value
+
+
+def _mean(values: Tensor | None) -> float | None:
+    return None if values is None else float(values.float().mean())
 
 
 def response_metrics(rollout: Rollout, metered: Metered) -> Metrics:

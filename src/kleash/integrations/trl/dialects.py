@@ -136,7 +136,7 @@ DIALECTS: dict[str, Dialect] = {
                 "global_batch_size": "it follows from the others",
                 "use_score_scaling": "kleash takes the reward's own units",
                 "use_score_norm": "kleash takes the reward's own units",
-                "score_clip": "kleash takes the reward as it is: clip it in the reward function",
+                "score_clip": "reward.clip = [-c, c] is what kleash has for it, in the reward's own units",
                 "max_new_tokens": "say it as rollout.max_new_tokens: TRL took it from generation_kwargs",
                 "remove_padding": _OWN_RUN,
                 "compare_steps": _OWN_RUN,

@@ -24,7 +24,7 @@ from kleash.models.config import ModelConfig
 from kleash.records import StepRecord
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer, load_scorer
-from kleash.rewards.weighted import load_reward
+from kleash.rewards.combined import load_reward
 from kleash.rollout.config import RolloutConfig
 from kleash.train.config import DataConfig, PenaltyConfig, RunConfig, TrainConfig
 from kleash.train.learner import build_learner

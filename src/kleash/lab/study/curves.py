@@ -37,8 +37,8 @@ def curve(kl: Sequence[float | None], value: Sequence[float | None]) -> Curve:
     """Means of √KL and of a value over windows of steps, in the order of the run; what was not measured is left out.
 
     Examples:
-        >>> curve([0.0, 1.0, 4.0, None], [0.0, 1.0, 2.0, 9.0]).d  # of the first 2 steps, of all 3, of the last 2
-        (1.0, 1.0, 1.0)
+        >>> curve([0.0, 1.0, 4.0, None], [0.0, 1.0, 2.0, 9.0])  # at the ends of two steps, within of three
+        Curve(d=(0.5, 1.0, 1.5), value=(0.5, 1.0, 1.5))
     """
     known = [
         (math.sqrt(max(0.0, k)), v)

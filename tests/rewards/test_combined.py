@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from kleash.config import build
 from kleash.errors import ConfigError, RewardError
+from kleash.rewards.combined import ask_parts, load_monitors, load_reward, weighted_scorer
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer, function_scorer
-from kleash.rewards.weighted import load_monitors, load_reward, weigh, weighted_scorer
 from tests.rewards.serving import lengths, serving
 
 TEXTS = ["a", "bb", "ccc"]
@@ -76,17 +76,17 @@ def test_parts_are_kept_before_their_weights_and_each_is_asked_once() -> None:
     reward = weighted_scorer(
         [(function_scorer("words", words), -0.5), (gives("flat", [4.0, 4.0, 4.0]), 0.25)]
     )
-    found = weigh(reward, ["p"] * 3, TEXTS)
+    found = ask_parts(reward, ["p"] * 3, TEXTS)
     assert found.scores == [0.5, 0.0, -0.5]
     assert found.parts == {"words": [1.0, 2.0, 3.0], "flat": [4.0, 4.0, 4.0]}
     assert asked == ["words"]
-    assert weigh(gives("one", [1.0, 1.0, 1.0]), ["p"] * 3, TEXTS).parts == {}
+    assert ask_parts(gives("one", [1.0, 1.0, 1.0]), ["p"] * 3, TEXTS).parts == {}
 
 
 def test_a_part_that_fails_is_named_and_so_is_a_sum_that_float32_cannot_hold() -> None:
     fine = gives("fine", [0.0, 0.0, 0.0])
     with pytest.raises(RewardError, match="'broken'"):
-        weigh(
+        ask_parts(
             weighted_scorer([(fine, 1.0), (gives("broken", [0, math.nan, 0]), 1.0)]), ["p"], TEXTS
         )
     with pytest.raises(RewardError) as error:
@@ -98,7 +98,7 @@ def test_rewards_by_name_are_loaded_with_their_weights() -> None:
     name = f"{__name__}:spaces"
     with serving(lengths) as served:
         config = RewardConfig(model={name: -2.0, served.url: 0.5}, monitor=(served.url, name))
-        found = weigh(load_reward(config), ["p"] * 2, ["a b", "abcd"])
+        found = ask_parts(load_reward(config), ["p"] * 2, ["a b", "abcd"])
         assert found.scores == [-0.5, 2.0]
         assert found.parts == {name: [1.0, 0.0], served.url: [3.0, 4.0]}
         monitors = load_monitors(config)
@@ -115,7 +115,7 @@ def test_rewards_by_name_are_loaded_with_their_weights() -> None:
         ({"model": {"a": math.nan}}, "finite number"),
         ({"model": {"a": 1e39}}, "within ±3.4e38"),
         ({"model": {"a": "much"}}, "number"),
-        ({"model": ["a"]}, "string"),
+        ({"model": ["a"]}, "at least two rewards of different names"),
         ({"model": {"a": 1.0}, "label": "POSITIVE"}, "no reward.label"),
         ({"model": {"http://me:pw@h/": 1.0}}, "no user and password"),
         ({"monitor": ["https://h/?key=1"]}, "no ? or #"),
