@@ -1,0 +1,107 @@
+"""Which β or target of a sweep a person should take, and what to write for it."""
+
+from statistics import fmean
+
+from kleash.lab.studies.beta_sweep_findings import Arms, cells
+from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.study.choice import Choice, choose
+from kleash.lab.study.findings import Claim, Table, decide
+from kleash.lab.study.statistics import Estimate, estimate
+
+
+def chosen(arms: Arms) -> Choice:
+    """The arm with the largest gold reward, without flattery."""
+    return choose([[each.gold for each in group] for group in arms.values()])
+
+
+def written(hold: Hold, kl: float) -> str:
+    """The line of a configuration that holds what an arm came to.
+
+    Args:
+        hold: of the arm.
+        kl: that it ended at, nats per response.
+
+    Examples:
+        >>> written(Hold(beta=0.1), 6.27)
+        'rl.kl_target = 6.3'
+    """
+    target = float(f"{kl:.2g}") if hold.kl_target is None else hold.kl_target
+    return f"rl.kl_target = {target:g}"
+
+
+def choice_claims(arms: Arms, choice: Choice) -> list[Claim]:
+    """Whether one arm is the best, and whether it is one with a penalty."""
+    names = [hold.name for hold in arms]
+    alone = len(choice.contenders) == 1
+    rest = ", ".join(names[i] for i in choice.contenders)
+    claims = [
+        Claim(
+            name="one arm has the largest gold reward",
+            says=f"{names[choice.best]} has the largest gold reward of all arms."
+            if alone
+            else f"Which arm has the largest gold reward is open between {rest}.",
+            holds=True if alone else None,
+            estimate=choice.value,
+            unit="gold reward of the arm that other seeds choose",
+        )
+    ]
+    for lead, hold in zip(choice.lead, arms, strict=True):
+        if hold.beta == 0.0:
+            says = (
+                "The arm that other seeds choose has more gold reward than the one without a penalty.",
+                "The arm that other seeds choose has no more gold reward than the one without a penalty.",
+                "Whether any arm has more gold reward than the one without a penalty is open.",
+            )
+            claims.append(decide("a penalty is worth it", lead, says, unit="gold reward"))
+    return claims
+
+
+def answer(arms: Arms, choice: Choice) -> str:
+    """What to write, what it is worth, and what else may be as good."""
+    holds = list(arms)
+    best = holds[choice.best]
+    kl = estimate([each.kl for each in arms[best]])
+    assert kl is not None
+    others = [holds[i].name for i in choice.contenders if i != choice.best]
+    said = f"Write {written(best, kl.value)}: {best.name}, which ended at {_nats(kl)}, has the largest mean gold reward"
+    open_ = f", but it can't be told from {' or '.join(others)}: that is open." if others else "."
+    return said + open_ + _worth(choice.value)
+
+
+def _worth(value: Estimate | None) -> str:
+    if value is None or value.low is None or value.high is None:
+        return ""
+    return f" Chosen on other seeds, the gold reward is {value.value:.2f} ({value.low:.2f} to {value.high:.2f})."
+
+
+def _nats(kl: Estimate) -> str:
+    if kl.low is None or kl.high is None:
+        return f"{kl.value:.1f} nats"
+    return f"{kl.value:.1f} nats ({kl.low:.1f} to {kl.high:.1f})"
+
+
+def choice_table(arms: Arms, choice: Choice) -> Table:
+    """Each arm against the choice, and what to write for it."""
+    rows = [
+        (
+            hold.name,
+            written(hold, fmean(each.kl for each in group)),
+            fmean(each.gold for each in group),
+            *cells(choice.lead[i]),
+            "recommended"
+            if i == choice.best
+            else "may be the best"
+            if i in choice.contenders
+            else "not the best",
+        )
+        for i, (hold, group) in enumerate(arms.items())
+    ]
+    return Table(
+        title="Which to take",
+        columns=("arm", "in the [TOML]", "gold", "gold below the choice", "low", "high", "verdict"),
+        rows=tuple(rows),
+        note="For each seed the arm that is best on the other seeds is set against this arm on that seed, so that the "
+        "winner of noisy means is not flattered. The best arm is among those not marked “not the best”, with a "
+        "confidence of 97.5 %. A target holds what an arm only passes through: kleash train CONFIG.toml --set "
+        "rl.kl_target=…",
+    )

@@ -1,0 +1,267 @@
+"""What the arms of a sweep over β show: the frontier they are held against, and how KL answers to β."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.study.findings import Claim, Table, Value, decide
+from kleash.lab.study.reach import Reach
+from kleash.lab.study.statistics import Estimate, differences, estimate
+
+PARTS = 4
+"""Of a run: its last part is compared with the one before to see whether it has come to rest."""
+SLACK = 0.15
+"""Relative error within which the slope of KL is what the formula says (A19)."""
+
+
+class Ended(NamedTuple):
+    """Where an arm of one seed ends, on fresh responses, and how it got there."""
+
+    kl: float
+    reward: float
+    gold: float
+    variance: float | None
+    """Of the reward about each prompt's mean, over the last part of the run."""
+    growth: float | None
+    """Of the mean KL from the last part but one to the last, relative: 0 of an arm that has come to rest."""
+
+
+Arms = Mapping[Hold, Sequence[Ended]]
+
+
+def ended(result: Mapping[str, Any]) -> Ended:
+    """By what `train_arm` gives."""
+    end, steps = result["end"], result["steps"]
+    size = max(1, len(steps) // PARTS)
+    last, before = steps[-size:], steps[-2 * size : -size]
+    spreads = [row["reward_std"] ** 2 for row in last if row["reward_std"] is not None]
+    kl, kl_before = (fmean(row["kl"] for row in part) if part else 0.0 for part in (last, before))
+    return Ended(
+        kl=end["kl"],
+        reward=end["reward"],
+        gold=end["gold"],
+        variance=fmean(spreads) if spreads else None,
+        growth=kl / kl_before - 1 if kl_before > 0 else None,
+    )
+
+
+def frontier_claims(arms: Arms, reaches: Sequence[Reach]) -> list[Claim]:
+    """Whether any arm is above what its KL can buy, and how near the mildest comes; a reach a seed."""
+    margins = {hold: _margins(group, reaches) for hold, group in arms.items()}
+    known = {hold: found for hold, each in margins.items() if (found := estimate(each)) is not None}
+    if not known:
+        return []
+    nearest = min(known, key=lambda hold: known[hold].value)
+    mildest = min(arms, key=lambda hold: fmean(each.kl for each in arms[hold]))
+    return [
+        decide(
+            "no arm is above the frontier",
+            known[nearest],
+            (
+                f"Not even the arm that comes nearest ({nearest.name}) has the most reward that its KL could buy.",
+                f"The arm that comes nearest ({nearest.name}) has the most reward that its KL could buy, or what "
+                "samples make of it is too low.",
+                f"The arm that comes nearest ({nearest.name}) can't be told from the most that its KL could buy.",
+            ),
+            unit="proxy reward below it",
+        ),
+        decide(
+            f"half of what KL can buy: {mildest.name}",
+            estimate(shares(arms[mildest], reaches)),
+            (
+                f"{mildest.name}, the arm of least KL, gains more than half of what its KL could buy.",
+                f"{mildest.name}, the arm of least KL, gains no more than half of what its KL could buy.",
+                f"Whether {mildest.name}, the arm of least KL, gains half of what its KL could buy is open.",
+            ),
+            above=0.5,
+            unit="of the most",
+        ),
+        decide(
+            f"less than √(2 Var KL): {mildest.name}",
+            estimate([None if x is None else 1 - x for x in root_laws(arms[mildest], reaches)]),
+            (
+                f"{mildest.name} gains less than √(2 Var KL), as much as an optimum of Gaussian reward gains.",
+                f"{mildest.name} gains √(2 Var KL) or more, which an optimum of Gaussian reward gains: its reward has "
+                "a heavier tail, or something is measured wrongly.",
+                f"Whether {mildest.name} gains less than √(2 Var KL) is open.",
+            ),
+            unit="less, relatively",
+        ),
+    ]
+
+
+def shares(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
+    """Of each seed, the gain in proxy reward over the most that its KL can buy; beyond the samples' reach at least."""
+    return [
+        None
+        if (most := near.most(each.kl)) is None or most <= near.floor
+        else (each.reward - near.floor) / (most - near.floor)
+        for each, near in zip(group, reaches, strict=True)
+    ]
+
+
+def root_laws(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
+    """Of each seed, the gain in proxy reward over √(2 Var KL), with the variance of the reference."""
+    return [
+        (each.reward - near.floor) / math.sqrt(2 * near.variance * each.kl)
+        if each.kl > 0 and near.variance > 0
+        else None
+        for each, near in zip(group, reaches, strict=True)
+    ]
+
+
+def _margins(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
+    most = [near.most(each.kl) for each, near in zip(group, reaches, strict=True)]
+    return differences(most, [each.reward for each in group])
+
+
+def rest_claims(arms: Arms) -> list[Claim]:
+    """Whether each arm with a penalty is still on its way when it ends."""
+    return [
+        decide(
+            f"still on its way: {hold.name}",
+            estimate([each.growth for each in group]),
+            (
+                f"The KL of {hold.name} is still rising when the run ends: longer, it goes farther.",
+                f"The KL of {hold.name} no longer rises when the run ends.",
+                f"Whether the KL of {hold.name} still rises when the run ends is open.",
+            ),
+            unit="of the KL, in the last quarter",
+        )
+        for hold, group in arms.items()
+        if hold.beta != 0.0
+    ]
+
+
+class Slope(NamedTuple):
+    """How KL, and gold, answer to β between two of them."""
+
+    low: float
+    high: float
+    """β."""
+    measured: Estimate | None
+    """Δ log KL/Δ log β."""
+    formula: Estimate | None
+    """−Var/(β² KL) by what the runs were, the mean of both ends."""
+    ratio: Estimate | None
+    """Of the two, seed by seed."""
+    gold: Estimate | None
+    """Change of the gold reward from the larger β to the smaller."""
+
+
+def slopes(arms: Arms) -> list[Slope]:
+    """Of neighbouring β above 0."""
+    by_beta = {hold.beta: group for hold, group in arms.items() if hold.beta}
+    return [_slope(low, high, by_beta) for low, high in pairwise(sorted(by_beta))]
+
+
+def _slope(low: float, high: float, by_beta: Mapping[float, Sequence[Ended]]) -> Slope:
+    measured, formula, gold = list[float | None](), list[float | None](), list[float | None]()
+    for a, b in zip(by_beta[low], by_beta[high], strict=True):
+        is_known = a.kl > 0 and b.kl > 0
+        measured.append(math.log(b.kl / a.kl) / math.log(high / low) if is_known else None)
+        ends = [_sensitivity(a, low), _sensitivity(b, high)]
+        known = [each for each in ends if each is not None]
+        formula.append(fmean(known) if len(known) == 2 else None)
+        gold.append(a.gold - b.gold)
+    ratio = [x / y if x is not None and y else None for x, y in zip(measured, formula, strict=True)]
+    return Slope(low, high, estimate(measured), estimate(formula), estimate(ratio), estimate(gold))
+
+
+def _sensitivity(end: Ended, beta: float) -> float | None:
+    if end.variance is None or end.kl <= 0:
+        return None
+    return -end.variance / (beta * beta * end.kl)
+
+
+def slope_claims(found: Sequence[Slope]) -> list[Claim]:
+    """Whether KL answers to β as it would on the frontier."""
+    claims: list[Claim] = []
+    for each in found:
+        between = f"Between β = {each.low:g} and {each.high:g}"
+        holds = _agrees(each.ratio)
+        says = {
+            True: f"{between} KL answers to β as the spread of the reward says that an optimum's does.",
+            False: f"{between} KL does not answer to β as an optimum's does: these arms are not on the frontier, or "
+            "not at rest.",
+            None: f"{between} it is open whether KL answers to β as an optimum's does.",
+        }[holds]
+        name = f"KL answers to β: {each.low:g} to {each.high:g}"
+        unit = "of the slope −Var/(β² KL)"
+        claims.append(Claim(name=name, says=says, holds=holds, estimate=each.ratio, unit=unit))
+    return claims
+
+
+def _agrees(ratio: Estimate | None) -> bool | None:
+    """Whether a ratio is 1 within the slack, as its interval decides it."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return None
+    if ratio.low >= 1 - SLACK and ratio.high <= 1 + SLACK:
+        return True
+    return False if ratio.high < 1 - SLACK or ratio.low > 1 + SLACK else None
+
+
+def arms_table(arms: Arms, reaches: Sequence[Reach]) -> Table:
+    """Every arm, where it ends."""
+    rows = [
+        (
+            hold.name,
+            *_three([each.kl for each in group]),
+            _mean([each.reward for each in group]),
+            *_three([each.gold for each in group]),
+            _mean(shares(group, reaches)),
+            _mean(root_laws(group, reaches)),
+            _mean([each.growth for each in group]),
+        )
+        for hold, group in arms.items()
+    ]
+    farthest = [near.last for near in reaches if near.last is not None]
+    shown = f"{min(farthest):.2g} nats" if farthest else "no KL at all"
+    return Table(
+        title="Where the arms end",
+        columns=(
+            *("arm", "KL, nats", "KL low", "KL high", "proxy"),
+            *("gold", "gold low", "gold high"),
+            *("share of what KL can buy", "of √(2 Var KL)", "growth of KL"),
+        ),
+        rows=tuple(rows),
+        note="Means over seeds, with 95 % intervals, of the final policy on fresh responses to the prompts of the "
+        "frontier: an average over the last steps would be of as many policies as steps, and of no one's KL. Growth is "
+        "of the mean KL of the run's last quarter over the one before: an arm above 0 is not at rest, and its place is "
+        f"of so many steps. Samples show the frontier to {shown}; beyond, a share is at least what is given.",
+    )
+
+
+def slopes_table(found: Sequence[Slope]) -> Table:
+    """How KL and gold answer to β."""
+    rows = [
+        (each.low, each.high, *cells(each.measured), *cells(each.formula), *cells(each.gold))
+        for each in found
+    ]
+    return Table(
+        title="How the outcome answers to β",
+        columns=(
+            *("β from", "to", "Δ log KL/Δ log β", "low", "high"),
+            *("−Var/(β² KL)", "low ", "high "),
+            *("gold at the smaller less at the larger", " low", " high"),
+        ),
+        rows=tuple(rows),
+        note="The formula is of an optimum, with each run's own KL and spread of reward, the mean of both ends.",
+    )
+
+
+def _three(values: Sequence[float | None]) -> tuple[Value, Value, Value]:
+    """A mean and the ends of its interval."""
+    return cells(estimate(values))
+
+
+def cells(found: Estimate | None) -> tuple[Value, Value, Value]:
+    """A figure and the ends of its interval, as cells."""
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
+
+
+def _mean(values: Sequence[float | None]) -> Value:
+    return cells(estimate(values))[0]
