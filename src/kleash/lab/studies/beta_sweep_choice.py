@@ -102,6 +102,6 @@ def choice_table(arms: Arms, choice: Choice) -> Table:
         rows=tuple(rows),
         note="For each seed the arm that is best on the other seeds is set against this arm on that seed, so that the "
         "winner of noisy means is not flattered. The best arm is among those not marked “not the best”, with a "
-        "confidence of 97.5 %. A target holds what an arm only passes through: kleash train CONFIG.toml --set "
+        "confidence of 95 %. A target holds what an arm only passes through: kleash train CONFIG.toml --set "
         "rl.kl_target=…",
     )

@@ -15,6 +15,7 @@ Ends = Sequence[Mapping[str, Any]]
 Arms = Mapping[Hold, Ends]
 KEPT = 0.9
 """Share of the reference's entropy that counts as kept."""
+MOSTLY = f"{100 * KEPT:.0f} %"
 VARIETY: dict[str, tuple[str, bool]] = {
     "entropy": ("entropy per token", True),
     "distinct_1": ("distinct-1", True),
@@ -101,9 +102,9 @@ def kept_claims(arms: Arms, reference: Ends) -> list[Claim]:
                 f"variety kept: {hold.name}",
                 estimate(kept(ends, reference)),
                 (
-                    f"{name} keeps more than {KEPT:.0%} of the reference's entropy per token.",
-                    f"{name} does not keep {KEPT:.0%} of the reference's entropy per token.",
-                    f"Whether {name} keeps {KEPT:.0%} of the reference's entropy per token is open.",
+                    f"{name} keeps more than {MOSTLY} of the reference's entropy per token.",
+                    f"{name} does not keep {MOSTLY} of the reference's entropy per token.",
+                    f"Whether {name} keeps {MOSTLY} of the reference's entropy per token is open.",
                 ),
                 above=KEPT,
                 unit="of the reference's",
@@ -125,7 +126,7 @@ def answer(arms: Arms, claims: Sequence[Claim]) -> str:
     lost = [hold.name for hold in arms if _verdict(hold, claims) is False]
     said = [*first]
     if settled:
-        said.append(f"{KEPT:.0%} of the reference's entropy is kept by {_listed(settled)}.")
+        said.append(f"{MOSTLY} of the reference's entropy is kept by {_listed(settled)}.")
     if lost:
         said.append(f"It is not by {_listed(lost)}.")
     said.append(

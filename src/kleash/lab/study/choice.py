@@ -1,7 +1,9 @@
 """Which of several arms to take: chosen on some seeds and valued on another, as the largest of noisy means flatters.
 
 The arms that can't be told from the best are a confidence set for it. Only the best arm's own comparison can leave it
-out by mistake, so that looking at many arms costs the set nothing.
+out by mistake, so that looking at many arms costs the set little: as the comparison's seeds choose for each other, it
+errs in 2.5 % of studies of two arms and five seeds, in 4.6 % of those of eight, where all are equally good; in fewer,
+where one is better.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,331 @@
+"""The sweep over β: exact on the golden problem; of the arms, what is claimed where the answer is known."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.enumerable import SolveSettings, solve_golden
+from kleash.lab.mdp import golden, tilt
+from kleash.lab.plant import plant
+from kleash.lab.studies import beta_sweep, collapse, overopt
+from kleash.lab.studies.beta_sweep_choice import answer, choice_claims, choice_table, chosen
+from kleash.lab.studies.beta_sweep_exact import (
+    End,
+    exact_claims,
+    most_reward,
+    optimal,
+    sensitivities,
+)
+from kleash.lab.studies.beta_sweep_findings import (
+    Ended,
+    ended,
+    frontier_claims,
+    rest_claims,
+    root_laws,
+    shares,
+    slope_claims,
+    slopes,
+)
+from kleash.lab.studies.sweep_arms import QUICK_ARMS, Hold, arms
+from kleash.lab.study.choice import choose
+from kleash.lab.study.reach import Reach, reach
+from kleash.lab.study.work import Desk, key_of
+
+A1 = {
+    2.0: (0.32860559, 0.07575029, 0.58638771, -1.935),
+    1.0: (0.59740910, 0.27515735, 0.48200808, -1.752),
+    0.5: (0.96451117, 0.80756260, 0.26554516, -1.315),
+    0.3: (1.20867129, 1.43807464, 0.12434871, -0.961),
+    0.2: (1.35652546, 2.04046781, 0.06384355, -0.782),
+    0.1: (1.54035650, 3.33920208, 0.02197830, -0.658),
+    0.05: (1.64807705, 4.81234923, 0.00427582, -0.355),
+}
+"""Of the golden problem: reward, KL, variance and d log KL/d log β of the optimum."""
+GAUSSIAN = torch.special.ndtri((torch.arange(4000, dtype=torch.double) + 0.5) / 4000)
+"""Samples of a standard Gaussian reward, evenly spread: the frontier is √(2 KL)."""
+
+
+@pytest.mark.parametrize("beta", A1)
+def test_optima_are_those_that_were_reckoned_before(beta: float) -> None:
+    reward, kl, variance, gamma = A1[beta]
+    found = optimal(plant(golden()), beta)
+
+    assert found == pytest.approx((reward, kl, variance), abs=1e-8)
+    assert found.sensitivity(beta) == pytest.approx(gamma, abs=5e-4)
+
+
+def optima(*betas: float) -> dict[float, list[End]]:
+    return {beta: [optimal(plant(golden()), beta)] for beta in betas}
+
+
+def test_of_optima_every_exact_claim_holds() -> None:
+    claims = exact_claims(optima(1.0, 0.5, 0.3, 0.2, 0.1))
+
+    assert [claim.holds for claim in claims] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({"reward": 0.02}, {"on the frontier", "never above it"}),
+        ({"reward": 1e-8}, {"never above it"}),
+        ({"reward": -0.02}, {"on the frontier"}),
+        ({"kl": 0.021}, {"KL"}),
+        ({"variance": 0.1}, {"sensitivity"}),
+    ],
+)
+def test_what_is_not_an_optimum_breaks_its_own_claim(
+    change: dict[str, float], broken: set[str]
+) -> None:
+    """The end at β = 0.3 is moved along the frontier (KL), off it (reward), or is of another spread."""
+    ends = optima(1.0, 0.3)
+    (name, by), held = *change.items(), ends[0.3][0]
+    moved = held._replace(**{name: getattr(held, name) + by})
+    if name == "kl":
+        moved = moved._replace(reward=most_reward(plant(golden()), moved.kl))
+    ends[0.3] = [moved]
+    found = {
+        claim.name.removeprefix("golden problem: ")
+        for claim in exact_claims(ends)
+        if not claim.holds
+    }
+
+    assert found == broken
+
+
+def test_the_slope_between_two_optima_is_that_of_the_formula() -> None:
+    """A19. log(0.80756260/0.27515735)/log 2 = 1.5533, and (1.752 + 1.315)/2 = 1.5335."""
+    (found,) = sensitivities(optima(1.0, 0.5))
+
+    assert found.measured == pytest.approx(-1.5533, abs=1e-4)
+    assert found.expected == found.in_the_run == pytest.approx(-1.5335, abs=1e-4)
+
+
+def test_a_few_steps_of_samples_climb_towards_the_frontier(tmp_path: Path) -> None:
+    """Its figures are the enumerated ones: under the frontier, and of the reference's 0.0225 no more than is learnt."""
+    desk = Desk(tmp_path, "", lambda event: None)
+    settings = SolveSettings(beta=0.5, steps=12, responses=64, learning_rate=0.2)
+    end = End(**solve_golden(settings, tmp_path, desk))
+
+    assert 0.1 < end.reward <= most_reward(plant(golden()), end.kl)
+    assert 0.05 < end.kl < optimal(plant(golden()), 0.5).kl
+    assert 0.1 < end.variance < 0.7
+
+
+def test_reach_is_the_frontier_where_samples_show_it() -> None:
+    found = reach(GAUSSIAN[None])
+
+    assert found.floor == pytest.approx(0.0, abs=1e-12)
+    assert found.variance == pytest.approx(1.0, abs=0.01)
+    for kl in (0.1, 0.5, 1.0):
+        assert found.most(kl) == pytest.approx(math.sqrt(2 * kl), rel=0.01)
+
+
+def test_beyond_the_samples_the_tangent_still_bounds_every_policy() -> None:
+    """Few samples show the frontier to less than half a nat: at 8 nats the bound is above the truth, and not below."""
+    few = reach(GAUSSIAN[None, ::50])
+
+    assert few.last is not None
+    assert few.last < 0.6
+    bound = few.most(8.0)
+    assert bound is not None
+    assert bound > math.sqrt(2 * 8.0)
+
+
+def test_no_policy_of_the_golden_problem_is_above_the_bound_of_its_reference() -> None:
+    """Samples of the reference in proportion to its law stand in for it; the tilts reach to its best sequence."""
+    mdp = golden()
+    law = mdp.logprobs(mdp.ref_logits).sum(-1).exp()
+    counts = (law * 20000).round().long()
+    found = reach(mdp.rewards.repeat_interleave(counts)[None])
+    for weight in (1.0, 5.0, 20.0):
+        own = mdp.logprobs(tilt(mdp, weight)).sum(-1).exp()
+        most = found.most(float(own @ (own / law).log()))
+        assert most is not None
+        assert float(own @ mdp.rewards) <= most + 0.02
+
+
+def test_where_there_are_too_few_samples_nothing_is_bounded() -> None:
+    assert reach(torch.tensor([[0.0, 1.0, 2.0]])).most(1.0) is None
+
+
+LINE = Reach(0.0, 1.0, (0.5, 2.0), (1.0, 2.0), (1.0, 2.0))
+"""Two tangents of the frontier √(2 KL)."""
+
+
+def arm(kl: float, reward: float, gold: float, growth: float = 0.0, variance: float = 1.0) -> Ended:
+    return Ended(kl, reward, gold, variance, growth)
+
+
+def seeds(kl: float, reward: float, gold: float, spread: float = 0.0) -> list[Ended]:
+    return [arm(kl, reward + spread * s, gold + spread * s) for s in (-1.0, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("reward", "verdicts"),
+    [
+        (0.75, (True, True, True)),  # of the 1.0 that 0.5 nats buy
+        (1.0, (None, True, None)),
+        (1.3, (False, True, False)),
+        (0.3, (True, False, True)),
+    ],
+)
+def test_an_arm_is_held_against_the_frontier(
+    reward: float, verdicts: tuple[bool | None, ...]
+) -> None:
+    claims = frontier_claims({Hold(beta=0.5): seeds(0.5, reward, 0.0, spread=0.02)}, [LINE] * 3)
+
+    assert tuple(claim.holds for claim in claims) == verdicts
+    assert shares(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
+    assert root_laws(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
+
+
+@pytest.mark.parametrize(("growth", "holds"), [(0.3, True), (-0.3, False), (0.0, None)])
+def test_an_arm_at_rest_is_told_from_one_on_its_way(growth: float, holds: bool | None) -> None:
+    group = [arm(1.0, 0.0, 0.0, growth + x) for x in (-0.1, 0.0, 0.1)]
+    (claim,) = rest_claims({Hold(beta=0.0): group, Hold(beta=0.1): group})
+
+    assert claim.holds is holds
+
+
+def test_growth_and_spread_are_of_the_last_quarter() -> None:
+    steps = [
+        {"kl": kl, "reward_std": std}
+        for kl, std in zip(range(8), [9.0] * 6 + [1.0, 2.0], strict=True)
+    ]
+    found = ended({"end": {"kl": 7.0, "reward": 1.0, "gold": 2.0}, "steps": steps})
+
+    assert found == Ended(7.0, 1.0, 2.0, 2.5, pytest.approx(6.5 / 4.5 - 1))
+    assert (
+        ended({"end": {"kl": 7.0, "reward": 1.0, "gold": 2.0}, "steps": steps[:1]}).growth is None
+    )
+
+
+def on_the_tilts(beta: float, jitter: float) -> list[Ended]:
+    """Of a Gaussian reward: KL = 1/2β², Var = 1, slope −2."""
+    return [arm((1 + x) / (2 * beta * beta), 1 / beta, 0.0) for x in (-jitter, 0.0, jitter)]
+
+
+@pytest.mark.parametrize(
+    ("small", "jitter", "holds"),
+    [
+        (on_the_tilts(0.1, 0.01), 0.01, True),
+        ([arm(x, 1.0, 0.0) for x in (4.9, 5.0, 5.1)], 0.01, False),  # not yet at its 50 nats
+        (on_the_tilts(0.1, 0.9), 0.9, None),
+    ],
+)
+def test_the_answer_of_kl_to_beta(small: list[Ended], jitter: float, holds: bool | None) -> None:
+    found = slopes(
+        {Hold(beta=0.0): small, Hold(beta=0.1): small, Hold(beta=0.5): on_the_tilts(0.5, 0.0)}
+    )
+    (claim,) = slope_claims(found)
+
+    assert claim.holds is holds
+    if holds:
+        assert found[0].measured is not None
+        assert found[0].measured.value == pytest.approx(-2.0, abs=0.01)
+
+
+def test_the_winner_of_noise_is_not_flattered() -> None:
+    """Of many arms that are worth 0 the largest mean is well above it; what choosing is worth is not."""
+    draw = torch.Generator().manual_seed(0)
+    winners, worth, kept = list[float](), list[float](), 0
+    for _ in range(600):
+        values = torch.randn(8, 5, generator=draw).tolist()
+        found = choose(values)
+        assert found.value is not None
+        winners.append(sum(values[found.best]) / 5)
+        worth.append(found.value.value)
+        kept += 0 in found.contenders
+
+    assert sum(winners) / 600 > 0.5
+    assert abs(sum(worth) / 600) < 0.06
+    assert kept >= 0.93 * 600  # arm 0 is as good as any: it may be left out in one study in twenty
+
+
+def test_an_arm_that_is_clearly_the_best_stands_alone() -> None:
+    found = choose([[0.0, 0.1, 0.2], [2.0, 2.1, 1.9], [-1.0, -1.2, -0.8]])
+
+    assert found.best == 1
+    assert found.contenders == (1,)
+    assert found.value is not None
+    assert found.value.value == pytest.approx(2.0)
+
+
+def three(*gold: float) -> dict[Hold, list[Ended]]:
+    holds = (Hold(beta=0.0), Hold(beta=0.1), Hold(kl_target=2.0))
+    return {
+        h: seeds(kl, 0.0, g, 0.01) for h, kl, g in zip(holds, (80.0, 6.27, 2.1), gold, strict=True)
+    }
+
+
+def test_what_to_write_is_the_kl_of_the_best_arm() -> None:
+    made = three(-1.0, 1.0, 0.5)
+    choice = chosen(made)
+    said = answer(made, choice)
+
+    assert said.startswith(
+        "Write rl.kl_target = 6.3: β = 0.1, which ended at 6.3 nats (6.3 to 6.3), has"
+    )
+    assert "open" not in said
+    assert "the gold reward is 1.00" in said
+    assert [claim.holds for claim in choice_claims(made, choice)] == [True, True]
+    assert [row[-1] for row in choice_table(made, choice).rows] == [
+        "not the best",
+        "recommended",
+        "not the best",
+    ]
+
+
+def test_a_target_that_is_best_is_written_as_it_is() -> None:
+    made = three(-1.0, 0.5, 1.0)
+
+    assert answer(made, chosen(made)).startswith("Write rl.kl_target = 2: target 2 nats")
+
+
+def test_what_cannot_be_told_from_the_best_is_said_to_be_open() -> None:
+    made = three(0.0, 1.0, 0.0)
+    made[Hold(kl_target=2.0)] = [arm(2.1, 0.0, gold) for gold in (1.3, 0.8, 0.8)]
+    choice = chosen(made)
+
+    assert "can't be told from target 2 nats: that is open" in answer(made, choice)
+    assert choice_claims(made, choice)[0].holds is None
+    assert [row[-1] for row in choice_table(made, choice).rows] == [
+        "not the best",
+        "recommended",
+        "may be the best",
+    ]
+
+
+def test_both_studies_share_every_run() -> None:
+    """And the quick ones theirs without a penalty, and at β = 0.1, with the study of over-optimisation."""
+    sweep, other = (
+        arms(study.Config.model_validate(study.QUICK)) for study in (beta_sweep, collapse)
+    )
+    assert sweep == other
+    assert arms(beta_sweep.Config()) == arms(collapse.Config())
+
+    made = overopt.plan(overopt.Config.model_validate(overopt.QUICK))
+    free, held = made.free[0, 0], made.held[0.1]
+    assert sweep[Hold(beta=0.0)] == free[: QUICK_ARMS["seeds"]]
+    assert sweep[Hold(beta=0.1)] == held[: QUICK_ARMS["seeds"]]
+    assert beta_sweep.pool_of(beta_sweep.Config()) == overopt.plan(overopt.Config()).pool
+
+
+def test_quick_is_quick() -> None:
+    for study in (beta_sweep, collapse):
+        assert study.cost(study.Config.model_validate(study.QUICK)) <= 450
+        assert study.cost(study.Config()) > 3000
+
+
+def test_targets_are_arms_of_their_own() -> None:
+    config = beta_sweep.Config(betas=(0.1,), kl_targets=(6.0,), seeds=2)
+    (held, aimed) = arms(config).values()
+
+    assert [(each.kl_coef, each.kl_target) for each in (*held, *aimed)] == [(0.1, None)] * 2 + [
+        (None, 6.0)
+    ] * 2
+    assert key_of(train_arm, held[0]) != key_of(train_arm, aimed[0])
