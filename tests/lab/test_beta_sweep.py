@@ -19,15 +19,12 @@ from kleash.lab.studies.beta_sweep_exact import (
     optimal,
     sensitivities,
 )
-from kleash.lab.studies.beta_sweep_findings import (
-    Ended,
-    ended,
+from kleash.lab.studies.beta_sweep_findings import Ended, ended, rest_claims, slope_claims, slopes
+from kleash.lab.studies.beta_sweep_frontier import (
     frontier_claims,
-    rest_claims,
+    objective_claims,
     root_laws,
     shares,
-    slope_claims,
-    slopes,
 )
 from kleash.lab.studies.sweep_arms import QUICK_ARMS, Hold, arms
 from kleash.lab.study.choice import choose
@@ -125,14 +122,16 @@ def test_reach_is_the_frontier_where_samples_show_it() -> None:
 
 
 def test_beyond_the_samples_the_tangent_still_bounds_every_policy() -> None:
-    """Few samples show the frontier to less than half a nat: at 8 nats the bound is above the truth, and not below."""
-    few = reach(GAUSSIAN[None, ::50])
+    """The samples show some nats: at 12 the bound is above the truth, and what is certain is below it."""
+    found = reach(GAUSSIAN[None])
 
-    assert few.last is not None
-    assert few.last < 0.6
-    bound = few.most(8.0)
+    assert found.last is not None
+    assert 1.0 < found.last < 4.0
+    bound, certain = found.most(12.0), found.least(12.0)
     assert bound is not None
-    assert bound > math.sqrt(2 * 8.0)
+    assert certain is not None
+    assert certain < math.sqrt(2 * 12.0) < bound
+    assert found.least(1.0) == found.most(1.0)
 
 
 def test_no_policy_of_the_golden_problem_is_above_the_bound_of_its_reference() -> None:
@@ -179,8 +178,36 @@ def test_an_arm_is_held_against_the_frontier(
     claims = frontier_claims({Hold(beta=0.5): seeds(0.5, reward, 0.0, spread=0.02)}, [LINE] * 3)
 
     assert tuple(claim.holds for claim in claims) == verdicts
-    assert shares(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
+    assert shares(seeds(0.5, reward, 0.0), [LINE] * 3) == ([pytest.approx(reward)] * 3,) * 2
     assert root_laws(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
+
+
+@pytest.mark.parametrize(
+    ("reward", "least", "most", "holds"),
+    [(2.4, 0.6, 1.2, True), (0.8, 0.2, 0.4, False), (1.6, 0.4, 0.8, None)],
+)
+def test_beyond_the_samples_a_share_lies_between_two(
+    reward: float, least: float, most: float, holds: bool | None
+) -> None:
+    """At 6 nats the tangent is at 4, and the last tilt at 2: what lies between says nothing about a half."""
+    group = seeds(6.0, reward, 0.0, spread=0.01)
+    low, high = shares(group, [LINE] * 3)
+
+    assert low[1] == pytest.approx(least)
+    assert high[1] == pytest.approx(most)
+    assert frontier_claims({Hold(beta=0.1): group}, [LINE] * 3)[1].holds is holds
+
+
+@pytest.mark.parametrize(("reward", "holds"), [(1.2, True), (0.8, False), (1.0, None)])
+def test_what_a_kl_costs_is_held_against_what_it_bought(reward: float, holds: bool | None) -> None:
+    """At β = 0.5 two nats cost 1. Without a β, or without a cost, nothing is asked."""
+    group = seeds(2.0, reward, 0.0, spread=0.02)
+    arms = {Hold(beta=0.0): group, Hold(beta=0.5): group, Hold(kl_target=2.0): group}
+    (claim,) = objective_claims(arms, [LINE] * 3)
+
+    assert claim.holds is holds
+    assert claim.estimate is not None
+    assert claim.estimate.value == pytest.approx(reward - 1.0)
 
 
 @pytest.mark.parametrize(("growth", "holds"), [(0.3, True), (-0.3, False), (0.0, None)])
@@ -198,7 +225,7 @@ def test_growth_and_spread_are_of_the_last_quarter() -> None:
     ]
     found = ended({"end": {"kl": 7.0, "reward": 1.0, "gold": 2.0}, "steps": steps})
 
-    assert found == Ended(7.0, 1.0, 2.0, 2.5, pytest.approx(6.5 / 4.5 - 1))
+    assert found == pytest.approx(Ended(7.0, 1.0, 2.0, 2.5, 6.5 / 4.5 - 1))
     assert (
         ended({"end": {"kl": 7.0, "reward": 1.0, "gold": 2.0}, "steps": steps[:1]}).growth is None
     )

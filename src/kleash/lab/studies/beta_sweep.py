@@ -18,14 +18,13 @@ from kleash.lab.studies.beta_sweep_choice import answer, choice_claims, choice_t
 from kleash.lab.studies.beta_sweep_exact import End, exact_claims, exact_table
 from kleash.lab.studies.beta_sweep_figure import figure
 from kleash.lab.studies.beta_sweep_findings import (
-    arms_table,
     ended,
-    frontier_claims,
     rest_claims,
     slope_claims,
     slopes,
     slopes_table,
 )
+from kleash.lab.studies.beta_sweep_frontier import arms_table, frontier_claims, objective_claims
 from kleash.lab.studies.sweep_arms import (
     QUICK_ARMS,
     SweepConfig,
@@ -136,6 +135,7 @@ def run(config: Config, work: Work) -> Findings:
             *choice_claims(trained, choice),
             *exact_claims(exact),
             *frontier_claims(trained, reaches),
+            *objective_claims(trained, reaches),
             *slope_claims(between),
             *rest_claims(trained),
         ),

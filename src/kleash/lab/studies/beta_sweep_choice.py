@@ -1,12 +1,13 @@
 """Which β or target of a sweep a person should take, and what to write for it."""
 
+from collections.abc import Sequence
 from statistics import fmean
 
-from kleash.lab.studies.beta_sweep_findings import Arms, cells
+from kleash.lab.studies.beta_sweep_findings import Arms, Ended, cells
 from kleash.lab.studies.sweep_arms import Hold
 from kleash.lab.study.choice import Choice, choose
 from kleash.lab.study.findings import Claim, Table, decide
-from kleash.lab.study.statistics import Estimate, estimate
+from kleash.lab.study.statistics import Estimate, geometric
 
 
 def chosen(arms: Arms) -> Choice:
@@ -60,12 +61,17 @@ def answer(arms: Arms, choice: Choice) -> str:
     """What to write, what it is worth, and what else may be as good."""
     holds = list(arms)
     best = holds[choice.best]
-    kl = estimate([each.kl for each in arms[best]])
-    assert kl is not None
+    kl = kl_of(arms[best])
     others = [holds[i].name for i in choice.contenders if i != choice.best]
     said = f"Write {written(best, kl.value)}: {best.name}, which ended at {_nats(kl)}, has the largest mean gold reward"
     open_ = f", but it can't be told from {' or '.join(others)}: that is open." if others else "."
     return said + open_ + _worth(choice.value)
+
+
+def kl_of(group: Sequence[Ended]) -> Estimate:
+    """Where the seeds of an arm end: their geometric mean, as they differ by factors."""
+    found = geometric([each.kl for each in group])
+    return found or Estimate(value=fmean(each.kl for each in group), n=len(group))
 
 
 def _worth(value: Estimate | None) -> str:
@@ -85,7 +91,7 @@ def choice_table(arms: Arms, choice: Choice) -> Table:
     rows = [
         (
             hold.name,
-            written(hold, fmean(each.kl for each in group)),
+            written(hold, kl_of(group).value),
             fmean(each.gold for each in group),
             *cells(choice.lead[i]),
             "recommended"

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
+from kleash.lab.studies.beta_sweep_choice import kl_of
 from kleash.lab.studies.beta_sweep_exact import End, exact_series
-from kleash.lab.studies.beta_sweep_findings import Arms, Ended
+from kleash.lab.studies.beta_sweep_findings import Arms
+from kleash.lab.studies.beta_sweep_frontier import gains
 from kleash.lab.studies.sweep_arms import Hold
 from kleash.lab.study.choice import Choice
-from kleash.lab.study.findings import Figure, Panel, Series
+from kleash.lab.study.findings import Figure, Mark, Panel, Series
 from kleash.lab.study.reach import Reach
 from kleash.lab.study.statistics import Estimate, estimate
 
@@ -38,8 +39,7 @@ def figure(
     """
     best = list(arms)[choice.best]
     gold = {hold: [each.gold for each in group] for hold, group in arms.items()}
-    gains = {hold: _gains(group, reaches) for hold, group in arms.items()}
-    target = fmean(each.kl for each in arms[best])
+    bought = {hold: gains(group, reaches) for hold, group in arms.items()}
     return Figure(
         caption="Top left: the golden problem, all by enumeration. Top right: language-model arms beside the optimum "
         "weighed out of the reference's own samples, and the tangent that no policy exceeds where samples no longer "
@@ -51,16 +51,15 @@ def figure(
                 title="What KL buys: proxy reward",
                 x=KL,
                 y="proxy gain over the reference",
-                series=(*_bound(arms, reaches), *_points(arms, gains)),
+                series=(*_bound(arms, reaches), *_points(arms, bought)),
                 x_log=True,
             ),
             Panel(
                 title="What it is worth: gold reward",
                 x=KL,
                 y="gold reward",
-                series=_points(arms, gold),
+                series=_points(arms, gold, best),
                 x_log=True,
-                at=((target, best.name),),
                 level=((floor, "the reference"),),
             ),
             Panel(
@@ -75,29 +74,27 @@ def figure(
     )
 
 
-def _gains(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float]:
-    return [each.reward - near.floor for each, near in zip(group, reaches, strict=True)]
-
-
-def _points(arms: Arms, values: Mapping[Hold, Sequence[float]]) -> tuple[Series, ...]:
-    """The arms of a held β, and those of a target."""
-    kinds = (("held β", 2, False), ("held target", 4, True))
+def _points(
+    arms: Arms, values: Mapping[Hold, Sequence[float]], best: Hold | None = None
+) -> tuple[Series, ...]:
+    """The arms of a held β, and those of a target; the one that is recommended by itself."""
+    kinds = [
+        ("held β", 2, [h for h in arms if h.kl_target is None and h != best]),
+        ("held target", 4, [h for h in arms if h.kl_target is not None and h != best]),
+    ]
+    if best is not None:
+        kinds.append((f"largest: {best.name}", 3, [best]))
     return tuple(
-        _series(
-            name,
-            [(fmean(e.kl for e in arms[hold]), estimate(values[hold])) for hold in group],
-            colour,
-        )
-        for name, colour, is_target in kinds
-        if (group := [hold for hold in arms if (hold.kl_target is not None) == is_target])
+        _series(name, [(kl_of(arms[h]).value, estimate(values[h])) for h in group], colour)
+        for name, colour, group in kinds
+        if group
     )
 
 
 def _series(
-    name: str, points: Sequence[tuple[float, Estimate | None]], colour: int, mark: str = "points"
+    name: str, points: Sequence[tuple[float, Estimate | None]], colour: int, mark: Mark = "points"
 ) -> Series:
     found = [each for _, each in points]
-    assert mark in ("points", "line", "dashed", "both")
     return Series(
         name=name,
         x=tuple(x for x, _ in points),
@@ -116,7 +113,7 @@ def _bound(arms: Arms, reaches: Sequence[Reach]) -> list[Series]:
         return []
     shown = min(near.last or 0.0 for near in known)
     farthest = max(each.kl for group in arms.values() for each in group)
-    highest = HEADROOM * max(gain for group in arms.values() for gain in _gains(group, reaches))
+    highest = HEADROOM * max(gain for group in arms.values() for gain in gains(group, reaches))
     steps = math.log(max(farthest, shown) / LEAST_KL) / (POINTS - 1)
     places = [LEAST_KL * math.exp(steps * i) for i in range(POINTS)]
     curve = [
@@ -133,9 +130,7 @@ def _bound(arms: Arms, reaches: Sequence[Reach]) -> list[Series]:
 def _answers(ends: Mapping[float, Sequence[End]], arms: Arms) -> tuple[Series, ...]:
     held = [(hold.beta, group) for hold, group in arms.items() if hold.beta]
     return (
-        _series(
-            "language model", [(b, estimate([e.kl for e in group])) for b, group in held], 2, "both"
-        ),
+        _series("language model", [(b, kl_of(group)) for b, group in held], 2, "both"),
         _series(
             "golden problem",
             [(b, estimate([end.kl for end in group])) for b, group in sorted(ends.items())],

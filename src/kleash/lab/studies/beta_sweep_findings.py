@@ -1,4 +1,4 @@
-"""What the arms of a sweep over β show: the frontier they are held against, and how KL answers to β."""
+"""What the arms of a sweep over β show by themselves: whether they are at rest, and how KL and gold answer to β."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from kleash.lab.studies.sweep_arms import Hold
 from kleash.lab.study.findings import Claim, Table, Value, decide
-from kleash.lab.study.reach import Reach
-from kleash.lab.study.statistics import Estimate, differences, estimate
+from kleash.lab.study.statistics import Estimate, estimate
 
 PARTS = 4
 """Of a run: its last part is compared with the one before to see whether it has come to rest."""
@@ -46,76 +45,6 @@ def ended(result: Mapping[str, Any]) -> Ended:
         variance=fmean(spreads) if spreads else None,
         growth=kl / kl_before - 1 if kl_before > 0 else None,
     )
-
-
-def frontier_claims(arms: Arms, reaches: Sequence[Reach]) -> list[Claim]:
-    """Whether any arm is above what its KL can buy, and how near the mildest comes; a reach a seed."""
-    margins = {hold: _margins(group, reaches) for hold, group in arms.items()}
-    known = {hold: found for hold, each in margins.items() if (found := estimate(each)) is not None}
-    if not known:
-        return []
-    nearest = min(known, key=lambda hold: known[hold].value)
-    mildest = min(arms, key=lambda hold: fmean(each.kl for each in arms[hold]))
-    return [
-        decide(
-            "no arm is above the frontier",
-            known[nearest],
-            (
-                f"Not even the arm that comes nearest ({nearest.name}) has the most reward that its KL could buy.",
-                f"The arm that comes nearest ({nearest.name}) has the most reward that its KL could buy, or what "
-                "samples make of it is too low.",
-                f"The arm that comes nearest ({nearest.name}) can't be told from the most that its KL could buy.",
-            ),
-            unit="proxy reward below it",
-        ),
-        decide(
-            f"half of what KL can buy: {mildest.name}",
-            estimate(shares(arms[mildest], reaches)),
-            (
-                f"{mildest.name}, the arm of least KL, gains more than half of what its KL could buy.",
-                f"{mildest.name}, the arm of least KL, gains no more than half of what its KL could buy.",
-                f"Whether {mildest.name}, the arm of least KL, gains half of what its KL could buy is open.",
-            ),
-            above=0.5,
-            unit="of the most",
-        ),
-        decide(
-            f"less than √(2 Var KL): {mildest.name}",
-            estimate([None if x is None else 1 - x for x in root_laws(arms[mildest], reaches)]),
-            (
-                f"{mildest.name} gains less than √(2 Var KL), as much as an optimum of Gaussian reward gains.",
-                f"{mildest.name} gains √(2 Var KL) or more, which an optimum of Gaussian reward gains: its reward has "
-                "a heavier tail, or something is measured wrongly.",
-                f"Whether {mildest.name} gains less than √(2 Var KL) is open.",
-            ),
-            unit="less, relatively",
-        ),
-    ]
-
-
-def shares(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
-    """Of each seed, the gain in proxy reward over the most that its KL can buy; beyond the samples' reach at least."""
-    return [
-        None
-        if (most := near.most(each.kl)) is None or most <= near.floor
-        else (each.reward - near.floor) / (most - near.floor)
-        for each, near in zip(group, reaches, strict=True)
-    ]
-
-
-def root_laws(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
-    """Of each seed, the gain in proxy reward over √(2 Var KL), with the variance of the reference."""
-    return [
-        (each.reward - near.floor) / math.sqrt(2 * near.variance * each.kl)
-        if each.kl > 0 and near.variance > 0
-        else None
-        for each, near in zip(group, reaches, strict=True)
-    ]
-
-
-def _margins(group: Sequence[Ended], reaches: Sequence[Reach]) -> list[float | None]:
-    most = [near.most(each.kl) for each, near in zip(group, reaches, strict=True)]
-    return differences(most, [each.reward for each in group])
 
 
 def rest_claims(arms: Arms) -> list[Claim]:
@@ -204,37 +133,6 @@ def _agrees(ratio: Estimate | None) -> bool | None:
     return False if ratio.high < 1 - SLACK or ratio.low > 1 + SLACK else None
 
 
-def arms_table(arms: Arms, reaches: Sequence[Reach]) -> Table:
-    """Every arm, where it ends."""
-    rows = [
-        (
-            hold.name,
-            *_three([each.kl for each in group]),
-            _mean([each.reward for each in group]),
-            *_three([each.gold for each in group]),
-            _mean(shares(group, reaches)),
-            _mean(root_laws(group, reaches)),
-            _mean([each.growth for each in group]),
-        )
-        for hold, group in arms.items()
-    ]
-    farthest = [near.last for near in reaches if near.last is not None]
-    shown = f"{min(farthest):.2g} nats" if farthest else "no KL at all"
-    return Table(
-        title="Where the arms end",
-        columns=(
-            *("arm", "KL, nats", "KL low", "KL high", "proxy"),
-            *("gold", "gold low", "gold high"),
-            *("share of what KL can buy", "of √(2 Var KL)", "growth of KL"),
-        ),
-        rows=tuple(rows),
-        note="Means over seeds, with 95 % intervals, of the final policy on fresh responses to the prompts of the "
-        "frontier: an average over the last steps would be of as many policies as steps, and of no one's KL. Growth is "
-        "of the mean KL of the run's last quarter over the one before: an arm above 0 is not at rest, and its place is "
-        f"of so many steps. Samples show the frontier to {shown}; beyond, a share is at least what is given.",
-    )
-
-
 def slopes_table(found: Sequence[Slope]) -> Table:
     """How KL and gold answer to β."""
     rows = [
@@ -253,15 +151,6 @@ def slopes_table(found: Sequence[Slope]) -> Table:
     )
 
 
-def _three(values: Sequence[float | None]) -> tuple[Value, Value, Value]:
-    """A mean and the ends of its interval."""
-    return cells(estimate(values))
-
-
 def cells(found: Estimate | None) -> tuple[Value, Value, Value]:
     """A figure and the ends of its interval, as cells."""
     return (None, None, None) if found is None else (found.value, found.low, found.high)
-
-
-def _mean(values: Sequence[float | None]) -> Value:
-    return cells(estimate(values))[0]

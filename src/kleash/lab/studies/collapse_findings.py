@@ -8,7 +8,7 @@ from typing import Any
 from kleash.lab.studies.collapse_exact import exact_series, reference_entropy
 from kleash.lab.studies.sweep_arms import Hold
 from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide
-from kleash.lab.study.statistics import Estimate, differences, estimate
+from kleash.lab.study.statistics import Estimate, differences, estimate, geometric
 
 Ends = Sequence[Mapping[str, Any]]
 """What the examination of an arm found, one a seed."""
@@ -95,7 +95,7 @@ def kept_claims(arms: Arms, reference: Ends) -> list[Claim]:
     for hold, ends in arms.items():
         if hold.beta == 0.0:
             continue
-        kl = estimate(values(ends, "kl"))
+        kl = geometric(values(ends, "kl"))
         name = f"{hold.name} ({kl.value:.1f} nats)" if kl is not None else hold.name
         claims.append(
             decide(
@@ -169,17 +169,18 @@ def variety_table(arms: Arms, reference: Ends) -> Table:
             ),
         ),
         rows=tuple(_row(name, ends, reference) for name, ends in groups),
-        note="Means over seeds of the final policy's responses to fresh prompts; low and high are a 95 % interval. Of "
-        "shorter responses there are fewer n-grams, and more of them are distinct: read distinct-n beside the tokens.",
+        note="Means over seeds (of KL the geometric) of the final policy's responses to fresh prompts; low and high are "
+        "a 95 % interval. Of shorter responses there are fewer n-grams, and more of them are distinct: read distinct-n "
+        "beside the tokens.",
     )
 
 
 def _row(name: str, ends: Ends, reference: Ends) -> tuple[Value, ...]:
-    spread = estimate(values(ends, "entropy"))
+    spread, kl = estimate(values(ends, "entropy")), geometric(values(ends, "kl"))
     others = ("distinct_1", "distinct_2", "self_bleu", "unique_share", "length", "gold")
     return (
         name,
-        _mean(values(ends, "kl")),
+        _mean(values(ends, "kl")) if kl is None else kl.value,
         *((None, None, None) if spread is None else (spread.value, spread.low, spread.high)),
         _mean(kept(ends, reference)),
         *(_mean(values(ends, other)) for other in others),
@@ -249,7 +250,7 @@ def _over_kl(arms: Arms) -> tuple[Series, ...]:
     found = list[Series]()
     for name, colour, is_target in kinds:
         group = [ends for hold, ends in arms.items() if (hold.kl_target is not None) == is_target]
-        places = [estimate(values(ends, "kl")) for ends in group]
+        places = [geometric(values(ends, "kl")) for ends in group]
         if group:
             x = [None if each is None else each.value for each in places]
             found.append(replace(_series(name, x, group, "entropy", colour), mark="points"))

@@ -162,7 +162,11 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
 def _above(own: Curve, other: Curve) -> float | None:
     """How far one curve is above another where both come to, on average."""
     places = grid([own, other], everyone=True)
-    known = [x for x in differences([at(own, d) for d in places], [at(other, d) for d in places]) if x is not None]
+    known = [
+        x
+        for x in differences([at(own, d) for d in places], [at(other, d) for d in places])
+        if x is not None
+    ]
     return fmean(known) if known else None
 
 
@@ -192,7 +196,9 @@ def _peak_values(arms: Arms) -> list[float | None]:
 def _efficiency(free: Arms, chosen: Arms) -> Claim:
     """Best-of-n against a trained policy, at the largest KL that best-of-n comes to."""
     reach = min(each.d[-1] for each in chosen.gold)
-    gains = differences([at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold])
+    gains = differences(
+        [at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold]
+    )
     return decide(
         "best-of-n spends KL better",
         estimate(gains),
@@ -238,9 +244,7 @@ def _table(
     )
 
 
-def _row(
-    name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]
-) -> tuple[Value, ...]:
+def _row(name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]) -> tuple[Value, ...]:
     found = [each for each in peaks(arms.gold) if each is not None]
     means: list[Estimate | None] = [
         estimate(list(accuracy)),
@@ -336,5 +340,15 @@ def _form(curves: Sequence[Curve], floor: float) -> Series:
     fits = [fit_form(each, FORMS[1], floor) for each in curves]
     places = [d for d in grid(curves) if d > 0]
     known = [each for each in fits if each is not None]
-    y = tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places) if known else ()
-    return Series(name="d(α − β log d), extrapolated", x=tuple(places) if known else (), y=y, mark="dashed", colour=0)
+    y = (
+        tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places)
+        if known
+        else ()
+    )
+    return Series(
+        name="d(α − β log d), extrapolated",
+        x=tuple(places) if known else (),
+        y=y,
+        mark="dashed",
+        colour=0,
+    )

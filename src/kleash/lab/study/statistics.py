@@ -6,7 +6,7 @@ a third too short; Student's t is used throughout, and nothing is called an inte
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -68,6 +68,27 @@ def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate |
         return Estimate(value=mean, n=count, of=of)
     half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stdev(known) / math.sqrt(count)
     return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of)
+
+
+def geometric(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
+    """The geometric mean of what differs by factors, such as a KL, with Student's interval of its logarithm.
+
+    exp(m ± t_{n−1} s/√n) of log x. What is not above 0 is left out.
+
+    Args:
+        values: one an observation.
+        of: what one is.
+
+    Examples:
+        >>> found = geometric([1.0, 10.0, 100.0])
+        >>> round(found.value, 6), round(found.low, 4), found.n
+        (10.0, 0.0328, 3)
+    """
+    found = estimate([None if x is None or x <= 0 else math.log(x) for x in values], of=of)
+    if found is None:
+        return None
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return replace(found, value=math.exp(found.value), low=low, high=high)
 
 
 def differences(
