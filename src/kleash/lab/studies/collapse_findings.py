@@ -169,8 +169,8 @@ def variety_table(arms: Arms, reference: Ends) -> Table:
             ),
         ),
         rows=tuple(_row(name, ends, reference) for name, ends in groups),
-        note="Means over seeds (of KL the geometric) of the final policy's responses to fresh prompts; low and high are "
-        "a 95 % interval. Of shorter responses there are fewer n-grams, and more of them are distinct: read distinct-n "
+        note="Means over seeds (of KL the geometric) of the final policy's responses to fresh prompts; low and high "
+        "are a 95 % interval. Of shorter responses there are fewer n-grams, and more of them are distinct: read distinct-n "
         "beside the tokens.",
     )
 
@@ -218,7 +218,7 @@ def figure(betas: Sequence[float], arms: Arms, reference: Ends) -> Figure:
                 level=((reference_entropy(), "the reference"),),
             ),
             Panel(
-                title="Entropy falls as β does",
+                title="Entropy over β",
                 x="β, reward per nat",
                 y="entropy, nats per token",
                 series=(_series("arms of a held β", x, [arms[h] for h in held], "entropy", 2),),

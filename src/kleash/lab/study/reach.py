@@ -13,7 +13,7 @@ from torch import Tensor
 from kleash.functional.frontier import sampled_frontier
 
 LEAST_EFFECTIVE = 10.0
-"""Samples of every prompt that a tilt must rest on to be believed: its gain is then low for its KL by 1 %, of a Gaussian
+"""Samples of every prompt that a tilt must rest on to be believed: its gain is then low for its KL by 1 %, of Gaussian
 reward at 96 samples a prompt, and by 0.4 % at 512."""
 TILTS = torch.logspace(-2, 1.5, 160, dtype=torch.double)
 """λ, per unit of reward."""
