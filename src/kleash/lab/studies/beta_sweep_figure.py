@@ -121,6 +121,7 @@ def _bound(arms: Arms, reaches: Sequence[Reach]) -> list[Series]:
     ]
     inside = [point for point in curve if point[0] <= shown]
     beyond = [p for p in curve if p[0] > shown and p[1] is not None and p[1].value <= highest]
+    beyond = [*inside[-1:], *beyond]  # so that the one goes on from the other
     return [
         _series("the optimum, by samples", inside, 0, "line"),
         _series("no policy is above", beyond, 0, "dashed"),

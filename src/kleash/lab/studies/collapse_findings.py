@@ -170,8 +170,8 @@ def variety_table(arms: Arms, reference: Ends) -> Table:
         ),
         rows=tuple(_row(name, ends, reference) for name, ends in groups),
         note="Means over seeds (of KL the geometric) of the final policy's responses to fresh prompts; low and high "
-        "are a 95 % interval. Of shorter responses there are fewer n-grams, and more of them are distinct: read distinct-n "
-        "beside the tokens.",
+        "are a 95 % interval. Of shorter responses there are fewer n-grams, and more of them are distinct: read "
+        "distinct-n beside the tokens.",
     )
 
 
