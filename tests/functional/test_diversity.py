@@ -23,7 +23,11 @@ def test_self_bleu_is_nltks(words: int, seed: int) -> None:
 def test_copies_and_strangers() -> None:
     copies = [[1, 2, 3, 4, 5]] * 6
     strangers = [[10 * i + j for j in range(5)] for i in range(6)]
-    assert (self_bleu(copies), distinct_n(copies, 2), unique_share(copies, [0] * 6)) == (1.0, 4 / 24, 1 / 6)
+    assert (self_bleu(copies), distinct_n(copies, 2), unique_share(copies, [0] * 6)) == (
+        1.0,
+        4 / 24,
+        1 / 6,
+    )
     assert (distinct_n(strangers, 2), unique_share(strangers, [0] * 6)) == (1.0, 1.0)
     found = self_bleu(strangers)
     assert found is not None

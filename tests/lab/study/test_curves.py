@@ -6,7 +6,17 @@ from statistics import fmean
 
 import pytest
 
-from kleash.lab.study.curves import FORMS, Curve, at, curve, fit_form, grid, mean_curve, peaks, predicted
+from kleash.lab.study.curves import (
+    FORMS,
+    Curve,
+    at,
+    curve,
+    fit_form,
+    grid,
+    mean_curve,
+    peaks,
+    predicted,
+)
 
 D = tuple(0.1 + 0.1 * i for i in range(60))
 

@@ -46,7 +46,11 @@ def test_tables_as_files(tmp_path: object) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "jobs", "says"),
-    [(20, 1, "about 20 seconds on 1 core"), (600, 2, "about 5 minutes on 2 cores"), (8e5, 4, "about 2.3 days on 4 cores")],
+    [
+        (20, 1, "about 20 seconds on 1 core"),
+        (600, 2, "about 5 minutes on 2 cores"),
+        (8e5, 4, "about 2.3 days on 4 cores"),
+    ],
 )
 def test_costs_as_a_person_says_them(seconds: float, jobs: int, says: str) -> None:
     assert told(seconds, jobs) == says

@@ -79,7 +79,8 @@ def test_least_squares_finds_the_coefficients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "y"), [([[1.0], [2.0]], [1.0]), ([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]], [1.0, 2.0, 3.0])]
+    ("columns", "y"),
+    [([[1.0], [2.0]], [1.0]), ([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]], [1.0, 2.0, 3.0])],
 )
 def test_no_fit_where_it_is_not_determined(columns: list, y: list) -> None:
     assert least_squares(columns, y) is None

@@ -125,11 +125,12 @@ def run(config: Config, work: Work) -> Findings:
     keys = [("no penalty", key) for key in made.free] + [("β", key) for key in made.held]
     groups = [*made.free.values(), *made.held.values()]
     results = iter(
-        work.do(
-            Piece(_label(arm, config), train_arm, arm) for group in groups for arm in group
-        )
+        work.do(Piece(_label(arm, config), train_arm, arm) for group in groups for arm in group)
     )
-    done = {key: [next(results)["steps"] for _ in group] for key, group in zip(keys, groups, strict=True)}
+    done = {
+        key: [next(results)["steps"] for _ in group]
+        for key, group in zip(keys, groups, strict=True)
+    }
     (pool,) = work.do([Piece("best-of-n", draw_pool, made.pool)])
     accuracy = {
         kind: [fits[i * config.seeds + seed]["accuracy"] for seed in range(config.seeds)]
@@ -143,10 +144,12 @@ def run(config: Config, work: Work) -> Findings:
 
 def _arms(runs: Sequence[list[dict[str, Any]]]) -> Arms:
     """The curves of the seeds of one arm."""
-    return Arms(*(
-        [curve(column(steps, "kl"), column(steps, name)) for steps in runs]
-        for name in ("reward", "gold")
-    ))
+    return Arms(
+        *(
+            [curve(column(steps, "kl"), column(steps, name)) for steps in runs]
+            for name in ("reward", "gold")
+        )
+    )
 
 
 def _label(arm: ArmSettings, config: Config) -> str:

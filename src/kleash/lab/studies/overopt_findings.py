@@ -150,8 +150,7 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
                     (
                         f"At equal KL the arm with β = {beta:g} has more {name} reward than the one without.",
                         f"At equal KL the arm with β = {beta:g} has no more {name} reward than the one without.",
-                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty: "
-                        "within the interval the penalty is stopping early.",
+                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty.",
                     ),
                     unit=f"{name} reward",
                 )
@@ -162,7 +161,11 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
 def _above(own: Curve, other: Curve) -> float | None:
     """How far one curve is above another where both come to, on average."""
     places = grid([own, other], everyone=True)
-    known = [x for x in differences([at(own, d) for d in places], [at(other, d) for d in places]) if x is not None]
+    known = [
+        x
+        for x in differences([at(own, d) for d in places], [at(other, d) for d in places])
+        if x is not None
+    ]
     return fmean(known) if known else None
 
 
@@ -192,7 +195,9 @@ def _peak_values(arms: Arms) -> list[float | None]:
 def _efficiency(free: Arms, chosen: Arms) -> Claim:
     """Best-of-n against a trained policy, at the largest KL that best-of-n comes to."""
     reach = min(each.d[-1] for each in chosen.gold)
-    gains = differences([at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold])
+    gains = differences(
+        [at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold]
+    )
     return decide(
         "best-of-n spends KL better",
         estimate(gains),
@@ -238,9 +243,7 @@ def _table(
     )
 
 
-def _row(
-    name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]
-) -> tuple[Value, ...]:
+def _row(name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]) -> tuple[Value, ...]:
     found = [each for each in peaks(arms.gold) if each is not None]
     means: list[Estimate | None] = [
         estimate(list(accuracy)),
@@ -294,7 +297,7 @@ def _fitted(fits: Sequence[Form | None]) -> list[Value]:
 def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
     """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n."""
     left = [
-        _band("proxy, no penalty", free.proxy, 2, "dashed"),
+        _band("proxy, no penalty", free.proxy, 1, "dashed"),
         _band("gold, no penalty", free.gold, 2, "line"),
         _form(free.gold, floor),
     ]
@@ -307,8 +310,8 @@ def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) 
     x = "√KL(π‖π_ref), √nats per response"
     return Figure(
         caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
-        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and by "
-        "best-of-n. Bands are 95 % intervals over seeds.",
+        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and "
+        "by best-of-n. Bands are 95 % intervals over seeds.",
         panels=(
             Panel(title="The proxy rises, gold turns", x=x, y="reward", series=tuple(left)),
             Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
@@ -336,5 +339,15 @@ def _form(curves: Sequence[Curve], floor: float) -> Series:
     fits = [fit_form(each, FORMS[1], floor) for each in curves]
     places = [d for d in grid(curves) if d > 0]
     known = [each for each in fits if each is not None]
-    y = tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places) if known else ()
-    return Series(name="d(α − β log d), extrapolated", x=tuple(places) if known else (), y=y, mark="dashed", colour=0)
+    y = (
+        tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places)
+        if known
+        else ()
+    )
+    return Series(
+        name="d(α − β log d), extrapolated",
+        x=tuple(places) if known else (),
+        y=y,
+        mark="dashed",
+        colour=0,
+    )

@@ -78,7 +78,11 @@ def told(seconds: float, jobs: int) -> str:
     """
     alone = seconds / jobs
     size, unit = next(
-        ((s, u) for s, u in ((86400, "days"), (3600, "hours"), (60, "minutes")) if alone >= 1.5 * s),
+        (
+            (s, u)
+            for s, u in ((86400, "days"), (3600, "hours"), (60, "minutes"))
+            if alone >= 1.5 * s
+        ),
         (1, "seconds"),
     )
     amount = alone / size

@@ -1,7 +1,7 @@
 """Processes that do many tasks one after another: to start one takes seconds, most of them torch's.
 
-    with Workers(2).running() as workers:
-        for result in workers.results([(function, arguments), …], observer): …
+with Workers(2).running() as workers:
+for result in workers.results([(function, arguments), …], observer): …
 """
 
 import multiprocessing
@@ -72,7 +72,7 @@ class Workers:
                 "a process of the study died",
                 expected="its result",
                 got=str(error)[:200],
-                do="look above for what it said; is there enough memory? --jobs 1 needs least. What is finished is kept",
+                do="look above for what it said; --jobs 1 needs least memory. What is finished is kept",
             ) from error
         finally:
             for future in futures:
@@ -104,7 +104,7 @@ class Workers:
 
 def _begin(queue: Any) -> None:
     """Runs first in each process. Ctrl-C is the parent's to answer, which ends the workers."""
-    global _queue  # noqa: PLW0603 - a process's own, given once by the only way there is
+    global _queue
     _queue = queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
