@@ -67,7 +67,7 @@ def test_a_curve_that_turns_back_has_its_first_visit() -> None:
 def test_the_grid_ends_where_all_or_where_two_are() -> None:
     curves = [Curve((0.0, end), (0.0, 0.0)) for end in (1.0, 2.0, 3.0)]
     assert grid(curves)[-1] == pytest.approx(2.0)
-    assert grid(curves, everyone=True)[-1] == pytest.approx(1.0)
+    assert grid(curves, 3)[-1] == grid(curves, 9)[-1] == pytest.approx(1.0)
     assert mean_curve(curves, [1.5]) == [[None, 0.0, 0.0]]
 
 

@@ -68,4 +68,6 @@ class Setting(BaseModel):
         return ProxySettings.model_validate({**common, **(changes or {})})
 
 
+QUICK_SETTING: dict[str, Any] = {"steps": 50, "num_prompts": 16}
+"""Of quick studies: alike, so that they share their arms."""
 _OF_ARMS = ArmSettings.model_fields.keys()

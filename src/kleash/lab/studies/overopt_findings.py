@@ -19,17 +19,40 @@ from kleash.lab.study.curves import (
     peaks,
     predicted,
 )
-from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
+from kleash.lab.study.findings import (
+    Claim,
+    Figure,
+    Findings,
+    Mark,
+    Panel,
+    Series,
+    Table,
+    Value,
+    decide,
+)
 from kleash.lab.study.statistics import Estimate, differences, estimate
 
 Kind = tuple[int, int]
+SEEN = 3
+"""Seeds that must come to a place for it to be drawn."""
+BEYOND = 1.5
+"""How much further the arm without a penalty is drawn than what it is compared with."""
+
+
+class Ends(NamedTuple):
+    """What a trained policy is worth, on fresh responses."""
+
+    proxy: float
+    gold: float
+    kl: float
 
 
 class Arms(NamedTuple):
-    """The seeds of one arm: proxy and gold reward over d = √KL."""
+    """The seeds of one arm: proxy and gold reward over d = √KL along the way, and what they end as."""
 
     proxy: list[Curve]
     gold: list[Curve]
+    ends: list[Ends]
 
 
 def conclude(
@@ -69,7 +92,8 @@ def conclude(
             "reward model: what peaks where is of this setting.",
             "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
             "all three together.",
-            "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps.",
+            "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps; what it "
+            "ends as is measured on fresh responses.",
         ),
     )
 
@@ -97,19 +121,20 @@ def best_of_n(pool: Mapping[str, Any]) -> Arms:
         d, told, worth = zip(*rows, strict=True)
         proxies.append(Curve(d, told))
         golds.append(Curve(d, worth))
-    return Arms(proxies, golds)
+    ends = [Ends(p.end, g.end, g.d[-1] ** 2) for p, g in zip(proxies, golds, strict=True)]
+    return Arms(proxies, golds, ends)
 
 
 def _turns(arms: Arms) -> list[Claim]:
     """Whether gold rises and falls while the proxy goes on rising."""
     found = peaks(arms.gold)
     peak = [None if each is None else each.value for each in found]
-    fall = estimate(differences(peak, [each.end for each in arms.gold]))
+    fall = estimate(differences(peak, [each.gold for each in arms.ends]))
     there = [
         None if each is None else at(proxy, each.d)
         for each, proxy in zip(found, arms.proxy, strict=True)
     ]
-    rise = estimate(differences([each.end for each in arms.proxy], there))
+    rise = estimate(differences([each.proxy for each in arms.ends], there))
     return [
         decide(
             "gold has a peak",
@@ -160,7 +185,7 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
 
 def _above(own: Curve, other: Curve) -> float | None:
     """How far one curve is above another where both come to, on average."""
-    places = grid([own, other], everyone=True)
+    places = grid([own, other])
     known = [
         x
         for x in differences([at(own, d) for d in places], [at(other, d) for d in places])
@@ -239,7 +264,8 @@ def _table(
         ),
         rows=tuple(rows),
         note="Means over seeds. A peak's place is read off the other seeds, so that its value is not the largest of "
-        "noisy ones; accuracy is on held-out pairs with their noisy labels.",
+        "noisy ones; ends are of fresh responses of the trained policy; accuracy is on held-out pairs with their noisy "
+        "labels.",
     )
 
 
@@ -249,9 +275,9 @@ def _row(name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]) -
         estimate(list(accuracy)),
         estimate([each.value for each in found]),
         estimate([each.d**2 for each in found]),
-        estimate([each.end for each in arms.gold]),
-        estimate([each.end for each in arms.proxy]),
-        estimate([each.d[-1] ** 2 for each in arms.gold]),
+        estimate([each.gold for each in arms.ends]),
+        estimate([each.proxy for each in arms.ends]),
+        estimate([each.kl for each in arms.ends]),
     ]
     return (name, beta, *(None if each is None else each.value for each in means))
 
@@ -295,33 +321,36 @@ def _fitted(fits: Sequence[Form | None]) -> list[Value]:
 
 
 def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
-    """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n."""
+    """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n, as far as these come."""
     left = [
         _band("proxy, no penalty", free.proxy, 1, "dashed"),
         _band("gold, no penalty", free.gold, 2, "line"),
         _form(free.gold, floor),
     ]
-    right = [_band("no penalty", free.gold, 2, "line")]
-    right += [
+    others = [
         _band(f"β = {beta:g}", arms.gold, colour, "line")
         for (beta, arms), colour in zip(held.items(), (0, 4, 3, 1) * len(held), strict=False)
     ]
-    right.append(_band("best-of-n", chosen.gold, 5, "dashed"))
+    others.append(_band("best-of-n", chosen.gold, 5, "dashed"))
+    reach = BEYOND * max(each.x[-1] or 0.0 for each in others if each.x)
+    right = [_band("no penalty", free.gold, 2, "line", reach), *others]
     x = "√KL(π‖π_ref), √nats per response"
     return Figure(
         caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
         "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and "
-        "by best-of-n. Bands are 95 % intervals over seeds.",
+        "by best-of-n. Bands are 95 % intervals over seeds, where three and more of them come.",
         panels=(
-            Panel(title="The proxy rises, gold turns", x=x, y="reward", series=tuple(left)),
+            Panel(title="Proxy and gold without a penalty", x=x, y="reward", series=tuple(left)),
             Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
         ),
     )
 
 
-def _band(name: str, curves: Sequence[Curve], colour: int, mark: Any) -> Series:
-    """The mean over seeds with its interval."""
-    places = grid(curves)
+def _band(
+    name: str, curves: Sequence[Curve], colour: int, mark: Mark, reach: float = math.inf
+) -> Series:
+    """The mean over seeds with its interval, as far as three of them come, and a reach."""
+    places = [d for d in grid(curves, SEEN) if d <= reach]
     found = [estimate(values) for values in mean_curve(curves, places)]
     return Series(
         name=name,
@@ -337,7 +366,7 @@ def _band(name: str, curves: Sequence[Curve], colour: int, mark: Any) -> Series:
 def _form(curves: Sequence[Curve], floor: float) -> Series:
     """The mean of the seeds' fits, where all of them have one."""
     fits = [fit_form(each, FORMS[1], floor) for each in curves]
-    places = [d for d in grid(curves) if d > 0]
+    places = [d for d in grid(curves, SEEN) if d > 0]
     known = [each for each in fits if each is not None]
     y = (
         tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places)

@@ -141,8 +141,8 @@ def run(config: Config, work: Work) -> Findings:
             rung.axis,
             rung.label,
             _size(rung.size, students, taught),
-            [next(done)["steps"] for _ in rung.free],
-            [next(done)["steps"] for _ in rung.leashed],
+            [next(done) for _ in rung.free],
+            [next(done) for _ in rung.leashed],
         )
         for rung in ladder
     ]

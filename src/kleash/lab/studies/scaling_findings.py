@@ -9,6 +9,7 @@ from kleash.lab.arms.arm import column
 from kleash.lab.study.curves import Curve, curve, peaks
 from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
 from kleash.lab.study.statistics import estimate, least_squares
+from kleash.lab.study.work import Result
 
 Steps = list[dict[str, Any]]
 LATE = 3
@@ -26,21 +27,21 @@ LIMITS = (
 
 
 class Level(NamedTuple):
-    """One rung of an axis, as it was made: the steps of each seed's arms."""
+    """One rung of an axis, as it was made: the result of each seed's arms."""
 
     axis: str
     label: str
     size: float | None
     """Parameters, or pairs."""
-    free: list[Steps]
-    leashed: list[Steps]
+    free: list[Result]
+    leashed: list[Result]
 
 
 class Figures(NamedTuple):
     """What is measured of each seed of a rung; None where it can't be."""
 
     drift: list[float | None]
-    """√KL at the last steps of the free arm."""
+    """√KL of the free arm at its end."""
     drift_at_gain: list[float | None]
     """√KL where its proxy reward has first gained as much as is asked for."""
     gold_lost: list[float | None]
@@ -96,17 +97,20 @@ def conclude(levels: Sequence[Level], kl_target: float, gain: float) -> Findings
 
 def figures_of(level: Level, kl_target: float, gain: float) -> Figures:
     """All that is measured of a rung, by seed."""
-    gold = [curve(column(steps, "kl"), column(steps, "gold")) for steps in level.free]
-    proxy = [curve(column(steps, "kl"), column(steps, "reward")) for steps in level.free]
+    gold, proxy = (
+        [curve(column(run["steps"], "kl"), column(run["steps"], name)) for run in level.free]
+        for name in ("gold", "reward")
+    )
+    leashed = [run["steps"] for run in level.leashed]
     return Figures(
-        drift=[each.d[-1] for each in gold],
+        drift=[math.sqrt(max(0.0, run["end"]["kl"])) for run in level.free],
         drift_at_gain=[reached(each, gain) for each in proxy],
         gold_lost=[
-            None if top is None else top.value - each.end
-            for top, each in zip(peaks(gold), gold, strict=True)
+            None if top is None else top.value - run["end"]["gold"]
+            for top, run in zip(peaks(gold), level.free, strict=True)
         ],
-        leashed_gold=[_gained(steps) for steps in level.leashed],
-        beta=[holding(steps, kl_target) for steps in level.leashed],
+        leashed_gold=[_gained(steps) for steps in leashed],
+        beta=[holding(steps, kl_target) for steps in leashed],
     )
 
 

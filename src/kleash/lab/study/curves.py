@@ -29,8 +29,8 @@ class Curve(NamedTuple):
 
     @property
     def end(self) -> float:
-        """Mean over the last steps."""
-        return fmean(self.value[-WINDOW:])
+        """Where the run ended: its last value."""
+        return self.value[-1]
 
 
 def curve(kl: Sequence[float | None], value: Sequence[float | None]) -> Curve:
@@ -71,15 +71,15 @@ def at(found: Curve, d: float) -> float | None:
     return found.value[0] if d == found.d[0] else None
 
 
-def grid(curves: Sequence[Curve], *, everyone: bool = False) -> list[float]:
-    """Distances, evenly spaced, that at least two curves come to, or all of them.
+def grid(curves: Sequence[Curve], least: int = 2) -> list[float]:
+    """Distances, evenly spaced, that so many of the curves come to, or all where there are fewer.
 
     Args:
         curves: at least one.
-        everyone: whether all must.
+        least: how many.
     """
     ends = sorted((max(each.d) for each in curves), reverse=True)
-    last = ends[-1] if everyone else ends[min(1, len(ends) - 1)]
+    last = ends[min(least, len(ends)) - 1]
     first = max(min(each.d) for each in curves)
     if last <= first:
         return []

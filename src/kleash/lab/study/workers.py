@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from queue import Empty
 from typing import Any
 
 from kleash.errors import KleashError, ResourceError
@@ -81,18 +80,16 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._told = context.Queue()
+            # What is put into a simple queue is in it before the task goes on: nothing is told after a task's end.
+            self._told = context.SimpleQueue()
             self._pool = ProcessPoolExecutor(
                 self.count, mp_context=context, initializer=_begin, initargs=(self._told,)
             )
         return self._pool
 
     def _pass_on(self, observer: Told) -> None:
-        while True:
-            try:
-                observer(self._told.get_nowait())
-            except Empty:
-                return
+        while not self._told.empty():
+            observer(self._told.get())
 
     def _stop(self) -> None:
         if self._pool is None:
