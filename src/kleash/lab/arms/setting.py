@@ -41,6 +41,8 @@ class Setting(BaseModel):
     max_new_tokens: int = Field(default=24, gt=0)
     evaluation: EvaluationSettings = EvaluationSettings()
     device: str = "cpu"
+    keep_model: bool = False
+    """Whether every arm's weights stay in its run, under `final/`."""
     pairs: int = Field(default=300, gt=9)
     """Preference pairs behind a proxy."""
     noise: float = Field(default=1.0, gt=0)

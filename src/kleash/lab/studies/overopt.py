@@ -4,12 +4,12 @@ Arms without a penalty, for every size of proxy and amount of preference data; a
 equal KL; and best-of-n, which chooses by the same proxies.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from kleash.lab.arms.arm import column, train_arm
+from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
@@ -23,11 +23,10 @@ from kleash.lab.arms.settings import (
     StudentSettings,
 )
 from kleash.lab.arms.student import make_student
-from kleash.lab.studies.overopt_findings import Arms, Ends, conclude
+from kleash.lab.studies.overopt_findings import conclude
 from kleash.lab.study.cost import seconds_of
-from kleash.lab.study.curves import curve
 from kleash.lab.study.findings import Findings
-from kleash.lab.study.work import Piece, Result, Work
+from kleash.lab.study.work import Piece, Work
 
 
 class PoolSize(BaseModel):
@@ -137,16 +136,6 @@ def run(config: Config, work: Work) -> Findings:
     held = {beta: arms_of(done["β", beta]) for beta in made.held}
     names = {kind: _name(config, *kind) for kind in made.free}
     return conclude(free, held, pool, names=names, accuracy=accuracy)
-
-
-def arms_of(runs: Sequence[Result]) -> Arms:
-    """The curves and ends of the seeds of one arm."""
-    proxy, gold = (
-        [curve(column(run["steps"], "kl"), column(run["steps"], name)) for run in runs]
-        for name in ("reward", "gold")
-    )
-    ends = [Ends(run["end"]["reward"], run["end"]["gold"], run["end"]["kl"]) for run in runs]
-    return Arms(proxy, gold, ends)
 
 
 def _label(arm: ArmSettings, config: Config) -> str:

@@ -1,13 +1,10 @@
 """What the arms of the over-optimisation study show, in claims, tables and a figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
+from kleash.lab.arms.outcomes import SEEN, Arms, band, best_of_n, peak_values
 from kleash.lab.study.curves import (
     FORMS,
     Curve,
@@ -15,7 +12,6 @@ from kleash.lab.study.curves import (
     at,
     fit_form,
     grid,
-    mean_curve,
     peaks,
     predicted,
 )
@@ -23,7 +19,6 @@ from kleash.lab.study.findings import (
     Claim,
     Figure,
     Findings,
-    Mark,
     Panel,
     Series,
     Table,
@@ -33,26 +28,8 @@ from kleash.lab.study.findings import (
 from kleash.lab.study.statistics import Estimate, differences, estimate
 
 Kind = tuple[int, int]
-SEEN = 3
-"""Seeds that must come to a place for it to be drawn."""
 BEYOND = 1.5
 """How much further the arm without a penalty is drawn than what it is compared with."""
-
-
-class Ends(NamedTuple):
-    """What a trained policy is worth, on fresh responses."""
-
-    proxy: float
-    gold: float
-    kl: float
-
-
-class Arms(NamedTuple):
-    """The seeds of one arm: proxy and gold reward over d = √KL along the way, and what they end as."""
-
-    proxy: list[Curve]
-    gold: list[Curve]
-    ends: list[Ends]
 
 
 def conclude(
@@ -96,33 +73,6 @@ def conclude(
             "ends as is measured on fresh responses.",
         ),
     )
-
-
-def best_of_n(pool: Mapping[str, Any]) -> Arms:
-    """Best-of-n by each proxy of a pool, over √KL: from n = 1 to all samples.
-
-    KL by Beirami et al.'s estimate of the responses that are chosen, not by log n − (n−1)/n, which is above it.
-    """
-    gold, logprobs = (torch.tensor(pool[name]).double() for name in ("gold", "logprobs"))
-    most = gold.shape[-1]
-    counts = sorted({round(most ** (i / 24)) for i in range(25)})
-    proxies, golds = list[Curve](), list[Curve]()
-    for scores in pool["rewards"]:
-        proxy = torch.tensor(scores).double()
-        rows: list[tuple[float, float, float]] = []
-        for n in counts:
-            estimates = best_of_n_kl_estimate(logprobs, n)
-            among = torch.tensor([n])
-            kl, worth, told = (
-                float(best_of_n_reward(proxy, values, n=among).mean())
-                for values in (estimates, gold, proxy)
-            )
-            rows.append((math.sqrt(max(kl, 0.0)), told, worth))
-        d, told, worth = zip(*rows, strict=True)
-        proxies.append(Curve(d, told))
-        golds.append(Curve(d, worth))
-    ends = [Ends(p.end, g.end, g.d[-1] ** 2) for p, g in zip(proxies, golds, strict=True)]
-    return Arms(proxies, golds, ends)
 
 
 def _turns(arms: Arms) -> list[Claim]:
@@ -196,11 +146,11 @@ def _above(own: Curve, other: Curve) -> float | None:
 
 def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Kind) -> list[Claim]:
     """Whether other proxies have a higher gold peak."""
-    base = _peak_values(free[first])
+    base = peak_values(free[first])
     return [
         decide(
             f"a higher peak: {names[kind]}",
-            estimate(differences(_peak_values(arms), base)),
+            estimate(differences(peak_values(arms), base)),
             (
                 f"The gold peak is higher with {names[kind]} than with {names[first]}.",
                 f"The gold peak is no higher with {names[kind]} than with {names[first]}.",
@@ -211,10 +161,6 @@ def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Ki
         for kind, arms in free.items()
         if kind != first
     ]
-
-
-def _peak_values(arms: Arms) -> list[float | None]:
-    return [None if each is None else each.value for each in peaks(arms.gold)]
 
 
 def _efficiency(free: Arms, chosen: Arms) -> Claim:
@@ -323,17 +269,17 @@ def _fitted(fits: Sequence[Form | None]) -> list[Value]:
 def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
     """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n, as far as these come."""
     left = [
-        _band("proxy, no penalty", free.proxy, 1, "dashed"),
-        _band("gold, no penalty", free.gold, 2, "line"),
+        band("proxy, no penalty", free.proxy, 1, "dashed"),
+        band("gold, no penalty", free.gold, 2, "line"),
         _form(free.gold, floor),
     ]
     others = [
-        _band(f"β = {beta:g}", arms.gold, colour, "line")
+        band(f"β = {beta:g}", arms.gold, colour, "line")
         for (beta, arms), colour in zip(held.items(), (0, 4, 3, 1) * len(held), strict=False)
     ]
-    others.append(_band("best-of-n", chosen.gold, 5, "dashed"))
+    others.append(band("best-of-n", chosen.gold, 5, "dashed"))
     reach = BEYOND * max(each.x[-1] or 0.0 for each in others if each.x)
-    right = [_band("no penalty", free.gold, 2, "line", reach), *others]
+    right = [band("no penalty", free.gold, 2, "line", reach), *others]
     x = "√KL(π‖π_ref), √nats per response"
     return Figure(
         caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
@@ -343,23 +289,6 @@ def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) 
             Panel(title="Proxy and gold without a penalty", x=x, y="reward", series=tuple(left)),
             Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
         ),
-    )
-
-
-def _band(
-    name: str, curves: Sequence[Curve], colour: int, mark: Mark, reach: float = math.inf
-) -> Series:
-    """The mean over seeds with its interval, as far as three of them come, and a reach."""
-    places = [d for d in grid(curves, SEEN) if d <= reach]
-    found = [estimate(values) for values in mean_curve(curves, places)]
-    return Series(
-        name=name,
-        x=tuple(places),
-        y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in found),
-        high=tuple(None if each is None else each.high for each in found),
-        mark=mark,
-        colour=colour,
     )
 
 
