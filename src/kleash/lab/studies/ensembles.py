@@ -1,4 +1,4 @@
-"""Ensembles of reward models: Coste et al. 2023, arXiv 2310.02743; Eisenstein et al. 2023, 2312.09244; WARM, 2401.12187.
+"""Ensembles of reward models: Coste et al. 2023 (arXiv 2310.02743), Eisenstein et al. (2312.09244), WARM (2401.12187).
 
 Members differ in their preference data, or in the seed of their fit alone. A policy is trained on each combination of
 them without a KL penalty, so that what holds it back is the ensemble; the combinators are those of `kleash train`.
