@@ -31,7 +31,9 @@ lab.command(
 )(closed_form)
 
 for study in STUDIES.values():
-    lab.command(study.name, epilog=f"Example: kleash lab {study.name} --quick")(study_command(study))
+    lab.command(study.name, epilog=f"Example: kleash lab {study.name} --quick")(
+        study_command(study)
+    )
 lab.command("all", epilog="Example: kleash lab all --quick")(everything)
 
 BETA = 0.2

@@ -16,12 +16,12 @@ from kleash.config import build, override, read_toml, resolved
 from kleash.errors import ResourceError
 from kleash.lab.catalogue import STUDIES, Study
 from kleash.report import write_report
-from kleash.report.findings import render_book, render_study
+from kleash.report.findings import counted, render_book, render_study
 from kleash.report.plot import draw
 from kleash.report.text import interval
 
 if TYPE_CHECKING:
-    from kleash.lab.study.findings import Claim, Findings
+    from kleash.lab.study.findings import Findings
     from kleash.lab.study.work import Event, Work
 
 Out = Annotated[
@@ -32,16 +32,18 @@ StudyConfig = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG.toml]", help="The study's settings; none: the whole study."),
 ]
-Quick = Annotated[
-    bool, typer.Option("--quick", help="A small version: some minutes on two cores.")
-]
+Quick = Annotated[bool, typer.Option("--quick", help="A small version: some minutes on two cores.")]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, max=512, help="Pieces of work at once.", show_default="one a core"),
 ]
 DEFAULT_OUT = Path("runs/lab")
 BOOK = "What a KL penalty buys, and what it does not"
-SIGNS = {True: Text("✓", style="green"), False: Text("✗", style="red"), None: Text("?", style="yellow")}
+SIGNS = {
+    True: Text("✓", style="green"),
+    False: Text("✗", style="red"),
+    None: Text("?", style="yellow"),
+}
 """Of a claim that holds, one that doesn't, and one that is open."""
 
 
@@ -105,7 +107,12 @@ def _plan(study: Study, path: Path | None, overrides: Sequence[str], *, quick: b
     data = _merged(module.QUICK if quick else {}, {} if path is None else read_toml(path))
     source = "--quick" if path is None else str(path)
     config = build(module.Config, override(data, overrides), source)
-    words = ["kleash lab", study.name, *([str(path)] if path else []), *(["--quick"] if quick else [])]
+    words = [
+        "kleash lab",
+        study.name,
+        *([str(path)] if path else []),
+        *(["--quick"] if quick else []),
+    ]
     words += [f"--set {assignment}" for assignment in overrides]
     return _Plan(study, module, config, module.cost(config), " ".join(words))
 
@@ -200,7 +207,9 @@ def _show(screen: Screen, document: Mapping[str, Any]) -> None:
     screen.say(found["answer"])
     screen.say()
     for claim in found["claims"]:
-        screen.say(SIGNS[claim["holds"]], f"{claim['name']}: {claim['says']} {_rests_on(claim)}".rstrip())
+        screen.say(
+            SIGNS[claim["holds"]], f"{claim['name']}: {claim['says']} {_rests_on(claim)}".rstrip()
+        )
     screen.say()
 
 
@@ -211,4 +220,4 @@ def _rests_on(claim: Mapping[str, Any]) -> str:
         return ""
     text = interval(found["value"], found["low"], found["high"])
     unit = f" {claim['unit']}" if claim["unit"] else ""
-    return f"({text}{unit}, {found['n']:,} {found['of']})"
+    return f"({text}{unit}, {counted(found)})"

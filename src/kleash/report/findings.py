@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import kleash
-from kleash.report.compared import listed, objects, part, read, words
+from kleash.report.compared import count, listed, objects, part, read, words
 from kleash.report.page import render
 from kleash.report.plot import draw
 from kleash.report.text import DASH, number
@@ -71,7 +71,7 @@ def render_book(documents: Sequence[Mapping[str, Any]], title: str) -> str:
 def chapter_of(document: Mapping[str, Any]) -> Chapter:
     """A study's document as the page shows it."""
     figure = part(document, "findings", "figure")
-    svg = draw(figure)["svg"]
+    svg = draw(figure, ["svg"])["svg"]
     return Chapter(
         name=words(document.get("study")),
         title=words(document.get("title"), "A study"),
@@ -118,9 +118,18 @@ def _of(confidence: str, estimate: Mapping[str, Any]) -> str:
         >>> _of("95 % interval", {"n": 5, "of": "seeds"})
         '95 % interval, 5 seeds'
     """
-    n = estimate.get("n")
-    counted = f"{n:,} {words(estimate.get('of'))}" if isinstance(n, int) else ""
-    return ", ".join(filter(None, (confidence, counted)))
+    return ", ".join(filter(None, (confidence, counted(estimate))))
+
+
+def counted(estimate: Mapping[str, Any]) -> str:
+    """How many of what an estimate rests on; empty where it doesn't say.
+
+    Examples:
+        >>> counted({"n": 1, "of": "seeds"}), counted({"n": 1200, "of": "steps"})
+        ('1 seed', '1,200 steps')
+    """
+    n, what = count(estimate.get("n")), words(estimate.get("of"))
+    return "" if n is None else f"{n:,} {what.removesuffix('s') if n == 1 else what}"
 
 
 def _table(table: Mapping[str, Any]) -> TableLines:

@@ -5,7 +5,9 @@ The figure comes as JSON (`kleash.lab.study.findings.Figure`), read without trus
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
+from html import unescape
 from itertools import count
 from typing import Any
 
@@ -53,11 +55,12 @@ MARKS = {
 }
 
 
-def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
-    """The figure in every format.
+def draw(figure: Mapping[str, Any], formats: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """The figure, by format.
 
     Args:
         figure: `panels`, each with `title`, `x`, `y`, `series`, `x_log`, `y_log`, `at` and `level`.
+        formats: of `FORMATS`.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -69,14 +72,16 @@ def draw(figure: Mapping[str, Any]) -> dict[str, bytes]:
     panels = objects(figure, "panels")
     columns = min(2, max(1, len(panels)))
     rows = -(-max(1, len(panels)) // columns)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A sign that the font lacks is drawn as a box, and a log axis on which nothing is positive stays empty.
+        warnings.simplefilter("ignore", UserWarning)
         drawn = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
         axes = drawn.subplots(rows, columns, squeeze=False).flat
         for axis, panel in zip(axes, panels, strict=False):
             _panel(axis, panel)
         for axis in list(axes)[len(panels) :]:
             axis.set_axis_off()
-        return {name: _saved(drawn, name) for name in FORMATS}
+        return {name: _saved(drawn, name) for name in formats}
 
 
 def _saved(figure: Any, kind: str) -> bytes:
@@ -172,6 +177,4 @@ def _numbers(series: Mapping[str, Any], name: str) -> list[float]:
 
 def _text(value: Any, width: int) -> str:
     """A text of the document; matplotlib would read what stands between dollar signs as a formula."""
-    from html import unescape
-
     return unescape(chart_text(words(value), width)).replace("$", r"\$")

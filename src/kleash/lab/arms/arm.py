@@ -22,9 +22,9 @@ from kleash.lab.study.work import Desk, Result
 from kleash.ledger import open_signing_key
 from kleash.models.config import ModelConfig
 from kleash.records import StepRecord
+from kleash.rewards.combined import load_reward
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer, load_scorer
-from kleash.rewards.combined import load_reward
 from kleash.rollout.config import RolloutConfig
 from kleash.train.config import DataConfig, PenaltyConfig, RunConfig, TrainConfig
 from kleash.train.learner import build_learner
@@ -34,7 +34,7 @@ from kleash.train.run import train
 
 RUN, KEY = "run", "lab.key"
 MOST_PER_UPDATE = 0.2
-"""KL(new‖old) of one update, nats per token, over which the guard shortens it: an untrained Adam's first is too long."""
+"""KL(new‖old) of one update, nats per token, over which the guard shortens it: an untrained Adam's first is long."""
 FOLLOWED: dict[str, str] = {
     "step": "step",
     "kl": "kl_policy_ref_per_response",
@@ -120,7 +120,7 @@ def run_config(settings: ArmSettings, directory: Path, desk: Desk) -> RunConfig:
 
 
 def followed(metrics: Path, settings: ArmSettings, config: RunConfig) -> list[dict[str, Any]]:
-    """What is kept of each step of a run, by the short names; the monitors by their places, `monitor/0` …"""
+    """What is kept of each step of a run, by the short names; monitors by their places: `monitor/0` and so on."""
     lines = metrics.read_text(encoding="utf-8").splitlines()
     monitors = [name for name in config.reward.monitor if name != settings.gold]
     named = {

@@ -61,9 +61,7 @@ def answers(
     return sample(model, asked, config, seeded(settings.seed, f"retention {stream}"))
 
 
-def kept_texts(
-    learner: Learner, settings: ArmSettings, kept: RetentionSettings
-) -> dict[str, Any]:
+def kept_texts(learner: Learner, settings: ArmSettings, kept: RetentionSettings) -> dict[str, Any]:
     """How much less likely the reference's answers have become, nats per token, on both halves of the prompts."""
     reference = learner.reference
     assert not isinstance(reference, Blend), "an arm has one reference"
@@ -72,7 +70,9 @@ def kept_texts(
     for name, prompts in halves.items():
         rollout = answers(reference, prompts, settings, kept, name)
         rise = lost(learner.policy, reference, rollout)
-        found |= {f"lost_{name}{end}": x for end, x in zip(("", "_low", "_high"), rise, strict=True)}
+        found |= {
+            f"lost_{name}{end}": x for end, x in zip(("", "_low", "_high"), rise, strict=True)
+        }
     return found
 
 

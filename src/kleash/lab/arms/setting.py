@@ -41,6 +41,8 @@ class Setting(BaseModel):
     max_new_tokens: int = Field(default=24, gt=0)
     evaluation: EvaluationSettings = EvaluationSettings()
     device: str = "cpu"
+    keep_model: bool = False
+    """Whether every arm's weights stay in its run, under `final/`."""
     pairs: int = Field(default=300, gt=9)
     """Preference pairs behind a proxy."""
     noise: float = Field(default=1.0, gt=0)
@@ -68,4 +70,6 @@ class Setting(BaseModel):
         return ProxySettings.model_validate({**common, **(changes or {})})
 
 
+QUICK_SETTING: dict[str, Any] = {"steps": 50, "num_prompts": 16}
+"""Of quick studies: alike, so that they share their arms."""
 _OF_ARMS = ArmSettings.model_fields.keys()

@@ -1,4 +1,4 @@
-"""What the pieces are made from. A piece is kept under the digest of its settings: nothing else may change its result."""
+"""What pieces are made from. A piece is kept under the digest of its settings: nothing else may change its result."""
 
 from typing import Literal
 
@@ -23,6 +23,7 @@ class StudentSettings(BaseModel):
     max_new_tokens: int = Field(default=24, gt=0)
     prompts: str = PROMPTS
     seed: int = Field(default=0, ge=0)
+
 
 Language = str | StudentSettings
 """A model by its name, or one that is still to be made."""

@@ -60,13 +60,13 @@ def make_student(settings: StudentSettings, directory: Path, desk: Desk) -> Resu
     }
 
 
-def written(teacher: LanguageModel, settings: StudentSettings, generator: torch.Generator) -> Rollout:
+def written(
+    teacher: LanguageModel, settings: StudentSettings, generator: torch.Generator
+) -> Rollout:
     """Texts of the teacher, to its prompts in turn."""
     prompts = load_prompts(settings.prompts)
     count = settings.texts + HELD_OUT
-    config = RolloutConfig(
-        num_prompts=count, group_size=1, max_new_tokens=settings.max_new_tokens
-    )
+    config = RolloutConfig(num_prompts=count, group_size=1, max_new_tokens=settings.max_new_tokens)
     asked = [prompts[i % len(prompts)] for i in range(count)]
     return sample(teacher, asked, config, generator)
 

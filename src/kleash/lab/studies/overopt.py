@@ -4,15 +4,15 @@ Arms without a penalty, for every size of proxy and amount of preference data; a
 equal KL; and best-of-n, which chooses by the same proxies.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from kleash.lab.arms.arm import column, train_arm
+from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
-from kleash.lab.arms.setting import Setting
+from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import (
     BASE,
     FROZEN,
@@ -23,9 +23,8 @@ from kleash.lab.arms.settings import (
     StudentSettings,
 )
 from kleash.lab.arms.student import make_student
-from kleash.lab.studies.overopt_findings import Arms, conclude
+from kleash.lab.studies.overopt_findings import conclude
 from kleash.lab.study.cost import seconds_of
-from kleash.lab.study.curves import curve
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
 
@@ -57,7 +56,7 @@ class Config(BaseModel):
 
 
 QUICK: dict[str, Any] = {
-    "setting": {"steps": 40, "num_prompts": 16},
+    "setting": QUICK_SETTING,
     "proxies": [BASE],
     "pairs": [300],
     "betas": [0.1],
@@ -127,29 +126,16 @@ def run(config: Config, work: Work) -> Findings:
     results = iter(
         work.do(Piece(_label(arm, config), train_arm, arm) for group in groups for arm in group)
     )
-    done = {
-        key: [next(results)["steps"] for _ in group]
-        for key, group in zip(keys, groups, strict=True)
-    }
+    done = {key: [next(results) for _ in group] for key, group in zip(keys, groups, strict=True)}
     (pool,) = work.do([Piece("best-of-n", draw_pool, made.pool)])
     accuracy = {
         kind: [fits[i * config.seeds + seed]["accuracy"] for seed in range(config.seeds)]
         for i, kind in enumerate(made.free)
     }
-    free = {kind: _arms(done["no penalty", kind]) for kind in made.free}
-    held = {beta: _arms(done["β", beta]) for beta in made.held}
+    free = {kind: arms_of(done["no penalty", kind]) for kind in made.free}
+    held = {beta: arms_of(done["β", beta]) for beta in made.held}
     names = {kind: _name(config, *kind) for kind in made.free}
     return conclude(free, held, pool, names=names, accuracy=accuracy)
-
-
-def _arms(runs: Sequence[list[dict[str, Any]]]) -> Arms:
-    """The curves of the seeds of one arm."""
-    return Arms(
-        *(
-            [curve(column(steps, "kl"), column(steps, name)) for steps in runs]
-            for name in ("reward", "gold")
-        )
-    )
 
 
 def _label(arm: ArmSettings, config: Config) -> str:

@@ -1,13 +1,10 @@
 """What the arms of the over-optimisation study show, in claims, tables and a figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
-from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
+from kleash.lab.arms.outcomes import SEEN, Arms, band, best_of_n, peak_values
 from kleash.lab.study.curves import (
     FORMS,
     Curve,
@@ -15,21 +12,24 @@ from kleash.lab.study.curves import (
     at,
     fit_form,
     grid,
-    mean_curve,
     peaks,
     predicted,
 )
-from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
+from kleash.lab.study.findings import (
+    Claim,
+    Figure,
+    Findings,
+    Panel,
+    Series,
+    Table,
+    Value,
+    decide,
+)
 from kleash.lab.study.statistics import Estimate, differences, estimate
 
 Kind = tuple[int, int]
-
-
-class Arms(NamedTuple):
-    """The seeds of one arm: proxy and gold reward over d = √KL."""
-
-    proxy: list[Curve]
-    gold: list[Curve]
+BEYOND = 1.5
+"""How much further the arm without a penalty is drawn than what it is compared with."""
 
 
 def conclude(
@@ -69,47 +69,22 @@ def conclude(
             "reward model: what peaks where is of this setting.",
             "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
             "all three together.",
-            "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps.",
+            "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps; what it "
+            "ends as is measured on fresh responses.",
         ),
     )
-
-
-def best_of_n(pool: Mapping[str, Any]) -> Arms:
-    """Best-of-n by each proxy of a pool, over √KL: from n = 1 to all samples.
-
-    KL by Beirami et al.'s estimate of the responses that are chosen, not by log n − (n−1)/n, which is above it.
-    """
-    gold, logprobs = (torch.tensor(pool[name]).double() for name in ("gold", "logprobs"))
-    most = gold.shape[-1]
-    counts = sorted({round(most ** (i / 24)) for i in range(25)})
-    proxies, golds = list[Curve](), list[Curve]()
-    for scores in pool["rewards"]:
-        proxy = torch.tensor(scores).double()
-        rows: list[tuple[float, float, float]] = []
-        for n in counts:
-            estimates = best_of_n_kl_estimate(logprobs, n)
-            among = torch.tensor([n])
-            kl, worth, told = (
-                float(best_of_n_reward(proxy, values, n=among).mean())
-                for values in (estimates, gold, proxy)
-            )
-            rows.append((math.sqrt(max(kl, 0.0)), told, worth))
-        d, told, worth = zip(*rows, strict=True)
-        proxies.append(Curve(d, told))
-        golds.append(Curve(d, worth))
-    return Arms(proxies, golds)
 
 
 def _turns(arms: Arms) -> list[Claim]:
     """Whether gold rises and falls while the proxy goes on rising."""
     found = peaks(arms.gold)
     peak = [None if each is None else each.value for each in found]
-    fall = estimate(differences(peak, [each.end for each in arms.gold]))
+    fall = estimate(differences(peak, [each.gold for each in arms.ends]))
     there = [
         None if each is None else at(proxy, each.d)
         for each, proxy in zip(found, arms.proxy, strict=True)
     ]
-    rise = estimate(differences([each.end for each in arms.proxy], there))
+    rise = estimate(differences([each.proxy for each in arms.ends], there))
     return [
         decide(
             "gold has a peak",
@@ -150,8 +125,7 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
                     (
                         f"At equal KL the arm with β = {beta:g} has more {name} reward than the one without.",
                         f"At equal KL the arm with β = {beta:g} has no more {name} reward than the one without.",
-                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty: "
-                        "within the interval the penalty is stopping early.",
+                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty.",
                     ),
                     unit=f"{name} reward",
                 )
@@ -161,7 +135,7 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
 
 def _above(own: Curve, other: Curve) -> float | None:
     """How far one curve is above another where both come to, on average."""
-    places = grid([own, other], everyone=True)
+    places = grid([own, other])
     known = [
         x
         for x in differences([at(own, d) for d in places], [at(other, d) for d in places])
@@ -172,11 +146,11 @@ def _above(own: Curve, other: Curve) -> float | None:
 
 def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Kind) -> list[Claim]:
     """Whether other proxies have a higher gold peak."""
-    base = _peak_values(free[first])
+    base = peak_values(free[first])
     return [
         decide(
             f"a higher peak: {names[kind]}",
-            estimate(differences(_peak_values(arms), base)),
+            estimate(differences(peak_values(arms), base)),
             (
                 f"The gold peak is higher with {names[kind]} than with {names[first]}.",
                 f"The gold peak is no higher with {names[kind]} than with {names[first]}.",
@@ -187,10 +161,6 @@ def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Ki
         for kind, arms in free.items()
         if kind != first
     ]
-
-
-def _peak_values(arms: Arms) -> list[float | None]:
-    return [None if each is None else each.value for each in peaks(arms.gold)]
 
 
 def _efficiency(free: Arms, chosen: Arms) -> Claim:
@@ -240,7 +210,8 @@ def _table(
         ),
         rows=tuple(rows),
         note="Means over seeds. A peak's place is read off the other seeds, so that its value is not the largest of "
-        "noisy ones; accuracy is on held-out pairs with their noisy labels.",
+        "noisy ones; ends are of fresh responses of the trained policy; accuracy is on held-out pairs with their noisy "
+        "labels.",
     )
 
 
@@ -250,9 +221,9 @@ def _row(name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]) -
         estimate(list(accuracy)),
         estimate([each.value for each in found]),
         estimate([each.d**2 for each in found]),
-        estimate([each.end for each in arms.gold]),
-        estimate([each.end for each in arms.proxy]),
-        estimate([each.d[-1] ** 2 for each in arms.gold]),
+        estimate([each.gold for each in arms.ends]),
+        estimate([each.proxy for each in arms.ends]),
+        estimate([each.kl for each in arms.ends]),
     ]
     return (name, beta, *(None if each is None else each.value for each in means))
 
@@ -296,49 +267,35 @@ def _fitted(fits: Sequence[Form | None]) -> list[Value]:
 
 
 def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
-    """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n."""
+    """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n, as far as these come."""
     left = [
-        _band("proxy, no penalty", free.proxy, 2, "dashed"),
-        _band("gold, no penalty", free.gold, 2, "line"),
+        band("proxy, no penalty", free.proxy, 1, "dashed"),
+        band("gold, no penalty", free.gold, 2, "line"),
         _form(free.gold, floor),
     ]
-    right = [_band("no penalty", free.gold, 2, "line")]
-    right += [
-        _band(f"β = {beta:g}", arms.gold, colour, "line")
+    others = [
+        band(f"β = {beta:g}", arms.gold, colour, "line")
         for (beta, arms), colour in zip(held.items(), (0, 4, 3, 1) * len(held), strict=False)
     ]
-    right.append(_band("best-of-n", chosen.gold, 5, "dashed"))
+    others.append(band("best-of-n", chosen.gold, 5, "dashed"))
+    reach = BEYOND * max(each.x[-1] or 0.0 for each in others if each.x)
+    right = [band("no penalty", free.gold, 2, "line", reach), *others]
     x = "√KL(π‖π_ref), √nats per response"
     return Figure(
         caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
-        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and by "
-        "best-of-n. Bands are 95 % intervals over seeds.",
+        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and "
+        "by best-of-n. Bands are 95 % intervals over seeds, where three and more of them come.",
         panels=(
-            Panel(title="The proxy rises, gold turns", x=x, y="reward", series=tuple(left)),
+            Panel(title="Proxy and gold without a penalty", x=x, y="reward", series=tuple(left)),
             Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
         ),
-    )
-
-
-def _band(name: str, curves: Sequence[Curve], colour: int, mark: Any) -> Series:
-    """The mean over seeds with its interval."""
-    places = grid(curves)
-    found = [estimate(values) for values in mean_curve(curves, places)]
-    return Series(
-        name=name,
-        x=tuple(places),
-        y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in found),
-        high=tuple(None if each is None else each.high for each in found),
-        mark=mark,
-        colour=colour,
     )
 
 
 def _form(curves: Sequence[Curve], floor: float) -> Series:
     """The mean of the seeds' fits, where all of them have one."""
     fits = [fit_form(each, FORMS[1], floor) for each in curves]
-    places = [d for d in grid(curves) if d > 0]
+    places = [d for d in grid(curves, SEEN) if d > 0]
     known = [each for each in fits if each is not None]
     y = (
         tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places)

@@ -47,6 +47,7 @@ def seconds_of(pieces: Iterable[BaseModel]) -> float:
 def _seconds(piece: BaseModel) -> float:
     if isinstance(piece, ArmSettings):
         fresh = piece.evaluation.num_prompts * piece.evaluation.group_size
+        fresh += 0 if piece.retention is None else 3 * piece.retention.texts
         drawn = piece.steps * piece.num_prompts * piece.group_size * RESPONSE + fresh * ANSWER
         return START + drawn * _times(piece.policy) * piece.max_new_tokens / TOKENS
     if isinstance(piece, ProxySettings):
@@ -78,7 +79,11 @@ def told(seconds: float, jobs: int) -> str:
     """
     alone = seconds / jobs
     size, unit = next(
-        ((s, u) for s, u in ((86400, "days"), (3600, "hours"), (60, "minutes")) if alone >= 1.5 * s),
+        (
+            (s, u)
+            for s, u in ((86400, "days"), (3600, "hours"), (60, "minutes"))
+            if alone >= 1.5 * s
+        ),
         (1, "seconds"),
     )
     amount = alone / size

@@ -29,8 +29,8 @@ class Curve(NamedTuple):
 
     @property
     def end(self) -> float:
-        """Mean over the last steps."""
-        return fmean(self.value[-WINDOW:])
+        """Where the run ended: its last value."""
+        return self.value[-1]
 
 
 def curve(kl: Sequence[float | None], value: Sequence[float | None]) -> Curve:
@@ -71,15 +71,15 @@ def at(found: Curve, d: float) -> float | None:
     return found.value[0] if d == found.d[0] else None
 
 
-def grid(curves: Sequence[Curve], *, everyone: bool = False) -> list[float]:
-    """Distances, evenly spaced, that at least two curves come to, or all of them.
+def grid(curves: Sequence[Curve], least: int = 2) -> list[float]:
+    """Distances, evenly spaced, that so many of the curves come to, or all where there are fewer.
 
     Args:
         curves: at least one.
-        everyone: whether all must.
+        least: how many.
     """
     ends = sorted((max(each.d) for each in curves), reverse=True)
-    last = ends[-1] if everyone else ends[min(1, len(ends) - 1)]
+    last = ends[min(least, len(ends)) - 1]
     first = max(min(each.d) for each in curves)
     if last <= first:
         return []
@@ -152,10 +152,11 @@ def fit_form(found: Curve, form: str, floor: float) -> Form | None:
         floor: value at d = 0, which gains are counted from.
 
     Examples:
-        >>> line = Curve(tuple(0.5 + 0.1 * i for i in range(40)), tuple(d * (1.0 - 0.1 * d) for d in (0.5 + 0.1 * i for i in range(40))))
+        >>> d = tuple(0.5 + 0.1 * i for i in range(40))
+        >>> line = Curve(d, tuple(x * (1.0 - 0.1 * x) for x in d))
         >>> fitted = fit_form(line, "d(α − βd)", 0.0)
-        >>> round(fitted.alpha, 6), round(fitted.beta, 6), round(fitted.peak, 6), round(fitted.held_out, 6)
-        (1.0, 0.1, 5.0, 1.0)
+        >>> [round(x, 6) for x in (fitted.alpha, fitted.beta, fitted.peak, fitted.held_out)]
+        [1.0, 0.1, 5.0, 1.0]
     """
     points = [(d, v - floor) for d, v in zip(*found, strict=True) if d >= LEAST_D]
     if not points:
@@ -206,7 +207,10 @@ def _held_out(
     if len(held) < 3 or largest <= 0:
         return None, None
     columns = _columns([d for d, _ in held], form)
-    told = [sum(a * x for a, x in zip(line.coefficients, row, strict=True)) for row in zip(*columns, strict=True)]
+    told = [
+        sum(a * x for a, x in zip(line.coefficients, row, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
     rss = sum((v - t) ** 2 for (_, v), t in zip(held, told, strict=True))
     middle = fmean(v for _, v in held)
     spread = sum((v - middle) ** 2 for _, v in held)

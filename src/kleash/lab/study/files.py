@@ -27,7 +27,9 @@ def parquet(table: Mapping[str, Any]) -> bytes:
         name: [row[index] for row in table["rows"]] for index, name in enumerate(table["columns"])
     }
     buffer = io.BytesIO()
-    format_.write_table(pa.table({name: _typed(values) for name, values in columns.items()}), buffer)
+    format_.write_table(
+        pa.table({name: _typed(values) for name, values in columns.items()}), buffer
+    )
     return buffer.getvalue()
 
 

@@ -100,9 +100,7 @@ def differences(
         >>> differences([3.0, None], [1.0, 1.0])
         [2.0, None]
     """
-    return [
-        None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)
-    ]
+    return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
 def exact_rate(events: int, trials: float, *, of: str = "steps") -> Estimate:

@@ -3,8 +3,8 @@
     work = Work(directory, observer, jobs=2)
     proxies = work.do([Piece("proxy 0", fit_proxy, settings) for …])
 
-A piece is a function and its settings, of which its result depends on nothing else. It is kept under the digest of both:
-a study that was stopped finds what it had finished, one that is asked again with one more seed makes one more, and
+A piece is a function and its settings; on nothing else may its result depend. It is kept under the digest of both: a
+study that was stopped finds what it had finished, one that is asked again with one more seed makes one more, and
 two studies that need the same run share it.
 
     DIRECTORY/pieces/<name of the function>-<digest>/     result.json, and whatever else the function leaves there
@@ -30,7 +30,7 @@ from kleash.lab.study.workers import Told, Workers
 
 Result = dict[str, Any]
 Make = Callable[[Any, Path, "Desk"], Result]
-"""(settings, an empty directory of its own, its desk) → a result that JSON can carry. Of a module, so that it pickles."""
+"""(settings, a directory of its own, its desk) → a result that JSON can carry. Of a module, so that it pickles."""
 RESULT = "result.json"
 
 
@@ -52,7 +52,11 @@ class Piece(NamedTuple):
 def key_of(make: Make, settings: BaseModel) -> str:
     """As of `Piece`."""
     kind = getattr(make, "__name__", "piece")
-    held = {"kind": kind, "kleash": kleash.__version__, "settings": settings.model_dump(mode="json")}
+    held = {
+        "kind": kind,
+        "kleash": kleash.__version__,
+        "settings": settings.model_dump(mode="json"),
+    }
     text = json.dumps(held, sort_keys=True, separators=(",", ":"))
     return f"{kind.strip('_').replace('_', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

@@ -1,7 +1,7 @@
 """Processes that do many tasks one after another: to start one takes seconds, most of them torch's.
 
-    with Workers(2).running() as workers:
-        for result in workers.results([(function, arguments), …], observer): …
+with Workers(2).running() as workers:
+for result in workers.results([(function, arguments), …], observer): …
 """
 
 import multiprocessing
@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from queue import Empty
 from typing import Any
 
 from kleash.errors import KleashError, ResourceError
@@ -72,7 +71,7 @@ class Workers:
                 "a process of the study died",
                 expected="its result",
                 got=str(error)[:200],
-                do="look above for what it said; is there enough memory? --jobs 1 needs least. What is finished is kept",
+                do="look above for what it said; --jobs 1 needs least memory. What is finished is kept",
             ) from error
         finally:
             for future in futures:
@@ -81,18 +80,16 @@ class Workers:
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._told = context.Queue()
+            # What is put into a simple queue is in it before the task goes on: nothing is told after a task's end.
+            self._told = context.SimpleQueue()
             self._pool = ProcessPoolExecutor(
                 self.count, mp_context=context, initializer=_begin, initargs=(self._told,)
             )
         return self._pool
 
     def _pass_on(self, observer: Told) -> None:
-        while True:
-            try:
-                observer(self._told.get_nowait())
-            except Empty:
-                return
+        while not self._told.empty():
+            observer(self._told.get())
 
     def _stop(self) -> None:
         if self._pool is None:
@@ -104,7 +101,7 @@ class Workers:
 
 def _begin(queue: Any) -> None:
     """Runs first in each process. Ctrl-C is the parent's to answer, which ends the workers."""
-    global _queue  # noqa: PLW0603 - a process's own, given once by the only way there is
+    global _queue
     _queue = queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

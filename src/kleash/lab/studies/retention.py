@@ -1,0 +1,92 @@
+"""What a policy still finds likely that it was not trained on: a KL penalty on the task, and a pretraining loss beside it.
+
+The prompts are divided in two. Arms learn to answer one half, the penalty is measured there; what is asked is how much
+less likely the reference's answers to the other half have become. Ouyang et al. 2022 (arXiv 2203.02155, E.6) found
+that a larger β does not repair what is lost elsewhere, and that their pretraining loss, PPO-ptx, does.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.proxy import fit_proxy
+from kleash.lab.arms.setting import QUICK_SETTING, Setting
+from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, RetentionSettings
+from kleash.lab.studies.retention_findings import conclude
+from kleash.lab.study.cost import seconds_of
+from kleash.lab.study.findings import Findings
+from kleash.lab.study.work import Piece, Work
+
+
+class Config(BaseModel):
+    """The study."""
+
+    model_config = FROZEN
+
+    setting: Setting = Setting(steps=80, num_prompts=32)
+    seeds: int = Field(default=5, gt=1)
+    betas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Of the arms with a penalty, from small to large; there is one without, too."""
+    coefs: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """γ of the arms with a pretraining loss and no penalty."""
+    texts: int = Field(default=256, gt=15)
+    """Of the reference, to each half of the prompts."""
+    file: str | None = None
+    """Texts of one's own, in place of the reference's answers to the other half: one a line, or JSON lines."""
+
+
+QUICK: dict[str, Any] = {
+    "setting": {**QUICK_SETTING, "steps": 40},
+    "seeds": 3,
+    "betas": [0.01, 1.0],
+    "coefs": [1.0],
+}
+
+
+def plan(config: Config) -> dict[str, list[ArmSettings]]:
+    """Every arm by name, one a seed."""
+    setting = config.setting
+
+    def arms(beta: float, coef: float) -> list[ArmSettings]:
+        kept = RetentionSettings(texts=config.texts, coef=coef, file=config.file)
+        return [
+            setting.arm(
+                {
+                    "rewards": (setting.proxy(seed),),
+                    "kl_coef": beta,
+                    "retention": kept,
+                    "seed": seed,
+                }
+            )
+            for seed in range(config.seeds)
+        ]
+
+    named = {"β = 0": arms(0.0, 0.0)}
+    named |= {f"β = {beta:g}": arms(beta, 0.0) for beta in config.betas}
+    return named | {f"γ = {coef:g}": arms(0.0, coef) for coef in config.coefs}
+
+
+def proxies(config: Config) -> list[ProxySettings]:
+    """One a seed."""
+    return [config.setting.proxy(seed) for seed in range(config.seeds)]
+
+
+def cost(config: Config) -> float:
+    """Seconds of one core."""
+    arms = [arm for group in plan(config).values() for arm in group]
+    return seconds_of([*proxies(config), *arms])
+
+
+def run(config: Config, work: Work) -> Findings:
+    """Makes the pieces, and says what they show."""
+    work.do(Piece(f"proxy, seed {each.seed}", fit_proxy, each) for each in proxies(config))
+    groups = plan(config)
+    done = iter(
+        work.do(
+            Piece(f"{name}, seed {arm.seed}", train_arm, arm)
+            for name, arms in groups.items()
+            for arm in arms
+        )
+    )
+    return conclude({name: [next(done)["end"] for _ in arms] for name, arms in groups.items()})

@@ -1,0 +1,311 @@
+"""What the ladder shows: at equal steps, at equal gain, and on a leash; slopes per decade of size, with intervals."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from kleash.lab.arms.arm import column
+from kleash.lab.study.curves import Curve, curve, peaks
+from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
+from kleash.lab.study.statistics import estimate, least_squares
+from kleash.lab.study.work import Result
+
+Steps = list[dict[str, Any]]
+LATE = 3
+"""Of a leashed arm the last third is looked at."""
+HELD = 0.25
+"""How far from its target, relatively, a KL may be for the β beside it to be that of the target."""
+LIMITS = (
+    "Models of one architecture that write film-review sentences, the smaller and larger ones taught by the embedded "
+    "one. A slope over less than two decades of size says nothing of models a thousand times larger; the second table "
+    "says how far each fit was off on the largest rung, which it was not shown.",
+    "A policy of another size is another reference too, with another reward to begin with: what changes along that "
+    "axis is the whole model and not its size alone.",
+    "One learning rate for all sizes: at equal steps a larger policy may drift further because it learns faster.",
+)
+
+
+class Level(NamedTuple):
+    """One rung of an axis, as it was made: the result of each seed's arms."""
+
+    axis: str
+    label: str
+    size: float | None
+    """Parameters, or pairs."""
+    free: list[Result]
+    leashed: list[Result]
+
+
+class Figures(NamedTuple):
+    """What is measured of each seed of a rung; None where it can't be."""
+
+    drift: list[float | None]
+    """√KL of the free arm at its end."""
+    drift_at_gain: list[float | None]
+    """√KL where its proxy reward has first gained as much as is asked for."""
+    gold_lost: list[float | None]
+    """Gold reward at its end, below the peak whose place the other seeds say."""
+    leashed_gold: list[float | None]
+    """Gold reward that the leashed arm gained, over its last third."""
+    beta: list[float | None]
+    """log₁₀ β there, where the arm held its target."""
+
+
+NAMES = {
+    "drift": ("drift at equal steps", "√nats"),
+    "drift_at_gain": ("drift at equal proxy gain", "√nats"),
+    "gold_lost": ("gold lost without a penalty", "gold reward"),
+    "leashed_gold": ("gold gained on the leash", "gold reward"),
+    "beta": ("β that holds the target", "log₁₀ β"),
+}
+"""Of the fields: what they are called, and their units."""
+
+
+class Rung(NamedTuple):
+    """A level with its figures."""
+
+    level: Level
+    figures: Figures
+
+    def of(self, field: str) -> list[float | None]:
+        """One of the figures, by seed."""
+        return getattr(self.figures, field)
+
+
+def conclude(levels: Sequence[Level], kl_target: float, gain: float) -> Findings:
+    """The findings.
+
+    Args:
+        levels: the rungs of all axes, each axis from small to large.
+        kl_target: of the leashed arms, nats per response.
+        gain: of proxy reward, at which drifts are compared.
+    """
+    rungs = [Rung(level, figures_of(level, kl_target, gain)) for level in levels]
+    axes: dict[str, list[Rung]] = {}
+    for rung in rungs:
+        axes.setdefault(rung.level.axis, []).append(rung)
+    claims = [_claim(axis, field, on_it) for axis, on_it in axes.items() for field in NAMES]
+    return Findings(
+        answer=_answer(claims),
+        claims=tuple(claims),
+        tables=(_table(rungs, kl_target, gain), _extrapolations(axes)),
+        figure=_figure(axes, kl_target, gain),
+        limits=LIMITS,
+    )
+
+
+def figures_of(level: Level, kl_target: float, gain: float) -> Figures:
+    """All that is measured of a rung, by seed."""
+    gold, proxy = (
+        [curve(column(run["steps"], "kl"), column(run["steps"], name)) for run in level.free]
+        for name in ("gold", "reward")
+    )
+    leashed = [run["steps"] for run in level.leashed]
+    return Figures(
+        drift=[math.sqrt(max(0.0, run["end"]["kl"])) for run in level.free],
+        drift_at_gain=[reached(each, gain) for each in proxy],
+        gold_lost=[
+            None if top is None else top.value - run["end"]["gold"]
+            for top, run in zip(peaks(gold), level.free, strict=True)
+        ],
+        leashed_gold=[_gained(steps) for steps in leashed],
+        beta=[holding(steps, kl_target) for steps in leashed],
+    )
+
+
+def reached(found: Curve, gain: float) -> float | None:
+    """√KL where a curve has first gained so much over its beginning; None where it never does.
+
+    Examples:
+        >>> reached(Curve((0.0, 1.0, 2.0), (0.0, 0.2, 0.6)), 0.4)
+        1.5
+        >>> reached(Curve((0.0, 1.0), (0.0, 0.2)), 0.4) is None
+        True
+    """
+    wanted = found.value[0] + gain
+    for i in range(1, len(found.d)):
+        low, high = found.value[i - 1], found.value[i]
+        if low < wanted <= high:
+            return found.d[i - 1] + (wanted - low) / (high - low) * (found.d[i] - found.d[i - 1])
+    return None
+
+
+def holding(steps: Steps, kl_target: float) -> float | None:
+    """log₁₀ of the β that an arm ends with, geometric mean over its last third; None where that isn't at the target."""
+    last = steps[-max(1, len(steps) // LATE) :]
+    kl = [value for value in column(last, "kl") if value is not None]
+    betas = [value for value in column(last, "kl_coef") if value]
+    if not kl or not betas or abs(fmean(kl) / kl_target - 1) > HELD:
+        return None
+    return fmean(math.log10(beta) for beta in betas)
+
+
+def _gained(steps: Steps) -> float | None:
+    """Gold reward over an arm's last third, over that of its first step."""
+    gold = [value for value in column(steps, "gold") if value is not None]
+    return fmean(gold[-max(1, len(gold) // LATE) :]) - gold[0] if gold else None
+
+
+def slopes(rungs: Sequence[Rung], field: str) -> list[float | None]:
+    """Change of a figure per decade of size, one a seed; None of a seed with fewer than two rungs.
+
+    Args:
+        rungs: of one axis.
+        field: of `Figures`.
+    """
+    seeds = max(len(rung.of(field)) for rung in rungs)
+    return [_slope(_points(rungs, field, seed)) for seed in range(seeds)]
+
+
+def _points(rungs: Sequence[Rung], field: str, seed: int) -> list[tuple[float, float]]:
+    """log₁₀ size and the figure, of each rung that has both."""
+    return [
+        (math.log10(rung.level.size), value)
+        for rung in rungs
+        if rung.level.size and (value := rung.of(field)[seed]) is not None
+    ]
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float | None:
+    if len({x for x, _ in points}) < 2:
+        return None
+    middle_x, middle_y = fmean(x for x, _ in points), fmean(y for _, y in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / sum(
+        (x - middle_x) ** 2 for x, _ in points
+    )
+
+
+def _claim(axis: str, field: str, rungs: Sequence[Rung]) -> Claim:
+    name, unit = NAMES[field]
+    return decide(
+        f"{axis}: {name}",
+        estimate(slopes(rungs, field)),
+        (
+            f"With a larger {axis} the {name} grows.",
+            f"With a larger {axis} the {name} falls.",
+            f"Whether the {name} changes with the size of the {axis} is not settled here.",
+        ),
+        unit=f"{unit} per decade",
+    )
+
+
+def _answer(claims: Sequence[Claim]) -> str:
+    settled = [claim.says for claim in claims if claim.holds is not None]
+    still = len(claims) - len(settled)
+    left = f"{still} of {len(claims)} such questions are open at this size of study."
+    return " ".join([*settled, left if still else ""]).strip()
+
+
+def _table(rungs: Sequence[Rung], kl_target: float, gain: float) -> Table:
+    return Table(
+        title="What grows, and what it does",
+        columns=(
+            *("what grows", "rung", "size"),
+            "√KL at the end, no penalty",
+            f"√KL at a proxy gain of {gain:g}",
+            "gold lost, no penalty",
+            f"gold gained on a leash of {kl_target:g} nats",
+            "β there",
+        ),
+        rows=tuple(
+            (rung.level.axis, rung.level.label, rung.level.size, *_means(rung)) for rung in rungs
+        ),
+        note="Means over seeds. Where an arm never gained so much, or did not come to its target, there is no figure "
+        "of that seed.",
+    )
+
+
+def _means(rung: Rung) -> list[Value]:
+    found = {field: estimate(rung.of(field)) for field in NAMES}
+    means = {field: None if each is None else each.value for field, each in found.items()}
+    beta = means["beta"]
+    return [*(means[f] for f in NAMES if f != "beta"), None if beta is None else 10**beta]
+
+
+def _extrapolations(axes: dict[str, list[Rung]]) -> Table:
+    """Fits on all rungs but the largest, held against the largest."""
+    rows = [
+        (axis, NAMES[field][0], *_foretold(rungs, field))
+        for axis, rungs in axes.items()
+        for field in NAMES
+    ]
+    return Table(
+        title="How far a line in log size can be extended",
+        columns=(
+            *(
+                "what grows",
+                "figure",
+                "slope per decade",
+                "told of the largest rung",
+                "found there",
+            ),
+            "off by",
+        ),
+        rows=tuple(rows),
+        note="The line is fitted to the means of all rungs but the largest; with fewer than three rungs there is none.",
+    )
+
+
+def _foretold(rungs: Sequence[Rung], field: str) -> list[Value]:
+    means = [
+        (math.log10(rung.level.size), each.value)
+        for rung in rungs
+        if rung.level.size and (each := estimate(rung.of(field))) is not None
+    ]
+    means.sort()
+    overall = estimate(slopes(rungs, field))
+    slope = None if overall is None else overall.value
+    if len(means) < 3:
+        return [slope, None, None, None]
+    *shown, (x, found) = means
+    line = least_squares([[1.0] * len(shown), [at for at, _ in shown]], [y for _, y in shown])
+    told = _through(shown, x) if line is None else line.coefficients[0] + line.coefficients[1] * x
+    return [slope, told, found, told - found]
+
+
+def _through(shown: Sequence[tuple[float, float]], x: float) -> float:
+    """The line through two points, which leave a fit nothing to judge by."""
+    (x0, y0), (x1, y1) = shown
+    return y0 + (y1 - y0) / (x1 - x0) * (x - x0)
+
+
+def _figure(axes: dict[str, list[Rung]], kl_target: float, gain: float) -> Figure:
+    shown = {
+        "drift": "√KL, no penalty, equal steps",
+        "drift_at_gain": f"√KL at a proxy gain of {gain:g}",
+        "gold_lost": "gold lost, no penalty",
+        "leashed_gold": f"gold gained at {kl_target:g} nats",
+    }
+    panels = [
+        Panel(
+            title=f"A larger {axis}",
+            x="pairs" if axis == "data" else "parameters",
+            y="√nats, or gold reward",
+            x_log=True,
+            series=tuple(
+                _series(name, rungs, field, colour)
+                for colour, (field, name) in enumerate(shown.items())
+            ),
+        )
+        for axis, rungs in axes.items()
+    ]
+    return Figure(
+        caption="Drift without a penalty at equal steps and at equal proxy gain, gold reward lost after its peak, and "
+        f"gold reward gained on a leash of {kl_target:g} nats, over the size of the policy, of the reward model, and "
+        "of its data. Whiskers are 95 % intervals over seeds.",
+        panels=tuple(panels),
+    )
+
+
+def _series(name: str, rungs: Sequence[Rung], field: str, colour: int) -> Series:
+    known = [(rung.level.size, estimate(rung.of(field))) for rung in rungs if rung.level.size]
+    return Series(
+        name=name,
+        x=tuple(size for size, _ in known),
+        y=tuple(None if each is None else each.value for _, each in known),
+        low=tuple(None if each is None else each.low for _, each in known),
+        high=tuple(None if each is None else each.high for _, each in known),
+        mark="both",
+        colour=colour,
+    )

@@ -1,0 +1,103 @@
+"""Curves at equal KL, peaks that are not the largest of noise, and forms that are found again."""
+
+import math
+import random
+from statistics import fmean
+
+import pytest
+
+from kleash.lab.study.curves import (
+    FORMS,
+    Curve,
+    at,
+    curve,
+    fit_form,
+    grid,
+    mean_curve,
+    peaks,
+    predicted,
+)
+
+D = tuple(0.1 + 0.1 * i for i in range(60))
+
+
+def of(form: str, alpha: float, beta: float) -> Curve:
+    bends = (lambda d: d * d) if form == FORMS[0] else (lambda d: d * math.log(d))
+    return Curve(D, tuple(alpha * d - beta * bends(d) for d in D))
+
+
+@pytest.mark.parametrize(
+    ("form", "peak"), [(FORMS[0], 0.9 / (2 * 0.15)), (FORMS[1], math.exp(0.9 / 0.5 - 1))]
+)
+def test_forms_are_found_again_and_extrapolate(form: str, peak: float) -> None:
+    beta = 0.15 if form == FORMS[0] else 0.5
+    found = fit_form(of(form, 0.9, beta), form, 0.0)
+    assert found is not None
+    assert (found.alpha, found.beta, found.peak) == pytest.approx((0.9, beta, peak))
+    assert found.held_out == pytest.approx(1.0)
+    assert found.error == pytest.approx(0.0, abs=1e-9)
+    assert predicted(form, found, 4.0) == pytest.approx(at(of(form, 0.9, beta), 4.0))
+
+
+def test_the_wrong_form_is_told_by_what_it_was_not_shown() -> None:
+    log = of(FORMS[1], 0.9, 0.5)
+    right, wrong = fit_form(log, FORMS[1], 0.0), fit_form(log, FORMS[0], 0.0)
+    assert right is not None
+    assert wrong is not None
+    assert right.aic < wrong.aic
+    assert wrong.error is not None
+    assert wrong.error > 0.2
+
+
+def test_a_gain_that_only_rises_has_no_peak() -> None:
+    found = fit_form(Curve(D, tuple(0.5 * d + 0.02 * d * d for d in D)), FORMS[0], 0.0)
+    assert found is not None
+    assert found.peak is None
+
+
+def test_values_between_steps_and_none_beyond() -> None:
+    line = Curve((1.0, 2.0, 4.0), (0.0, 10.0, 30.0))
+    assert [at(line, d) for d in (0.5, 1.0, 3.0, 4.0, 4.1)] == [None, 0.0, 20.0, 30.0, None]
+
+
+def test_a_curve_that_turns_back_has_its_first_visit() -> None:
+    assert at(Curve((0.0, 2.0, 1.0, 3.0), (0.0, 2.0, 99.0, 99.0)), 1.0) == 1.0
+
+
+def test_the_grid_ends_where_all_or_where_two_are() -> None:
+    curves = [Curve((0.0, end), (0.0, 0.0)) for end in (1.0, 2.0, 3.0)]
+    assert grid(curves)[-1] == pytest.approx(2.0)
+    assert grid(curves, 3)[-1] == grid(curves, 9)[-1] == pytest.approx(1.0)
+    assert mean_curve(curves, [1.5]) == [[None, 0.0, 0.0]]
+
+
+def test_smoothing_keeps_a_line_and_leaves_out_what_was_not_measured() -> None:
+    kl = [(0.2 * i) ** 2 for i in range(20)]
+    values: list[float | None] = [3.0 * math.sqrt(k) for k in kl]
+    values[7] = None
+    found = curve(kl, values)
+    assert len(found.d) == 19
+    assert found.value == pytest.approx([3.0 * d for d in found.d])
+
+
+def test_a_peak_is_not_the_largest_of_noise() -> None:
+    """Flat curves of pure noise: the largest value of each is far above 0, and the peaks told are 0 on average."""
+    draw = random.Random(7)
+    naive, honest = list[float](), list[float]()
+    for _ in range(200):
+        curves = [Curve(D, tuple(draw.gauss(0, 1) for _ in D)) for _ in range(4)]
+        naive += [max(each.value) for each in curves]
+        honest += [peak.value for peak in peaks(curves) if peak is not None]
+    assert fmean(naive) > 1.5
+    assert abs(fmean(honest)) < 4 * 1.0 / math.sqrt(200)
+
+
+def test_a_true_peak_is_found_where_it_is() -> None:
+    curves = [of(FORMS[0], alpha, 0.15) for alpha in (0.88, 0.9, 0.92)]
+    for peak in peaks(curves):
+        assert peak is not None
+        assert peak.d == pytest.approx(3.0, abs=0.2)
+
+
+def test_alone_there_is_nobody_to_say_where() -> None:
+    assert peaks([of(FORMS[0], 0.9, 0.15)]) == [None]

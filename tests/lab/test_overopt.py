@@ -1,0 +1,122 @@
+"""The over-optimisation study: what its findings say of curves whose answer is known, and the whole of it, tiny."""
+
+import math
+import random
+
+import pytest
+
+from kleash.config import build
+from kleash.lab.arms.outcomes import Arms, Ends, best_of_n
+from kleash.lab.studies import overopt
+from kleash.lab.studies.overopt_findings import conclude
+from kleash.lab.study.curves import Curve
+from kleash.lab.study.findings import Claim, Findings
+
+D = tuple(0.1 * i for i in range(1, 61))
+KIND = (0, 0)
+
+
+def noisy(draw: random.Random, value: object, *, spread: float = 0.02) -> Curve:
+    return Curve(D, tuple(value(d) + draw.gauss(0, spread) for d in D))  # pyright: ignore[reportCallIssue]
+
+
+def arms(draw: random.Random, gold: object, seeds: int, *, spread: float = 0.02) -> Arms:
+    """Seeds whose proxy reward is d, and whose gold reward is as said; they end where their curves do."""
+    proxy, golds = (
+        [noisy(draw, value, spread=spread) for _ in range(seeds)] for value in (lambda d: d, gold)
+    )
+    ends = [
+        Ends(*(noisy(draw, value, spread=spread).end for value in (lambda d: d, gold)), kl=36.0)
+        for _ in range(seeds)
+    ]
+    return Arms(proxy, golds, ends)
+
+
+def pool(seeds: int) -> dict:
+    """A hundred responses to each of four prompts; the proxies rank as gold does."""
+    draw = random.Random(3)
+    gold = [[draw.gauss(0, 1) for _ in range(100)] for _ in range(4)]
+    logprobs = [[-30.0] * 100 for _ in range(4)]
+    return {"gold": gold, "rewards": [gold] * seeds, "logprobs": logprobs}
+
+
+def found(gold: object, *, seeds: int = 5, held: object = None) -> Findings:
+    draw = random.Random(1)
+    free = arms(draw, gold, seeds)
+    others = {} if held is None else {0.1: arms(draw, held, seeds)}
+    return conclude(
+        {KIND: free}, others, pool(seeds), names={KIND: "300 pairs"}, accuracy={KIND: [0.6] * seeds}
+    )
+
+
+def claim(findings: Findings, name: str) -> Claim:
+    (one,) = [each for each in findings.claims if each.name == name]
+    return one
+
+
+def turning(d: float) -> float:
+    """Peak 0.5 at e^{α/β − 1} = 1.65, α = 0.75, β = 0.5; at d = 6 it is −0.87."""
+    return d * (0.75 - 0.5 * math.log(d))
+
+
+def test_a_gold_reward_that_turns_is_said_to() -> None:
+    said = claim(found(turning), "gold has a peak")
+    assert said.holds is True
+    assert said.estimate is not None
+    assert said.estimate.value == pytest.approx(0.5 * math.exp(0.5) - turning(6.0), abs=0.1)
+    assert claim(found(turning), "the proxy goes on rising").holds is True
+
+
+def test_one_that_only_rises_is_not_said_to() -> None:
+    assert claim(found(lambda d: 0.3 * d), "gold has a peak").holds is not True
+
+
+def test_three_noisy_seeds_settle_nothing() -> None:
+    draw = random.Random(5)
+    free = arms(draw, lambda d: 0.0, 3, spread=2.0)
+    findings = conclude({KIND: free}, {}, pool(3), names={KIND: "p"}, accuracy={KIND: [None] * 3})
+    assert claim(findings, "gold has a peak").holds is None
+    assert "not settled" in findings.answer
+
+
+@pytest.mark.parametrize(("shift", "holds"), [(0.3, True), (-0.3, False)])
+def test_arms_are_compared_at_equal_kl(shift: float, holds: bool) -> None:
+    findings = found(turning, held=lambda d: turning(d) + shift)
+    said = claim(findings, "gold at equal KL, β = 0.1")
+    assert said.holds is holds
+    assert said.estimate is not None
+    assert said.estimate.value == pytest.approx(shift, abs=0.02)
+
+
+def test_the_forms_are_in_the_table_with_the_peak_they_tell() -> None:
+    _, fits = found(turning).tables
+    log = next(row for row in fits.rows if row[0] == "trained, 300 pairs" and "log" in str(row[1]))
+    told = dict(zip(fits.columns, log, strict=True))
+    # The floor is the pool's mean gold, near 0: α and β come out nearly as they went in.
+    assert told["α"] == pytest.approx(0.75, abs=0.15)
+    assert told["predicted peak, nats"] == pytest.approx(math.exp(2 * (0.75 / 0.5 - 1)), rel=0.3)
+    assert told["R² held out"] > 0.9
+
+
+def test_best_of_n_by_gold_itself_gains_what_order_statistics_say() -> None:
+    """The expected largest of n standard normals: 1.1630 of 5, 2.5076 of 100; at n = 1 the mean."""
+    chosen = best_of_n(pool(1))
+    gold = chosen.gold[0]
+    assert gold.d[0] == 0.0
+    assert gold.value[-1] == pytest.approx(2.5, abs=0.4)
+    # Responses so rare that no two are alike: KL is log n − (n−1)/n.
+    assert gold.d[-1] ** 2 == pytest.approx(math.log(100) - 0.99, abs=1e-6)
+    assert list(gold.value) == sorted(gold.value)
+
+
+def test_pieces_are_shared_between_arms_of_a_seed() -> None:
+    config = build(overopt.Config, overopt.QUICK, "quick")
+    plan = overopt.plan(config)
+    (free,) = plan.free.values()
+    assert [arm.rewards[0] for arm in free] == plan.proxies
+    assert {arm.seed for arm in free} == set(range(5))
+    assert all(a.rewards == b.rewards for a, b in zip(plan.held[0.1], free, strict=True))
+
+
+def test_the_quick_one_is_within_six_minutes_of_two_cores() -> None:
+    assert overopt.cost(build(overopt.Config, overopt.QUICK, "quick")) < 2 * 360

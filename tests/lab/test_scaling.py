@@ -1,0 +1,94 @@
+"""The scaling study, on steps that were made up so that its answers are known."""
+
+import math
+from typing import Any
+
+import pytest
+
+from kleash.config import build
+from kleash.lab.studies import scaling
+from kleash.lab.studies.scaling_findings import (
+    Level,
+    Rung,
+    Steps,
+    conclude,
+    figures_of,
+    holding,
+    slopes,
+)
+
+SIZES = (1e5, 1e6, 1e7)
+
+
+def arm(drift: float, *, beta: float = 0.1, lost: float = 0.0) -> Steps:
+    """Thirty steps to √KL = drift; gold rises to 1 half way and then loses so much."""
+    steps: list[dict[str, Any]] = []
+    for i in range(30):
+        done = (i + 1) / 30
+        gold = 2 * done if done <= 0.5 else 1 - lost * (done - 0.5) * 2
+        steps.append({"kl": (drift * done) ** 2, "reward": done, "gold": gold, "kl_coef": beta})
+    return steps
+
+
+def level(size: float, drift: float, beta: float = 0.1, axis: str = "policy") -> Level:
+    free = [ended(arm(drift + 0.01 * seed, lost=0.5)) for seed in range(4)]
+    held = [[{**row, "kl": 6.0 + 0.1 * seed} for row in arm(1.0, beta=beta)] for seed in range(4)]
+    return Level(axis, f"{size:g}", size, free, [ended(steps) for steps in held])
+
+
+def ended(steps: Steps) -> dict:
+    return {"steps": steps, "end": {"kl": steps[-1]["kl"], "gold": steps[-1]["gold"]}}
+
+
+def test_what_grows_with_size_is_said_to_and_what_does_not_is_not() -> None:
+    levels = [level(size, 2.0 + i, 0.1 * 10.0**-i) for i, size in enumerate(SIZES)]
+    claims = {claim.name: claim for claim in conclude(levels, 6.0, 0.5).claims}
+    drift, beta = claims["policy: drift at equal steps"], claims["policy: β that holds the target"]
+    assert (drift.holds, beta.holds) == (True, False)
+    assert drift.estimate is not None
+    assert beta.estimate is not None
+    assert drift.estimate.value == pytest.approx(1.0, abs=1e-9)
+    assert beta.estimate.value == pytest.approx(-1.0, abs=1e-9)
+    assert claims["policy: gold lost without a penalty"].holds is not True
+
+
+def test_an_exact_line_tells_the_largest_rung() -> None:
+    levels = [level(size, 2.0 + i) for i, size in enumerate(SIZES)]
+    table = conclude(levels, 6.0, 0.5).tables[1]
+    row = dict(
+        zip(
+            table.columns,
+            next(r for r in table.rows if r[1] == "drift at equal steps"),
+            strict=True,
+        )
+    )
+    assert row["off by"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_two_rungs_foretell_nothing() -> None:
+    table = conclude([level(1e5, 2.0), level(1e6, 3.0)], 6.0, 0.5).tables[1]
+    assert all(row[3:] == (None, None, None) for row in table.rows)
+
+
+def test_a_beta_counts_only_where_the_target_was_held() -> None:
+    assert holding([{"kl": 6.5, "kl_coef": 0.1}] * 9, 6.0) == pytest.approx(math.log10(0.1))
+    assert holding([{"kl": 9.0, "kl_coef": 0.1}] * 9, 6.0) is None
+    assert holding([{"kl": 6.0, "kl_coef": 0.0}] * 9, 6.0) is None
+
+
+def test_a_size_that_is_not_known_is_left_out() -> None:
+    levels = [level(size, 2.0 + i) for i, size in enumerate(SIZES)]
+    levels.append(levels[0]._replace(size=None))
+    rungs = [Rung(each, figures_of(each, 6.0, 0.5)) for each in levels]
+    assert slopes(rungs, "drift") == pytest.approx(slopes(rungs[:3], "drift"))
+
+
+def test_the_quick_one_is_within_six_minutes_of_two_cores() -> None:
+    assert scaling.cost(build(scaling.Config, scaling.QUICK, "quick")) < 2 * 360
+
+
+def test_the_default_rung_is_made_once_for_all_axes() -> None:
+    config = build(scaling.Config, scaling.QUICK, "quick")
+    on_axes = [rung.free for rung in scaling.rungs(config)]
+    same = [arms for arms in on_axes if arms == on_axes[1]]
+    assert len(same) == 3  # the embedded policy, the embedded trunk, and 300 pairs
