@@ -29,7 +29,8 @@ from kleash.lab.studies.beta_sweep_frontier import (
 from kleash.lab.studies.sweep_arms import QUICK_ARMS, Hold, arms
 from kleash.lab.study.choice import choose
 from kleash.lab.study.reach import Reach, reach
-from kleash.lab.study.work import Desk, key_of
+from kleash.lab.study.work import Desk, Work, key_of
+from kleash.report.plot import draw
 
 A1 = {
     2.0: (0.32860559, 0.07575029, 0.58638771, -1.935),
@@ -342,9 +343,33 @@ def test_both_studies_share_every_run() -> None:
     assert beta_sweep.pool_of(beta_sweep.Config()) == overopt.plan(overopt.Config()).pool
 
 
+@pytest.mark.slow
+def test_both_from_end_to_end(tmp_path: Path) -> None:
+    """Small, so that nothing is learnt: the second study finds the first's arms, and makes only its own reference."""
+    setting = {"steps": 2, "num_prompts": 2, "max_new_tokens": 6, "pairs": 20}
+    setting |= {"evaluation": {"num_prompts": 2, "group_size": 2}}
+    told = {"setting": setting, "seeds": 2, "betas": [0.0, 0.5], "kl_targets": [2.0]}
+    small = {
+        "pool": {"num_prompts": 2, "samples": 16},
+        "golden": {"betas": [0.5], "steps": 2, "responses": 16},
+    }
+    with Work(tmp_path, lambda event: None, 1).open() as work:
+        sweep = beta_sweep.run(beta_sweep.Config.model_validate({**told, **small}), work)
+        made = work.made
+        other = collapse.run(collapse.Config.model_validate(told), work)
+
+    assert made == 1 + 2 + 1 + 6  # golden, proxies, pool, arms
+    assert work.made - made == 2
+    assert "rl.kl_target = " in sweep.answer
+    assert [row[0] for row in sweep.tables[0].rows] == ["β = 0", "β = 0.5", "target 2 nats"]
+    assert other.tables[0].rows[0][0] == "the reference"
+    for findings in (sweep, other):
+        assert draw(findings.to_json()["figure"])["svg"].startswith(b"<?xml")
+
+
 def test_quick_is_quick() -> None:
     for study in (beta_sweep, collapse):
-        assert study.cost(study.Config.model_validate(study.QUICK)) <= 450
+        assert study.cost(study.Config.model_validate(study.QUICK)) <= 540
         assert study.cost(study.Config()) > 3000
 
 

@@ -43,7 +43,7 @@ def choice_claims(arms: Arms, choice: Choice) -> list[Claim]:
             else f"Which arm has the largest gold reward is open between {rest}.",
             holds=True if alone else None,
             estimate=choice.value,
-            unit="gold reward of the arm that other seeds choose",
+            unit="gold reward",
         )
     ]
     for lead, hold in zip(choice.lead, arms, strict=True):

@@ -58,7 +58,7 @@ def rest_claims(arms: Arms) -> list[Claim]:
                 f"The KL of {hold.name} no longer rises when the run ends.",
                 f"Whether the KL of {hold.name} still rises when the run ends is open.",
             ),
-            unit="of the KL, in the last quarter",
+            unit="of the KL",
         )
         for hold, group in arms.items()
         if hold.beta != 0.0
@@ -119,7 +119,7 @@ def slope_claims(found: Sequence[Slope]) -> list[Claim]:
             None: f"{between} it is open whether KL answers to β as an optimum's does.",
         }[holds]
         name = f"KL answers to β: {each.low:g} to {each.high:g}"
-        unit = "of the slope −Var/(β² KL)"
+        unit = "of −Var/(β² KL)"
         claims.append(Claim(name=name, says=says, holds=holds, estimate=each.ratio, unit=unit))
     return claims
 
@@ -142,9 +142,9 @@ def slopes_table(found: Sequence[Slope]) -> Table:
     return Table(
         title="How the outcome answers to β",
         columns=(
-            *("β from", "to", "Δ log KL/Δ log β", "low", "high"),
-            *("−Var/(β² KL)", "low ", "high "),
-            *("gold at the smaller less at the larger", " low", " high"),
+            *("β from", "to", "Δ log KL/Δ log β", "its low", "its high"),
+            *("−Var/(β² KL)", "formula low", "formula high"),
+            *("gold at the smaller less at the larger", "gold low", "gold high"),
         ),
         rows=tuple(rows),
         note="The formula is of an optimum, with each run's own KL and spread of reward, the mean of both ends.",

@@ -32,7 +32,7 @@ def frontier_claims(arms: Arms, reaches: Reaches) -> list[Claim]:
                 "samples make of it is too low.",
                 f"The arm that comes nearest ({nearest.name}) can't be told from the most that its KL could buy.",
             ),
-            unit="proxy reward below it",
+            unit="proxy reward",
         ),
         _half(mildest.name, arms[mildest], reaches),
         decide(
@@ -63,7 +63,7 @@ def _half(name: str, group: Sequence[Ended], reaches: Reaches) -> Claim:
         None: f"Whether {name}, the arm of least KL, gains half of what its KL could buy is open.",
     }[holds]
     shown = most if holds is False else least
-    unit = "of what it could buy, at most" if holds is False else "of what it could buy, at least"
+    unit = "of it, at most" if holds is False else "of it, at least"
     return Claim(
         name=f"half of what KL can buy: {name}", says=says, holds=holds, estimate=shown, unit=unit
     )
@@ -80,7 +80,7 @@ def objective_claims(arms: Arms, reaches: Reaches) -> list[Claim]:
                 f"By its own objective {hold.name} is no better than the reference: its KL cost more than it bought.",
                 f"Whether {hold.name} is better than the reference by its own objective is open.",
             ),
-            unit="of proxy gain less β KL",
+            unit="proxy reward",
         )
         for hold, group in arms.items()
         if hold.beta

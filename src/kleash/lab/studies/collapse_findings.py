@@ -85,7 +85,7 @@ def monotone_claim(arms: Arms) -> Claim | None:
         says=says,
         holds=holds,
         estimate=least,
-        unit="nats per token at the smallest step",
+        unit="nats per token",
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.proxy import fit_proxy
-from kleash.lab.arms.setting import Setting
+from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings
 from kleash.lab.study.work import Piece, Result, Work
 
@@ -30,7 +30,7 @@ class SweepConfig(BaseModel):
 
 
 QUICK_ARMS: dict[str, Any] = {
-    "setting": {"steps": 40, "num_prompts": 16},
+    "setting": QUICK_SETTING,
     "seeds": 3,
     "betas": [0.0, 0.1, 0.5],
     "kl_targets": [],
