@@ -147,8 +147,10 @@ def run(config: Config, work: Work) -> Findings:
         ),
         figure=figure(exact, trained, reaches, choice, floor),
         limits=(
-            "One small language model, one gold reward and one learning rate: β is in units of this proxy's spread, "
-            "and a target in nats of these 24 tokens. What carries over is the way to choose, not the number.",
+            "One language model, one gold reward and one learning rate: β is in units of these proxies' spread, a "
+            "target in nats of responses of this length. What carries over is the way to choose, not the number.",
+            "An arm whose KL bought little may have spent it on the noise of small batches: which of learning rate, "
+            "batch and algorithm it was is not taken apart here.",
             "An arm is taken where its last step leaves it. One of small β is then still on its way, and is more an "
             "arm stopped early than an optimum of its β: with more steps it has more KL, and may be worth less.",
             "All seeds share one pool of the reference's samples: what its sampling errs by is in no interval. Its "
