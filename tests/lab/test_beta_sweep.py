@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.enumerable import SolveSettings, solve_golden
@@ -300,7 +301,9 @@ def test_what_to_write_is_the_kl_of_the_best_arm() -> None:
     )
     assert "open" not in said
     assert "the gold reward is 1.00" in said
-    assert [claim.holds for claim in choice_claims(made, choice)] == [True, True]
+    assert [claim.holds for claim in choice_claims(made, choice, 0.9)] == [True, True, True]
+    assert [claim.holds for claim in choice_claims(made, choice, 1.0)] == [True, None, True]
+    assert [claim.holds for claim in choice_claims(made, choice, 1.1)] == [True, False, True]
     assert [row[-1] for row in choice_table(made, choice).rows] == [
         "not the best",
         "recommended",
@@ -320,7 +323,7 @@ def test_what_cannot_be_told_from_the_best_is_said_to_be_open() -> None:
     choice = chosen(made)
 
     assert "can't be told from target 2 nats: that is open" in answer(made, choice)
-    assert choice_claims(made, choice)[0].holds is None
+    assert choice_claims(made, choice, 0.0)[0].holds is None
     assert [row[-1] for row in choice_table(made, choice).rows] == [
         "not the best",
         "recommended",
@@ -371,6 +374,11 @@ def test_quick_is_quick() -> None:
     for study in (beta_sweep, collapse):
         assert study.cost(study.Config.model_validate(study.QUICK)) <= 540
         assert study.cost(study.Config()) > 3000
+
+
+def test_of_one_arm_there_is_no_choice() -> None:
+    with pytest.raises(ValidationError, match="at least two arms"):
+        beta_sweep.Config(betas=(0.1, 0.1), kl_targets=())
 
 
 def test_targets_are_arms_of_their_own() -> None:

@@ -132,7 +132,7 @@ def run(config: Config, work: Work) -> Findings:
     return Findings(
         answer=answer(trained, choice),
         claims=(
-            *choice_claims(trained, choice),
+            *choice_claims(trained, choice, floor),
             *exact_claims(exact),
             *frontier_claims(trained, reaches),
             *objective_claims(trained, reaches),

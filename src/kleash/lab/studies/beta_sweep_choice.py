@@ -30,8 +30,14 @@ def written(hold: Hold, kl: float) -> str:
     return f"rl.kl_target = {target:g}"
 
 
-def choice_claims(arms: Arms, choice: Choice) -> list[Claim]:
-    """Whether one arm is the best, and whether it is one with a penalty."""
+def choice_claims(arms: Arms, choice: Choice, floor: float) -> list[Claim]:
+    """Whether one arm is the best, whether to train is better than not to, and whether a penalty is than none.
+
+    Args:
+        arms: at least two.
+        choice: among them.
+        floor: gold reward of the reference.
+    """
     names = [hold.name for hold in arms]
     alone = len(choice.contenders) == 1
     rest = ", ".join(names[i] for i in choice.contenders)
@@ -44,7 +50,18 @@ def choice_claims(arms: Arms, choice: Choice) -> list[Claim]:
             holds=True if alone else None,
             estimate=choice.value,
             unit="gold reward",
-        )
+        ),
+        decide(
+            "better than the reference",
+            choice.value,
+            (
+                "The arm that other seeds choose has more gold reward than the untrained reference.",
+                "The arm that other seeds choose has no more gold reward than the untrained reference.",
+                "Whether any arm has more gold reward than the untrained reference is open.",
+            ),
+            above=floor,
+            unit="gold reward",
+        ),
     ]
     for lead, hold in zip(choice.lead, arms, strict=True):
         if hold.beta == 0.0:

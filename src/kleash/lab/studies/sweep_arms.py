@@ -4,9 +4,9 @@ Two studies that ask for the same settings share every run.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.proxy import fit_proxy
@@ -27,6 +27,14 @@ class SweepConfig(BaseModel):
     """Held throughout a run."""
     kl_targets: tuple[float, ...] = (2.0, 6.0, 12.0)
     """Nats per response, held by the `tilt` controller."""
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> Self:
+        if len(holds(self)) < 2:
+            raise ValueError(
+                "betas and kl_targets: at least two arms in all, to be held against each other"
+            )
+        return self
 
 
 QUICK_ARMS: dict[str, Any] = {
