@@ -129,10 +129,12 @@ def run(config: Config, work: Work) -> Findings:
     reaches = [reach(torch.tensor(scores)) for scores in pool["rewards"]]
     choice, between = chosen(trained), slopes(trained)
     floor = fmean(score for row in pool["gold"] for score in row)
+    first, *others = choice_claims(trained, choice, floor)
     return Findings(
-        answer=answer(trained, choice),
+        answer=" ".join([answer(trained, choice), *(claim.says for claim in others)]),
         claims=(
-            *choice_claims(trained, choice, floor),
+            first,
+            *others,
             *exact_claims(exact),
             *frontier_claims(trained, reaches),
             *objective_claims(trained, reaches),
