@@ -1,6 +1,7 @@
 """The ensembles study: combinations by best-of-n, disagreement, and claims about arms whose worth is known."""
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from kleash.lab.studies.ensembles_findings import (
     gaussian,
 )
 from kleash.lab.study.curves import Curve
+from kleash.lab.study.findings import Claim
 
 D = tuple(0.2 * i for i in range(1, 31))
 SEEDS, MEMBERS = 3, 4
@@ -58,16 +60,20 @@ def made(top: float = 1.5, rise: float = 0.5) -> Made:
     return Made(both, watched(rise), pool(), MEMBERS, 0.5)
 
 
+@cache
+def found(top: float = 1.5, rise: float = 0.5) -> dict[str, Claim]:
+    """The claims by name."""
+    return {claim.name: claim for claim in conclude(made(top, rise)).claims}
+
+
 def test_a_higher_peak_and_more_left_are_said() -> None:
-    said = {claim.name: claim for claim in conclude(made()).claims}
+    said = found()
     peak = said["mean, by data: a higher gold peak"]
     assert peak.holds is True
     assert peak.estimate is not None
     assert peak.estimate.value == pytest.approx(0.5, abs=0.02)
     assert said["mean, by data: more gold left at the end"].holds is True
-    assert {claim.name: claim for claim in conclude(made(top=0.5)).claims}[
-        "mean, by data: a higher gold peak"
-    ].holds is False
+    assert found(top=0.5)["mean, by data: a higher gold peak"].holds is False
 
 
 def test_best_of_n_by_the_mean_of_members_with_errors_of_their_own_is_better() -> None:
@@ -75,7 +81,7 @@ def test_best_of_n_by_the_mean_of_members_with_errors_of_their_own_is_better() -
     assert list(chosen) == ["single", "mean", "worst", "uncertainty"]
     single, mean = (sum(each.gold for each in chosen[name].ends) for name in ("single", "mean"))
     assert mean > 1.3 * single
-    assert {claim.name: claim.holds for claim in conclude(made()).claims}["best-of-n by the mean"]
+    assert found()["best-of-n by the mean"].holds is True
 
 
 def test_disagreement_is_of_gains_and_not_of_levels() -> None:
@@ -88,8 +94,7 @@ def test_disagreement_is_of_gains_and_not_of_levels() -> None:
 
 @pytest.mark.parametrize(("rise", "holds"), [(0.5, True), (0.0, False)])
 def test_members_come_to_disagree_or_not(rise: float, holds: bool) -> None:
-    said = {claim.name: claim.holds for claim in conclude(made(rise=rise)).claims}
-    assert said["members come to disagree"] is holds
+    assert found(rise=rise)["members come to disagree"].holds is holds
 
 
 def test_the_closed_form_of_a_mean_of_members() -> None:
