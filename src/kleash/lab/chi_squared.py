@@ -9,12 +9,12 @@ the Bregman divergence of f, E_ref[f(z) − f(z*) − f′(z*)(z − z*)], which
 At c = 0 these are β·KL(π‖π*) and β log Z.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from kleash.functional.chi_squared import chi_squared_tilt
-from kleash.lab.mdp import MDP, tilt
+from kleash.lab.mdp import MDP, reweighed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +48,8 @@ def chi_squared_optimum(mdp: MDP, beta: float, chi_squared: float) -> Optimum:
     """
     reference = mdp.logprobs(mdp.ref_logits).sum(-1)
     log_weights, nu = chi_squared_tilt(mdp.rewards, reference, beta, chi_squared)
-    # Any law is the reference tilted by its own weights, prefix by prefix.
-    logits = tilt(replace(mdp, rewards=log_weights), 1.0)
+    what = f"the optimum at β = {beta:g} and c = {chi_squared:g}"
+    logits = reweighed(mdp, log_weights, what, do="take a larger β")
     return Optimum(log_law=reference + log_weights, logits=logits, nu=nu)
 
 
