@@ -125,8 +125,10 @@ def chi_squared_tilt(
         if abs(log_mass) <= _CLOSE or high - low <= _ROUNDING * max(1.0, abs(low)):
             break
         slope = log_terms.softmax(-1) @ (1 / (1 + chi_squared * log_weights.exp()))
-        newton = nu + log_mass / float(slope)
-        nu = newton if low < newton < high else (low + high) / 2
+        # Newton's step on log E z, which is a line where weights are exponential; on E z where they are lines.
+        steps = log_mass / float(slope), -math.expm1(-log_mass) / float(slope)
+        inside = [nu + step for step in steps if low < nu + step < high]
+        nu = inside[0] if inside else (low + high) / 2
     return ChiSquaredTilt(log_weights, top + beta * nu)
 
 

@@ -76,9 +76,7 @@ def _penalty(config: RunConfig) -> str:
     divergence = "KL(π‖π_ref)" if gradient.divergence == "reverse" else "KL(π_ref‖π)"
     scope = "of the whole response" if gradient.scope == "sequence" else "of each token alone"
     beside = f" and {penalty.chi_squared:g}/2 χ²(π‖π_ref)" if penalty.chi_squared else ""
-    return (
-        f"the penalty ({penalty.placement}, {penalty.estimator}) descends {divergence}{beside} {scope}"
-    )
+    return f"the penalty ({penalty.placement}, {penalty.estimator}) descends {divergence}{beside} {scope}"
 
 
 def _held(config: RunConfig) -> str:
