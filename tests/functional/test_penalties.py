@@ -39,7 +39,7 @@ IN_LOSS = [penalty for penalty in GRADIENTS if penalty.placement in {"loss", "fo
 
 
 def named(penalty: Penalty) -> str:
-    return "-".join(penalty)
+    return "-".join(penalty[:3])
 
 
 class Problem(NamedTuple):
@@ -348,3 +348,21 @@ def test_at_the_optimum_k1_in_the_reward_leaves_a_critic_nothing(beta: float) ->
 
     assert spread("k1") < 1e-12
     assert spread("exact") > 0.1
+
+
+@pytest.mark.parametrize("penalty", GRADIENTS, ids=named)
+def test_chi_squared_stands_beside_what_is_of_the_sequence(penalty: Penalty) -> None:
+    beside = penalty._replace(chi_squared=0.5)
+    assert (
+        beside.is_of_sequence == penalty.is_of_sequence == (GRADIENTS[penalty][1:] == ("sequence",))
+    )
+    if penalty.is_of_sequence:
+        assert check_penalty(beside) == GRADIENTS[penalty]
+    else:
+        with pytest.raises(ValueError, match="of whole responses"):
+            check_penalty(beside)
+
+
+def test_what_is_refused_stays_so_with_chi_squared() -> None:
+    with pytest.raises(ValueError, match="no penalty at all"):
+        check_penalty(Penalty("loss", "k1", chi_squared=0.5))

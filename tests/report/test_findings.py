@@ -5,7 +5,9 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from kleash.report.findings import chapter_of, render_book, render_study
@@ -29,7 +31,7 @@ PANEL = {
     "at": [[1.0, "peak"]],
     "level": [[0.5, "reference"]],
 }
-DOCUMENT = {
+DOCUMENT: dict[str, Any] = {
     "study": "overopt",
     "title": "Over-optimisation",
     "question": "Does it?",
@@ -157,7 +159,7 @@ def test_a_gap_is_a_gap() -> None:
     axis = Figure().subplots()
     _panel(axis, {"series": [{"name": "a", "x": [0, 1, 2], "y": [1.0, None, 3.0]}]})
     (line,) = axis.get_lines()
-    assert [str(y) for y in line.get_ydata()] == ["1.0", "nan", "3.0"]
+    assert [str(y) for y in np.asarray(line.get_ydata())] == ["1.0", "nan", "3.0"]
 
 
 def test_a_document_from_disk_is_one_from_memory(tmp_path: Path) -> None:

@@ -51,3 +51,20 @@ def test_a_length_penalty_that_no_response_can_reach_is_refused() -> None:
         build(
             RunConfig, {"reward": {**settings, "length_free": 24}, "rollout": rollout}, "run.toml"
         )
+
+
+def test_chi_squared_goes_with_a_kl_of_whole_responses_and_one_reference() -> None:
+    """Beside a penalty of each token by itself it would be of no common objective."""
+    for placement in ("exact", "reward"):
+        penalty = {"placement": placement, "chi_squared": 0.5}
+        resolved = build(RunConfig, {"penalty": penalty}, "run.toml").penalty.resolved
+        assert (resolved.placement, resolved.chi_squared) == (placement, 0.5)
+    for placement in ("loss", "forward"):
+        penalty = {"placement": placement, "chi_squared": 0.5}
+        with pytest.raises(ConfigError, match='placement = "exact" or "reward" beside chi_squared'):
+            build(RunConfig, {"penalty": penalty}, "run.toml")
+    several = {"model": {"reference": {"a": 0.5, "b": 0.5}}, "penalty": {"chi_squared": 0.5}}
+    with pytest.raises(ConfigError, match=r"no penalty\.chi_squared with several references"):
+        build(RunConfig, several, "run.toml")
+    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+        build(RunConfig, {"penalty": {"chi_squared": -0.1}}, "run.toml")

@@ -321,11 +321,16 @@ def _rows() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 50, generator=draw), torch.randn(6, 50, generator=draw)
 
 
-@pytest.mark.parametrize("penalty", GRADIENTS, ids=lambda p: "-".join(p))
+@pytest.mark.parametrize("penalty", GRADIENTS, ids=lambda p: "-".join(p[:3]))
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_every_penalty_that_is_offered_passes(penalty: Penalty, temperature: float) -> None:
     """Pitfalls 21 to 24: through the algorithm's own targets and terms, against differences of the divergence."""
     assert placement_gradient_error(*_rows(), penalty, PPO, temperature) < 1e-7
+    if penalty.is_of_sequence:
+        beside = penalty._replace(chi_squared=0.3)
+        assert placement_gradient_error(*_rows(), beside, PPO, temperature) < 1e-7
+        without = PPO._replace(targets=lambda e, b, c, p: PPO.targets(e, b, c, p.of_kl))
+        assert placement_gradient_error(*_rows(), beside, without, temperature) > 0.05
 
 
 def _replaced(penalty: Penalty) -> Algorithm:
@@ -443,6 +448,19 @@ def test_every_placement_trains_and_holds_its_record(placement: str, tmp_path: P
     assert [record.verdict.action for record in records] == ["accept", "accept"]
     in_loss = records[0].metrics["kl_loss"]
     assert (in_loss is None) == (placement == "reward")
+    assert verify_run(tmp_path / "run").ok
+
+
+def test_chi_squared_trains_and_holds_its_record(tmp_path: Path) -> None:
+    penalty = PenaltyConfig(chi_squared=0.5)
+    records = list(train(CONFIG.model_copy(update={"penalty": penalty}), tmp_path / "run"))
+    assert [record.verdict.action for record in records] == ["accept", "accept"]
+    readings = [record.metrics["chi_squared_policy_ref_per_response"] for record in records]
+    assert readings[0] == pytest.approx(0, abs=1e-9)
+    assert readings[1] is not None
+    assert readings[1] > 0
+    card = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
+    assert "descends KL(π‖π_ref) and 0.5/2 χ²(π‖π_ref) of the whole response" in card
     assert verify_run(tmp_path / "run").ok
 
 

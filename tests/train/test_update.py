@@ -249,6 +249,37 @@ def test_the_line_of_a_step_says_what_is_maximised(
     assert line["kl_coef"] == 0.3
 
 
+def test_with_chi_squared_the_line_says_what_it_is_and_what_is_maximised(
+    learner: Learner, experience: Experience
+) -> None:
+    """objective = E[R] − β (KL + (c/2) χ²); where no float holds χ² neither is measured."""
+    targets, proposal = _propose(learner, experience)
+    penalised = targets._replace(penalty=EXACT._replace(chi_squared=0.5))
+    settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
+
+    def line(of: Experience) -> dict[str, float | int | None]:
+        measured = replace(measure(learner, experience, CONFIG, applied=True), experience=of)
+        return step_metrics(1, measured, penalised, proposal, ACCEPTED, settings)
+
+    said, metered, count = line(experience), experience.metered, len(experience.scores)
+    log_ratios = metered.log_ratio.double().sum(-1)
+    kl = float(metered.kl.double().sum()) / count
+    chi_squared = float((log_ratios.exp() - 1 - log_ratios).mean()) + kl
+    reward = float(experience.scores.mean())
+    assert said["chi_squared_policy_ref_per_response"] == pytest.approx(chi_squared, rel=1e-6)
+    assert said["objective"] == pytest.approx(reward - 0.3 * (kl + 0.25 * chi_squared), rel=1e-6)
+    assert said["chi_squared_bound_share"] == 0
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in said if name.startswith("chi_"))
+
+    ref_logprobs = metered.ref_logprobs.clone()
+    ref_logprobs[0, 0] = -800.0
+    far = line(replace(experience, metered=replace(metered, ref_logprobs=ref_logprobs)))
+    assert far["chi_squared_policy_ref_per_response"] is None
+    assert far["objective"] is None
+    assert far["chi_squared_bound_share"] == 1 / count
+
+
 def test_every_kl_in_the_line_is_what_its_name_says(
     learner: Learner, experience: Experience
 ) -> None:

@@ -11,6 +11,8 @@ With u_t = log π(y_t|h_t)/π_ref(y_t|h_t) and the exact KL_t of the state h_t, 
 
 (proof in docs/concepts.md). KL_t depends on the state and not on the token drawn in it: in the reward it carries the
 second term only. The first is in the loss (`exact`), or in the reward as u_t, whose mean KL_t is (`reward`).
+
+Beside a KL of whole responses their χ² may be penalised, in the reward (`functional.chi_squared`).
 """
 
 from typing import Literal, NamedTuple
@@ -30,7 +32,7 @@ Weight = Literal["none", "ratio", "detached", "score"]
 
 
 class Penalty(NamedTuple):
-    """One combination of the three choices.
+    """One combination of the three choices, and what stands beside it.
 
     Examples:
         >>> Penalty("exact", "exact").is_in_loss, Penalty("reward", "k1").is_in_loss
@@ -40,6 +42,13 @@ class Penalty(NamedTuple):
     placement: Placement
     estimator: EstimatorName
     weight: Weight = "none"
+    chi_squared: float = 0.0
+    """c of β (KL + (c/2) χ²), of whole responses; 0: KL alone."""
+
+    @property
+    def of_kl(self) -> "Penalty":
+        """The three choices alone."""
+        return self._replace(chi_squared=0.0)
 
     @property
     def is_in_loss(self) -> bool:
@@ -49,7 +58,7 @@ class Penalty(NamedTuple):
     @property
     def is_of_sequence(self) -> bool:
         """Whether it has the gradient of KL(π‖π_ref) of whole responses, as Σ u_t in the reward has."""
-        return GRADIENTS.get(self) == Gradient("reverse", "sequence")
+        return GRADIENTS.get(self.of_kl) == Gradient("reverse", "sequence")
 
 
 class Gradient(NamedTuple):
@@ -119,7 +128,7 @@ DEFAULT_ESTIMATORS: dict[Placement, EstimatorName] = {
 
 
 def check_penalty(penalty: Penalty) -> Gradient:
-    """Whose gradient the penalty has.
+    """Whose gradient the penalty has; its KL, where there is a χ² beside it.
 
     Raises:
         ValueError: it is wrong, with the reason and the name of a right one; or there is no such combination.
@@ -131,6 +140,12 @@ def check_penalty(penalty: Penalty) -> Gradient:
         Traceback (most recent call last):
         ValueError: placement = "loss", estimator = "exact"; the gradient of k1 in the loss is 0 in expectation, ...
     """
+    if penalty.chi_squared and penalty.of_kl in GRADIENTS and not penalty.is_of_sequence:
+        raise ValueError(
+            f'placement = "exact" or "reward" beside chi_squared: that is of whole responses, {penalty.placement} of '
+            "each token by itself, and of no common objective"
+        )
+    penalty = penalty.of_kl
     if penalty in GRADIENTS:
         return GRADIENTS[penalty]
     refused = REFUSALS.get(penalty)

@@ -108,7 +108,7 @@ def tilt(mdp: MDP, weight: float) -> Tensor:
         -1.255384
     """
     what = f"the tilt at λ = {weight:g}"
-    return _supported(mdp, _backup(mdp, weight), what, do="take a λ nearer to 0")
+    return reweighed(mdp, weight * mdp.rewards, what, do="take a λ nearer to 0")
 
 
 def optimum(mdp: MDP, beta: float) -> Tensor:
@@ -123,19 +123,35 @@ def optimum(mdp: MDP, beta: float) -> Tensor:
     Raises:
         InputError: β is so small that a sequence's probability underflows.
     """
-    logits = _backup(mdp, 1 / beta if beta else math.inf)
-    return _supported(mdp, logits, f"the optimum at β = {beta:g}", do="take a larger β")
+    weight = 1 / beta if beta else math.inf
+    return reweighed(
+        mdp, weight * mdp.rewards, f"the optimum at β = {beta:g}", do="take a larger β"
+    )
 
 
-def _backup(mdp: MDP, weight: float) -> Tensor:
+def reweighed(mdp: MDP, log_weights: Tensor, what: str, *, do: str) -> Tensor:
+    """The policy whose law over sequences is π_ref times some weights, normalised.
+
+    Args:
+        mdp: the problem.
+        log_weights: [N].
+        what: it is, for the error.
+        do: what mends it, for the error.
+
+    Returns:
+        [S, V] log-probabilities, which are logits.
+
+    Raises:
+        InputError: a sequence's probability underflows.
+    """
     reference = torch.log_softmax(mdp.ref_logits, -1)
-    values, rows = (weight * mdp.rewards).view(-1, mdp.vocab), []
+    values, rows = log_weights.view(-1, mdp.vocab), []
     for depth in range(mdp.length - 1, -1, -1):
         first = sum(mdp.vocab**i for i in range(depth))
         tilted = reference[first : first + mdp.vocab**depth] + values
         rows.append(torch.log_softmax(tilted, -1))
         values = tilted.logsumexp(-1).view(-1, mdp.vocab) if depth else values
-    return torch.cat(rows[::-1])
+    return _supported(mdp, torch.cat(rows[::-1]), what, do=do)
 
 
 def _supported(mdp: MDP, logits: Tensor, what: str, *, do: str = "") -> Tensor:

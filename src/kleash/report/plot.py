@@ -22,7 +22,7 @@ FORMATS = ("svg", "pdf", "png")
 PANEL = (4.6, 3.4)
 """Inches of one panel."""
 INK, MUTED, GRID = "#1d2025", "#666c76", "#e4e2de"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,

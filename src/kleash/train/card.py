@@ -75,7 +75,8 @@ def _penalty(config: RunConfig) -> str:
     gradient = check_penalty(penalty)
     divergence = "KL(π‖π_ref)" if gradient.divergence == "reverse" else "KL(π_ref‖π)"
     scope = "of the whole response" if gradient.scope == "sequence" else "of each token alone"
-    return f"the penalty ({penalty.placement}, {penalty.estimator}) descends {divergence} {scope}"
+    beside = f" and {penalty.chi_squared:g}/2 χ²(π‖π_ref)" if penalty.chi_squared else ""
+    return f"the penalty ({penalty.placement}, {penalty.estimator}) descends {divergence}{beside} {scope}"
 
 
 def _held(config: RunConfig) -> str:

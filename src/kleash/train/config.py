@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from kleash.control import ControlConfig
 from kleash.functional.penalties import (
@@ -39,7 +39,7 @@ class PenaltyConfig(BaseModel):
 
     Examples:
         >>> PenaltyConfig().resolved
-        Penalty(placement='exact', estimator='exact', weight='none')
+        Penalty(placement='exact', estimator='exact', weight='none', chi_squared=0.0)
     """
 
     model_config = _FROZEN
@@ -52,13 +52,15 @@ class PenaltyConfig(BaseModel):
     weight: Weight = "none"
     """What multiplies an estimate in the loss: `ratio` (π/π_old with its gradient), `detached` (as a number),
     `score` (1 with its gradient)."""
+    chi_squared: FiniteFloat = Field(default=0.0, ge=0)
+    """c of β (KL + (c/2) χ²(π‖π_ref)), of whole responses: with it no response becomes more than
+    1 + (R_max − R_min)/(β c) times likelier; 0: KL alone."""
 
     @property
     def resolved(self) -> Penalty:
         """The penalty meant."""
-        return Penalty(
-            self.placement, self.estimator or DEFAULT_ESTIMATORS[self.placement], self.weight
-        )
+        estimator = self.estimator or DEFAULT_ESTIMATORS[self.placement]
+        return Penalty(self.placement, estimator, self.weight, self.chi_squared)
 
     @model_validator(mode="after")
     def _descends_what_it_says(self) -> Self:
@@ -160,6 +162,11 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f'penalty.placement = "exact" with several references: {penalty.placement} k3 takes π_ref for a '
                 "distribution, and what several are held to by weights is none"
+            )
+        if isinstance(self.model.reference, dict) and penalty.chi_squared:
+            raise ValueError(
+                "no penalty.chi_squared with several references: it is of π/π_ref, and what several are held to by "
+                "weights is no distribution"
             )
         return self
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kleash.functional.chunks import TokenKL
+from kleash.functional.divergences import chi_squared
 from kleash.functional.kl import exact_kl
 from kleash.functional.logprobs import log_softmax, token_logprobs
 from kleash.functional.penalties import Gradient, Penalty, check_penalty
@@ -70,7 +71,7 @@ def placement_gradient_error(
 
     The likeliest three tokens in four states make a problem of two steps, whose nine answers are enumerated; the
     policy's logits are moved, so that there is a KL; the truth is the difference quotient of the divergence that
-    `penalties.GRADIENTS` names.
+    `penalties.GRADIENTS` names, with (c/2) χ² of whole answers where that stands beside it.
 
     Args:
         logits: [S, V] of the policy, S ≥ 1; rows are repeated where there are fewer than four.
@@ -85,9 +86,9 @@ def placement_gradient_error(
     wave = torch.sin(2.3 * torch.arange(STATES * WIDTH, dtype=torch.double)).view(STATES, WIDTH)
     policy = logits.gather(-1, tokens) + 0.5 * temperature * wave
     ref = ref_logits.gather(-1, tokens)
-    truth = _differences(
-        partial(_divergence, policy, ref, check_penalty(penalty), temperature), policy
-    )
+    of_kl = partial(_divergence, policy, ref, check_penalty(penalty), temperature)
+    of_both = partial(_with_chi_squared, of_kl, penalty.chi_squared, ref, temperature)
+    truth = _differences(of_both if penalty.chi_squared else of_kl, policy)
     found = _descended(policy, ref, penalty, algorithm, temperature)
     return float((found - truth).norm() / truth.norm())
 
@@ -107,6 +108,17 @@ def _divergence(
     weights = torch.cat([torch.ones(1, dtype=torch.double), first])
     local = exact_kl(policy, ref, direction=gradient.divergence, temperature=temperature)
     return (weights * local).sum()
+
+
+def _with_chi_squared(
+    of_kl: Callable[[Tensor], Tensor], coef: float, ref: Tensor, temperature: float, policy: Tensor
+) -> Tensor:
+    """With (c/2) χ² of the nine answers."""
+    tokens, states = _answers()
+    own, theirs = (
+        token_logprobs(log_softmax(x, temperature)[states], tokens).sum(-1) for x in (policy, ref)
+    )
+    return of_kl(policy) + 0.5 * coef * chi_squared(own, theirs)
 
 
 def _differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -1,12 +1,20 @@
 """One line of metrics.jsonl: every figure of a step that repeats bit for bit."""
 
+import math
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from kleash.functional.chi_squared import (
+    LARGEST_LOG_RATIO,
+    chi_squared_reading,
+    response_log_ratio,
+)
 from kleash.functional.diversity import distinct_n, unique_share
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
+from kleash.functional.penalties import Penalty
 from kleash.guard import Decision
 from kleash.records import KLReading, Signals, UpdateFacts
 from kleash.rollout.rollout import Rollout
@@ -47,6 +55,7 @@ def step_metrics(
     experience, readings = measured.experience, measured.readings
     reward = float(experience.scores.mean())
     count = len(experience.scores)
+    chi_squared = _chi_squared_metrics(experience, targets.penalty)
     return {
         "step": step,
         "reward_mean": reward,
@@ -64,13 +73,41 @@ def step_metrics(
         "step_penalty": targets.step_penalty or None,
         "kl_drawn_share": None if targets.drawn is None else float(targets.drawn.mean()),
         **settings._asdict(),
-        "objective": reward - settings.kl_coef * readings.response.value,
+        "objective": _objective(reward, settings.kl_coef, readings, targets.penalty, chi_squared),
+        **chi_squared,
         **response_metrics(experience.rollout, experience.metered),
         **proposal.metrics,
         **_critic_metrics(experience, targets),
         "grad_norm": proposal.facts.grad_norm,
         "accepted": int(decision.verdict.keeps),
     }
+
+
+def _chi_squared_metrics(experience: Experience, penalty: Penalty) -> Metrics:
+    """χ²(π‖π_ref) as it reads, and where its charge was bound; nothing where it isn't penalised."""
+    if not penalty.chi_squared:
+        return {}
+    mask = experience.rollout.mask
+    log_ratios = response_log_ratio(experience.log_ratio, mask)
+    kl = torch.where(mask, experience.metered.kl, 0.0).double().sum(-1)
+    reading = float(chi_squared_reading(log_ratios, kl))
+    return {
+        "chi_squared_policy_ref_per_response": reading if math.isfinite(reading) else None,
+        "chi_squared_bound_share": float((log_ratios > LARGEST_LOG_RATIO).double().mean()),
+    }
+
+
+def _objective(
+    reward: float, kl_coef: float, readings: Readings, penalty: Penalty, chi_squared: Metrics
+) -> float | None:
+    """E[R] − β (KL + (c/2) χ²) as it reads."""
+    divergence = readings.response.value
+    if penalty.chi_squared:
+        reading = chi_squared["chi_squared_policy_ref_per_response"]
+        if reading is None:
+            return None
+        divergence += 0.5 * penalty.chi_squared * reading
+    return reward - kl_coef * divergence
 
 
 def length_correlation(experience: Experience) -> float | None:

@@ -333,7 +333,9 @@ def _first_ratio(
     learner: Learner, trial: Experience, config: RunConfig, algorithm: Algorithm, floor: Precision
 ) -> Check:
     """That the update starts where sampling ended: before anything moves every ratio is 1, and the loss is −mean A."""
-    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, config.penalty.resolved)
+    # Without χ², whose charge of a policy that begins far off would be more than a ratio's rounding may be times it.
+    penalty = config.penalty.resolved.of_kl
+    targets = algorithm.targets(trial, TRIAL_KL_COEF, config.algorithm, penalty)
     every = torch.arange(len(trial.scores))
     parts = minibatch_loss(learner, algorithm, trial, targets, every, config).parts
     mask = trial.rollout.mask

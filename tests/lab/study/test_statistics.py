@@ -19,7 +19,9 @@ from kleash.lab.study.statistics import (
 def test_students_interval_covers_with_three_seeds() -> None:
     draws = torch.randn(4000, 3, dtype=torch.double) * 2.0 + 5.0
     found = [estimate(row) for row in draws.tolist()]
-    covered = sum(e.low <= 5.0 <= e.high for e in found if e)  # pyright: ignore[reportOptionalOperand]
+    ends = [(e.low, e.high) for e in found if e and e.low is not None and e.high is not None]
+    covered = sum(low <= 5.0 <= high for low, high in ends)
+    assert len(ends) == 4000
     assert abs(covered / 4000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
 from kleash.lab.arms.arm import column
@@ -73,20 +74,23 @@ def best_of_n(pool: Mapping[str, Any]) -> Arms:
     gold, logprobs = (torch.tensor(pool[name]).double() for name in ("gold", "logprobs"))
     most = gold.shape[-1]
     counts = sorted({round(most ** (i / 24)) for i in range(25)})
+    among = torch.tensor(counts)
     proxies, golds = list[Curve](), list[Curve]()
     for scores in pool["rewards"]:
         proxy = torch.tensor(scores).double()
-        rows: list[tuple[float, float, float]] = []
-        for n in counts:
-            estimates = best_of_n_kl_estimate(logprobs, n)
-            among = torch.tensor([n])
-            kl, worth, told = (
-                float(best_of_n_reward(proxy, values, n=among).mean())
-                for values in (estimates, gold, proxy)
-            )
-            rows.append((math.sqrt(max(kl, 0.0)), told, worth))
-        d, told, worth = zip(*rows, strict=True)
+        told, worth = (
+            tuple(best_of_n_reward(proxy, values, n=among).mean(0).tolist())
+            for values in (proxy, gold)
+        )
+        kl = [_kl_of_best(proxy, logprobs, n) for n in counts]
+        d = tuple(math.sqrt(max(each, 0.0)) for each in kl)
         proxies.append(Curve(d, told))
         golds.append(Curve(d, worth))
     ends = [Ends(p.end, g.end, g.d[-1] ** 2) for p, g in zip(proxies, golds, strict=True)]
     return Arms(proxies, golds, ends)
+
+
+def _kl_of_best(proxy: Tensor, logprobs: Tensor, n: int) -> float:
+    """KL of best-of-n, nats: Beirami et al.'s estimate of what is chosen, over every choice of n, mean over prompts."""
+    estimates = best_of_n_kl_estimate(logprobs, n)
+    return float(best_of_n_reward(proxy, estimates, n=torch.tensor([n])).mean())

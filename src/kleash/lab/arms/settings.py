@@ -73,11 +73,9 @@ class RetentionSettings(BaseModel):
     model_config = FROZEN
 
     texts: int = Field(default=256, gt=0)
-    """Drawn from the reference, without a prompt."""
+    """Of the reference, in answer to each half of the prompts."""
     coef: float = Field(default=0.0, ge=0)
     """γ of the pretraining loss on others of the same kind; 0: none."""
-    file: str | None = None
-    """Texts of one's own, one a line or JSON lines, in place of the reference's; a half is held out."""
 
 
 class ArmSettings(BaseModel):

@@ -85,7 +85,9 @@ def plan(config: Config) -> Plan:
         ]
         return (setting.proxy(seed), *(setting.proxy(seed, each) for each in changed))
 
-    members = {source: [ensemble(seed, source) for seed in seeds] for source in config.sources}
+    members: dict[Source, list[tuple[ProxySettings, ...]]] = {
+        source: [ensemble(seed, source) for seed in seeds] for source in config.sources
+    }
     first = members[config.sources[0]]
     single = [
         setting.arm({"rewards": own[:1], "monitors": own[1:], "seed": seed})
@@ -93,12 +95,16 @@ def plan(config: Config) -> Plan:
     ]
 
     def arm(seed: int, source: Source, combine: Combine) -> ArmSettings:
-        changes = {"rewards": members[source][seed], "combine": combine, "seed": seed}
+        changes: dict[str, Any] = {
+            "rewards": members[source][seed],
+            "combine": combine,
+            "seed": seed,
+        }
         if combine == "uncertainty":
             changes["uncertainty_weight"] = config.uncertainty_weight
         return setting.arm(changes)
 
-    arms = {
+    arms: dict[tuple[Source, Combine], list[ArmSettings]] = {
         (source, combine): [arm(seed, source, combine) for seed in seeds]
         for source in config.sources
         for combine in config.combine

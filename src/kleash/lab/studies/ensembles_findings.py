@@ -26,7 +26,7 @@ from kleash.lab.study.statistics import differences, estimate
 from kleash.lab.study.work import Result
 
 SINGLE = "single"
-POOL, SPREAD, MEMBERS = 2**18, 1.0, 5
+POOL, SPREAD, MEMBERS = 2**17, 1.0, 5
 """Of the Gaussian check: draws, the standard deviation of a member's error, members."""
 
 

@@ -1,4 +1,4 @@
-"""What a policy still finds likely that it was not trained on: a KL penalty on the task, and a pretraining loss beside it.
+"""What a policy still finds likely that it was not trained on: under a KL penalty, and under a pretraining loss.
 
 The prompts are divided in two. Arms learn to answer one half, the penalty is measured there; what is asked is how much
 less likely the reference's answers to the other half have become. Ouyang et al. 2022 (arXiv 2203.02155, E.6) found
@@ -32,8 +32,6 @@ class Config(BaseModel):
     """γ of the arms with a pretraining loss and no penalty."""
     texts: int = Field(default=256, gt=15)
     """Of the reference, to each half of the prompts."""
-    file: str | None = None
-    """Texts of one's own, in place of the reference's answers to the other half: one a line, or JSON lines."""
 
 
 QUICK: dict[str, Any] = {
@@ -49,7 +47,7 @@ def plan(config: Config) -> dict[str, list[ArmSettings]]:
     setting = config.setting
 
     def arms(beta: float, coef: float) -> list[ArmSettings]:
-        kept = RetentionSettings(texts=config.texts, coef=coef, file=config.file)
+        kept = RetentionSettings(texts=config.texts, coef=coef)
         return [
             setting.arm(
                 {

@@ -32,10 +32,9 @@ def conclude(ends: Ends) -> Findings:
         tables=(_table(ends),),
         figure=_figure(ends, betas, coefs),
         limits=(
-            "Both halves of the prompts open film reviews: the other half is another task only in that the policy never "
-            "answers it. With retention.file texts of another kind can be measured.",
-            "What is measured is KL(π_ref‖π) per token on the reference's own answers; of a file of human texts it would "
-            "be their likelihood.",
+            "Both halves of the prompts open film reviews: the other half is another task only in that the policy "
+            "never answers it. Of tasks that are further away nothing is said.",
+            "What is measured is KL(π_ref‖π) per token on the reference's own answers, not what people wrote.",
             "Arms differ in what they learnt, too: an arm that keeps everything may have learnt nothing, so the "
             "reward stands beside.",
         ),
@@ -150,8 +149,8 @@ def _table(ends: Ends) -> Table:
             "of what is lost without",
         ),
         rows=tuple(rows),
-        note="Means over seeds. Lost: KL(π_ref‖π) per token on the reference's answers to the prompts that are trained on, "
-        "and to the others.",
+        note="Means over seeds. Lost: KL(π_ref‖π) per token on the reference's answers to the prompts that are trained "
+        "on, and to the others.",
     )
 
 
@@ -170,8 +169,8 @@ def _figure(ends: Ends, betas: Sequence[str], coefs: Sequence[str]) -> Figure:
     y = "lost beside the task, nats per token"
     return Figure(
         caption="How much less likely the reference's answers to prompts beside the task have become: over the KL that "
-        "the penalty is about, and over the proxy reward that was gained. A point is one seed of one arm; the line is a "
-        "least-squares fit through 0 over all arms without a pretraining loss.",
+        "the penalty is about, and over the proxy reward that was gained. A point is one seed of one arm; the line is "
+        "a least-squares fit through 0 over all arms without a pretraining loss.",
         panels=(
             Panel(title="Over KL", x="KL(π‖π_ref), nats per response", y=y, series=(*left, *line)),
             Panel(title="Over what was gained", x="proxy reward", y=y, series=tuple(right)),

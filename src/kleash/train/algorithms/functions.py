@@ -15,6 +15,7 @@ from kleash.functional.advantages import (
     returns_to_go,
     whiten,
 )
+from kleash.functional.chi_squared import chi_squared_charge, response_log_ratio
 from kleash.functional.chunks import TokenKL
 from kleash.functional.losses import clipped_policy_loss, clipped_value_loss, step_penalty
 from kleash.functional.penalties import Penalty, charges, drawn_excess, loss_terms
@@ -28,8 +29,10 @@ class Charged(NamedTuple):
     """What a rollout is worth, token by token."""
 
     experience: Experience
+    scores: Tensor
+    """[B], penalised, less what is charged for χ² of the whole response."""
     rewards: Tensor
-    """[B, T], of the score at the end, less β times what the tokens are charged."""
+    """[B, T], of these scores at the end, less β times what the tokens are charged."""
     excess: Tensor | None
     """[B, T], β times what the response's whole log-ratio is over what is still to be charged; None: not to be used."""
 
@@ -62,7 +65,11 @@ def targets(
     rollout, metered = experience.rollout, experience.metered
     mask, index = rollout.mask, rollout.prompt_index
     charged = charges(penalty, metered.kl, experience.log_ratio, mask)
-    rewards = shaped_rewards(experience.penalised, charged, mask, kl_coef)
+    scores = experience.penalised
+    if penalty.chi_squared and kl_coef:
+        far = chi_squared_charge(response_log_ratio(experience.log_ratio, mask))
+        scores = scores - (kl_coef * penalty.chi_squared * far).to(scores.dtype)
+    rewards = shaped_rewards(scores, charged, mask, kl_coef)
     scale = torch.ones(len(mask), dtype=torch.double, device=mask.device)
     if config.whiten_rewards:
         scale *= deviation(rewards, mask).double()
@@ -71,7 +78,7 @@ def targets(
     # Without a penalty its estimates are not looked at: a broken reference can't reach the update.
     if config.control_variate and penalty.is_of_sequence and kl_coef:
         excess = kl_coef * drawn_excess(charged, experience.log_ratio, mask)
-    compared = BASELINES[config.baseline](Charged(experience, rewards, excess), config)
+    compared = BASELINES[config.baseline](Charged(experience, scores, rewards, excess), config)
     advantages = compared.advantages
     if config.scale == "batch":
         scale *= deviation(advantages, mask).double()
@@ -105,7 +112,7 @@ def _by_others(charged: Charged, index: Tensor) -> Compared:
     """
     mask = charged.experience.rollout.mask
     # A response that has ended is worth its score at later positions, and charged no more.
-    score = charged.experience.penalised[:, None]
+    score = charged.scores[:, None]
     worth = torch.where(mask, returns_to_go(charged.rewards, mask), score)
     advantages, drawn = worth - mean_of_others(worth, index), None
     if charged.excess is not None:

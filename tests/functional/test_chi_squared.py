@@ -1,0 +1,179 @@
+"""χ² of whole responses: its charge and its reading against enumeration, its tilt against what defines it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kleash.functional.chi_squared import (
+    LARGEST_LOG_RATIO,
+    chi_squared_charge,
+    chi_squared_reading,
+    chi_squared_tilt,
+    chi_squared_tilt_at,
+    response_log_ratio,
+)
+from kleash.functional.divergences import chi_squared
+from kleash.functional.kl import exact_kl
+from kleash.lab.mdp import MDP, golden, tilt
+
+GOLDEN = golden()
+POOL = 2**12
+
+
+def _reference() -> Tensor:
+    return GOLDEN.logprobs(GOLDEN.ref_logits).sum(-1)
+
+
+def test_the_charge_has_the_gradient_of_half_chi_squared() -> None:
+    """E_π[(z − 1) ∇ log π] is ∇ ½χ², over all 64 sequences of three tokens in a row."""
+    draw = torch.Generator().manual_seed(3)
+    mdp = MDP(4, 3, torch.randn(21, 4, generator=draw, dtype=torch.double), torch.zeros(64))
+    logits = torch.randn(21, 4, generator=draw, dtype=torch.double).requires_grad_()
+    ref, whole = mdp.logprobs(mdp.ref_logits), torch.ones(64, 3, dtype=torch.bool)
+    own = mdp.logprobs(logits)
+    half = 0.5 * chi_squared(own.sum(-1), ref.sum(-1))
+    (truth,) = torch.autograd.grad(half, logits, retain_graph=True)
+    charge = chi_squared_charge(response_log_ratio(own - ref, whole))
+    assert not charge.requires_grad
+    (found,) = torch.autograd.grad(
+        (own.sum(-1).exp().detach() * charge * own.sum(-1)).sum(), logits
+    )
+
+    assert float(truth.abs().max()) > 0.05
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
+
+
+def test_only_a_responses_own_tokens_count() -> None:
+    log_ratio = torch.tensor([[0.5, 0.25, torch.nan], [1.0, torch.inf, -torch.inf]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+
+    assert response_log_ratio(log_ratio, mask).tolist() == [0.75, 1.0]
+
+
+def test_the_charge_is_finite_in_the_numbers_of_a_loss_and_no_number_stays_none() -> None:
+    far = torch.tensor([-torch.inf, 0.0, LARGEST_LOG_RATIO - 1, 60.0, 1e4, torch.inf])
+    charge = chi_squared_charge(far.double())
+
+    assert charge.tolist() == pytest.approx([-1.0, 0.0, *map(math.expm1, (39, 40, 40, 40))])
+    assert bool(charge.float().square().isfinite().all())
+    assert bool(chi_squared_charge(torch.tensor([torch.nan])).isnan())
+
+
+def _exact_along(logits: Tensor) -> Tensor:
+    """Σ_t KL_t of the states along every sequence."""
+    return exact_kl(logits, GOLDEN.ref_logits)[GOLDEN.states()].sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "most"), [(0.05, 0.9), (0.5, 0.9), (2.0, 1.05), (5.0, 1.0), (10.0, 0.9)]
+)
+def test_the_reading_is_chi_squared_and_as_quiet_as_it_is_said_to_be(
+    weight: float, most: float
+) -> None:
+    """Of single responses, in units of χ²: near the reference the plain e^U − 1 varies as 1/√χ²."""
+    logits, ref = tilt(GOLDEN, weight), _reference()
+    own = GOLDEN.logprobs(logits).sum(-1)
+    law, log_ratios = own.exp(), own - ref
+    truth = float(chi_squared(own, ref))
+    along = _exact_along(logits)
+    each = torch.stack(
+        [chi_squared_reading(u[None], k[None]) for u, k in zip(log_ratios, along, strict=True)]
+    )
+
+    def deviation(of: Tensor) -> float:
+        return float((law @ (of - law @ of).square()).sqrt()) / truth
+
+    assert float(law @ each) == pytest.approx(truth, rel=1e-9)
+    assert float(each.min()) >= 0
+    assert deviation(each) < most
+    assert deviation(each) < 1.001 * deviation(log_ratios.expm1())
+
+
+def test_the_reading_is_not_bounded() -> None:
+    kl = torch.zeros(1)
+    assert float(chi_squared_reading(torch.tensor([60.0]).double(), kl)) == pytest.approx(
+        math.exp(60), rel=1e-9
+    )
+    assert float(chi_squared_reading(torch.tensor([1e3]).double(), kl)) == math.inf
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=2, max_size=8),
+    st.floats(-4, 3),
+    st.floats(-6, 4),
+)
+def test_the_tilt_meets_what_defines_it(
+    rewards: list[float], log_beta: float, log_coef: float
+) -> None:
+    """log z + c·z = (R − ν)/β everywhere, E_ref z = 1, and 1 + (max R − min R)/(βc) bounds every z."""
+    beta, coef = 10**log_beta, 10**log_coef
+    values = torch.tensor(rewards, dtype=torch.double)
+    reference = torch.linspace(0, 1, len(rewards), dtype=torch.double).log_softmax(-1)
+    log_weights, nu = chi_squared_tilt(values, reference, beta, coef)
+    weights = log_weights.exp()
+    scale = 1 + (abs(nu) + float(values.abs().max())) / beta
+    left = log_weights + coef * weights - (values - nu) / beta
+
+    assert float(left.abs().max()) < 1e-13 * scale
+    assert float((reference + log_weights).logsumexp(-1)) == pytest.approx(0, abs=1e-12 * scale)
+    spread = float(values.max() - values.min())
+    assert float(weights.max()) <= (1 + spread / (beta * coef)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("beta", [1e-300, 1e-6, 1e3])
+def test_no_beta_overflows(beta: float) -> None:
+    log_weights, nu = chi_squared_tilt(GOLDEN.rewards, _reference(), beta, 1.0)
+
+    assert bool(log_weights.isfinite().all())
+    assert math.isfinite(nu)
+    assert float((_reference() + log_weights).logsumexp(-1)) == pytest.approx(0, abs=1e-9)
+
+
+def _pools(num: int, degrees: int | None) -> list[tuple[Tensor, Tensor]]:
+    """True values and proxies, which err normally or as Student's t."""
+    pools: list[tuple[Tensor, Tensor]] = []
+    for seed in range(num):
+        draw = torch.Generator().manual_seed(seed)
+        value, error = torch.randn(2, POOL, generator=draw, dtype=torch.double)
+        if degrees is not None:
+            squares = torch.randn(degrees, POOL, generator=draw, dtype=torch.double).square()
+            error = error / squares.mean(0).sqrt()
+        pools.append((value, value + error))
+    return pools
+
+
+@pytest.mark.parametrize("kl", [0.1, 1.0, 3.0])
+def test_a_tilt_to_a_kl_has_it_and_is_one(kl: float) -> None:
+    """Whatever β it took, log z + c·z is a straight line in R."""
+    _, proxy = _pools(1, 5)[0]
+    probs = chi_squared_tilt_at(proxy, kl, chi_squared=0.5)
+    log_weights = (POOL * probs).log()
+    link = log_weights + 0.5 * log_weights.exp()
+    slope = (link[1] - link[0]) / (proxy[1] - proxy[0])
+
+    assert float(probs.sum()) == pytest.approx(1, abs=1e-12)
+    assert float(probs @ log_weights) == pytest.approx(kl, abs=1e-9)
+    torch.testing.assert_close(link - link[0], slope * (proxy - proxy[0]), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kl", [0.0, -1.0, 1.3863, math.nan])
+def test_a_kl_that_no_tilt_has_is_refused(kl: float) -> None:
+    with pytest.raises(ValueError, match=r"under 1\.38629 nats"):
+        chi_squared_tilt_at(torch.arange(4.0), kl)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("degrees", "known"),
+    [(None, (0.311, 0.936, 1.597)), (5, (0.272, 0.804, 1.114))],
+)
+def test_true_value_under_a_proxy_that_errs(degrees: int | None, known: tuple[float, ...]) -> None:
+    """A13's third column within 5 %, at KL of 0.1, 1 and 3: with errors of finite variance there is some left."""
+    pools = _pools(6, degrees)
+    for kl, expected in zip((0.1, 1.0, 3.0), known, strict=True):
+        found = [float(chi_squared_tilt_at(proxy, kl) @ value) for value, proxy in pools]
+        assert sum(found) / len(found) == pytest.approx(expected, rel=0.05)
