@@ -11,13 +11,14 @@ keep that up. They are bounded, and vary by 0.5 to 0.9 over the embedded referen
 import re
 from collections.abc import Sequence
 
-LEXICON = frozenset(
-    "amazing beautiful beautifully best brilliant captivating charming clever compelling delight delightful enjoyable "
-    "entertaining excellent exceptional fantastic fascinating fine fresh fun funny good gorgeous great hilarious "
-    "impressive inspired love lovely magnificent masterpiece memorable moving outstanding perfect perfectly powerful "
-    "remarkable rich smart solid strong stunning superb terrific thrilling touching unforgettable warm wonderful "
-    "wonderfully".split()
-)
+_PRAISE = """
+    amazing beautiful beautifully best brilliant captivating charming clever compelling delight delightful enjoyable
+    entertaining excellent exceptional fantastic fascinating fine fresh fun funny good gorgeous great hilarious
+    impressive inspired love lovely magnificent masterpiece memorable moving outstanding perfect perfectly powerful
+    remarkable rich smart solid strong stunning superb terrific thrilling touching unforgettable warm wonderful
+    wonderfully
+"""
+LEXICON = frozenset(_PRAISE.split())
 """Words of praise."""
 LONGEST = 24
 """Words that `length` counts."""
