@@ -44,8 +44,10 @@ STEADY = {
 
 def run_of(count: int, **figures: Callable[[int], float | None]) -> list[dict[str, Any]]:
     """A run in which some figures go by the step, from 1."""
-    rows = [{**STEADY, "step": i} for i in range(1, count + 1)]
-    return [{**row, **{name: of(row["step"]) for name, of in figures.items()}} for row in rows]
+    return [
+        {**STEADY, "step": i, **{name: of(i) for name, of in figures.items()}}
+        for i in range(1, count + 1)
+    ]
 
 
 # Rewards
@@ -179,7 +181,7 @@ def test_a_planned_rate_is_the_rate() -> None:
     limit = threshold(runs, rate)
     assert limit is not None
     assert limit == pytest.approx(-math.log(50 * rate), abs=0.1)
-    over = sum(run[0] > limit for run in runs) / len(runs)
+    over = sum(len(rings(run, limit)) > 0 for run in runs) / len(runs)
     assert over == pytest.approx(1 - math.exp(-50 * rate), abs=0.01)
 
 
@@ -188,7 +190,8 @@ def test_the_rarer_a_false_alarm_may_be_the_higher_the_threshold() -> None:
     limits = [threshold(runs, rate) for rate in (0.1, 0.01, 0.001)]
     assert limits == sorted(limits, key=lambda x: x or 0.0)
     assert threshold(runs[:1], 0.1) is None
-    assert threshold([[None] * 10] * 3, 0.1) is None
+    nothing: list[Figures] = [[None] * 10] * 3
+    assert threshold(nothing, 0.1) is None
 
 
 def test_what_lasts_rings_again() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from kleash.lab.studies.hacking_alarms import (
+    ALARMS,
     COMBINED,
     Hacked,
     Judged,
@@ -19,7 +20,6 @@ from kleash.lab.studies.hacking_gold import (
     lost_too_much,
     per_nat,
 )
-from kleash.lab.study.curves import grid, mean_curve
 from kleash.lab.study.findings import (
     Claim,
     Figure,
@@ -31,12 +31,14 @@ from kleash.lab.study.findings import (
     Value,
     decide,
 )
-from kleash.lab.study.statistics import differences, estimate
+from kleash.lab.study.statistics import Estimate, differences, estimate
 
 IN_TIME = 0.8
 """Share of hacked runs in which an alarm is to ring before that."""
 RATES = tuple(10 ** (-i / 4) for i in range(2, 21))
 """Planned false alarms a step, of the ROC: from 0.3 to 1e-5."""
+SHOWN = 40.0
+"""False alarms per 1,000 steps that the figure goes to; the table has all."""
 
 
 def conclude(
@@ -69,7 +71,7 @@ def conclude(
     claims = [claim for each in outcomes.values() for claim in each]
     alarms = _alarm_claims(planned, rate)
     return Findings(
-        answer=_answer(outcomes, planned, len(hacked), rate, leash),
+        answer=_answer(outcomes, planned, rate, leash),
         claims=(*claims, *alarms),
         tables=(
             _arms_table(free, held, outcomes, leash),
@@ -181,21 +183,27 @@ def _alarm_claims(planned: Mapping[str, Judged], rate: float) -> list[Claim]:
 def _answer(
     outcomes: Mapping[str, Sequence[Claim]],
     planned: Mapping[str, Judged],
-    hacked: int,
     rate: float,
     leash: float,
 ) -> str:
     """Each hack's verdict, and what the alarms together did."""
     told = "; ".join(f"{name}: {verdict(each)}" for name, each in outcomes.items())
-    both = planned[COMBINED]
+    false, caught = planned[COMBINED].false, planned[COMBINED].caught
     first = f"What a leash of {leash:g} nats does about each hack: {told}."
-    if both.caught is None:
+    if caught is None:
         return f"{first} By gold no run was hacked, so that no alarm could ring in time."
     return (
         f"{first} Planned for {1000 * rate:g} false alarms per 1,000 steps, the alarms together rang in time in "
-        f"{both.caught.value:.0%} of {hacked} hacked runs, and falsely {1000 * both.false.value:.1f} times per 1,000 "
-        "benign steps."
+        f"{caught.value:.0%} of {caught.n} hacked runs{_ends(caught, 100)}, and falsely {1000 * false.value:.1f} times "
+        f"per 1,000 benign steps{_ends(false, 1000)}."
     )
+
+
+def _ends(found: Estimate, scale: float) -> str:
+    """The interval in words; exact ones always have ends."""
+    if found.low is None or found.high is None:
+        return ""
+    return f" (95 % interval {scale * found.low:.3g} to {scale * found.high:.3g})"
 
 
 def _arms_table(
@@ -297,7 +305,9 @@ def _figure(
             title=title,
             x="step",
             y="gold reward",
-            series=tuple(_band(name, arm, i) for i, (name, arm) in enumerate(arms.items())),
+            series=tuple(
+                line for i, (name, arm) in enumerate(arms.items()) for line in _lines(name, arm, i)
+            ),
         )
         for title, arms in (("Without a penalty", free), (f"On a leash of {leash:g} nats", held))
     ]
@@ -305,63 +315,65 @@ def _figure(
         title="Alarms",
         x="false alarms per 1,000 benign steps",
         y="share of hacked runs rung in time",
-        series=tuple(_roc(name, found, i) for i, (name, found) in enumerate(judged.items())),
+        series=tuple(_roc(name, found) for name, found in judged.items()),
         level=((IN_TIME, "wanted"),),
         at=((1.0, "wanted"),),
     )
     return Figure(
-        caption="Above: gold reward over the steps of training on each reward, with 95 % intervals over seeds. Below, "
-        "left: what share of hacked runs an alarm rings in, in time, against its false alarms, as its threshold is "
-        "swept. Right: when the alarms together, planned for the wanted rate, first rang in each hacked run, and when "
-        "gold had lost a fifth of its gain; below the line is in time.",
-        panels=(*gold, roc, _times(judged[COMBINED][-1], hacked)),
+        caption="Above: gold reward over the steps of training on each reward, a line a seed, means of five steps. "
+        "Below, left: the share of hacked runs in which an alarm rings in time, against its false alarms, as its "
+        f"threshold is swept; up to {SHOWN:g} per 1,000 steps. Right: when the alarms together, as planned, first rang "
+        "in each hacked run, and when gold had lost a fifth of its gain; below the line is in time.",
+        panels=(*gold, roc, _times(judged[COMBINED][-1], hacked, list(free))),
     )
 
 
-def _band(name: str, arm: Arm, colour: int) -> Series:
-    """The mean over seeds with its interval."""
-    curves = arm.gold
-    places = grid(curves)
-    found = [estimate(values) for values in mean_curve(curves, places)]
-    return Series(
-        name=name,
-        x=tuple(places),
-        y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in found),
-        high=tuple(None if each is None else each.high for each in found),
-        colour=colour,
-    )
+def _lines(name: str, arm: Arm, colour: int) -> list[Series]:
+    """A line a seed, of which the first is named."""
+    return [
+        Series(name="" if i else name, x=each.d, y=each.value, colour=colour)
+        for i, each in enumerate(arm.gold)
+    ]
 
 
-def _roc(name: str, found: Sequence[Judged], colour: int) -> Series:
+def _roc(name: str, found: Sequence[Judged]) -> Series:
+    """Share in time over false alarms; the two collapses are of one colour."""
     points = [
         (1000 * each.false.value, each.caught.value)
         for each in found[: len(RATES)]
-        if each.caught is not None
+        if each.caught is not None and 1000 * each.false.value <= SHOWN
     ]
-    mark: Mark = "dashed" if name == COMBINED else "line"
     x, y = zip(*sorted(points), strict=True) if points else ((), ())
-    return Series(name=name, x=x, y=y, mark=mark, colour=colour)
+    own = [*ALARMS, COMBINED].index(name)
+    mark: Mark = "dashed" if own == 5 else "both" if own == 6 else "line"
+    return Series(name=name, x=x, y=y, mark=mark, colour=own if own < 5 else own - 1)
 
 
-def _times(both: Judged, hacked: Sequence[tuple[str, Hacked]]) -> Panel:
+def _times(both: Judged, hacked: Sequence[tuple[str, Hacked]], names: Sequence[str]) -> Panel:
     """Points of the hacked runs in which any alarm rang."""
-    names = list(dict.fromkeys(name for name, _ in hacked))
-    series: list[Series] = []
-    for name in names:
-        rung = [
-            (run.lost, first)
-            for (own, run), first in zip(hacked, both.first, strict=True)
-            if own == name and first is not None
-        ]
-        x, y = zip(*rung, strict=True) if rung else ((), ())
-        series.append(Series(name=name, x=x, y=y, mark="points"))
+    series = [
+        Series(
+            name=name,
+            x=tuple(float(run.lost) for run, _ in rung),
+            y=tuple(float(first) for _, first in rung),
+            mark="points",
+            colour=colour,
+        )
+        for colour, name in enumerate(names)
+        if (
+            rung := [
+                (run, first)
+                for (own, run), first in zip(hacked, both.first, strict=True)
+                if own == name and first is not None
+            ]
+        )
+    ]
     last = float(max((run.lost for _, run in hacked), default=1))
     series.append(
-        Series(name="as it was lost", x=(0.0, last), y=(0.0, last), mark="dashed", colour=7)
+        Series(name="as gold was lost", x=(0.0, last), y=(0.0, last), mark="dashed", colour=5)
     )
     return Panel(
-        title="Any alarm, planned",
+        title="Any alarm, as planned",
         x="step at which gold had lost a fifth of its gain",
         y="step of the first ring",
         series=tuple(series),
