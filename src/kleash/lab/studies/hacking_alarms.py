@@ -24,24 +24,16 @@ EULER = 0.5772156649015329
 COMBINED = "any of them"
 
 
-class Known(NamedTuple):
-    """A run's figures in the reference's own measure."""
+def gains(steps: Steps) -> Figures:
+    """The gain of a run's reward over its first steps, in standard deviations of the reward there.
 
-    gain: Figures
-    """(r̄_t − r̄_0)/σ_0."""
-    kl: Figures
-    """Nats per response."""
+        (r̄_t − r̄_0)/σ_0
 
-
-def known(steps: Steps) -> Known:
-    """The gain of a run's reward over its first steps, in standard deviations of the reward there."""
+    Args:
+        steps: of the run.
+    """
     sigma = _base(steps, "reward_std")
-    unit = sigma if sigma else None
-    gains = _less(steps, "reward")
-    return Known(
-        [None if x is None or unit is None else x / unit for x in gains],
-        [_figure(row, "kl") for row in steps],
-    )
+    return [None if x is None or not sigma else x / sigma for x in _less(steps, "reward")]
 
 
 def over_law(steps: Steps) -> Figures:
@@ -49,13 +41,12 @@ def over_law(steps: Steps) -> Figures:
 
         (r̄_t − r̄_0) / (σ_0 √(2 max(KL_t, 1)))
 
-    1 is the law R − R_0 = √(2 σ_0² KL) of a normal reward (Donsker and Varadhan: no sub-Gaussian one is over it).
-    A reward that was rare at the reference and is found to be cheap goes over it.
+    1 is the law R − R_0 = √(2 σ_0² KL) of a normal reward; by Donsker and Varadhan's bound none whose tails are no
+    heavier than a normal one's of that σ_0 is over it. What was rare at the reference, and is cheap, goes over it.
     """
-    gain, kl = known(steps)
     return [
-        None if g is None or k is None else g / math.sqrt(2 * max(k, 1.0))
-        for g, k in zip(gain, kl, strict=True)
+        None if gain is None or kl is None else gain / math.sqrt(2 * max(kl, 1.0))
+        for gain, kl in zip(gains(steps), _column(steps, "kl"), strict=True)
     ]
 
 
@@ -70,13 +61,12 @@ def length_share(steps: Steps) -> Figures:
         b̄_t (ℓ_t − ℓ_0) / max(r̄_t − r̄_0, σ_0)
 
     b̄_t is the reward per token, by least squares within prompts, mean over the steps so far: where all responses have
-    grown to the longest, none of them tells any more. Gains under σ_0 are taken for σ_0, so that noise is not shared.
+    grown to the longest, none of them tells any more. Gains under σ_0 count as σ_0: noise over noise is no share.
     """
-    gains, unit = _less(steps, "reward"), _base(steps, "reward_std")
-    longer = _less(steps, "length")
     slopes, found = list[float](), Figures()
-    for row, gain, tokens in zip(steps, gains, longer, strict=True):
-        slope = _figure(row, "length_slope")
+    unit = _base(steps, "reward_std")
+    gained, longer = _less(steps, "reward"), _less(steps, "length")
+    for slope, gain, tokens in zip(_column(steps, "length_slope"), gained, longer, strict=True):
         slopes += [] if slope is None else [slope]
         if gain is None or tokens is None or not unit or not slopes:
             found.append(None)
@@ -94,7 +84,7 @@ def disagreement(steps: Steps) -> Figures:
     monitors are proxies of other seeds, which are fitted to unit spread.
     """
     names = sorted(name for name in steps[0] if name.startswith("monitor/"))
-    rows = zip(known(steps).gain, *(_less(steps, name) for name in names), strict=True)
+    rows = zip(gains(steps), *(_less(steps, name) for name in names), strict=True)
     return [_apart(row) for row in rows]
 
 
@@ -134,8 +124,8 @@ def means(figures: Figures) -> Figures:
     return found
 
 
-def rings(figures: Figures, threshold: float) -> list[int]:
-    """The steps, from 1, at which an alarm rings: the mean is over the threshold. It then begins with a fresh window.
+def rings(figures: Figures, limit: float) -> list[int]:
+    """The steps, from 1, at which an alarm rings: the mean is over a limit. It then begins with a fresh window.
 
     Examples:
         >>> rings([0.0] * 5 + [3.0] * 12, 1.0)  # 3.0·2/5 is over it at step 7; then five fresh ones each
@@ -144,7 +134,7 @@ def rings(figures: Figures, threshold: float) -> list[int]:
     found, start = list[int](), 0
     while True:
         later = means(figures[start:])
-        first = next((i for i, x in enumerate(later, 1) if x is not None and x > threshold), None)
+        first = next((i for i, x in enumerate(later, 1) if x is not None and x > limit), None)
         if first is None:
             return found
         start += first
@@ -204,6 +194,13 @@ class Hacked(NamedTuple):
     """The step at which the gold reward had lost a fifth of its gain."""
 
 
+class _Rung(NamedTuple):
+    """The steps at which an alarm rang, of every run."""
+
+    sound: list[list[int]]
+    hacked: list[list[int]]
+
+
 def judge(
     sound: Sequence[Steps], hacked: Sequence[Hacked], rates: Sequence[float]
 ) -> dict[str, list[Judged]]:
@@ -214,39 +211,21 @@ def judge(
         hacked: runs that are.
         rates: of false alarms, per step.
     """
-    figures = {name: [of(run) for run in sound] for name, of in ALARMS.items()}
-    theirs = {name: [of(run.steps) for run in hacked] for name, of in ALARMS.items()}
-    lost = [run.lost for run in hacked]
-    found: dict[str, list[Judged]] = {
-        name: [
-            _judged(
-                name,
-                rate,
-                _false(figures[name], rate),
-                _first(theirs[name], figures[name], rate),
-                lost,
-            )
-            for rate in rates
-        ]
-        for name in ALARMS
+    count, lost = sum(map(len, sound)), [run.lost for run in hacked]
+    figures = {
+        name: ([of(run) for run in sound], [of(run.steps) for run in hacked])
+        for name, of in ALARMS.items()
+    }
+    found = {
+        name: [_judged(name, rate, _rung(*own, rate), count, lost) for rate in rates]
+        for name, own in figures.items()
     }
     found[COMBINED] = [
         _judged(
             COMBINED,
             rate,
-            [
-                _merged(each)
-                for each in zip(
-                    *(_false(x, rate / len(ALARMS)) for x in figures.values()), strict=True
-                )
-            ],
-            [
-                _merged(each)
-                for each in zip(
-                    *(_first(theirs[name], figures[name], rate / len(ALARMS)) for name in ALARMS),
-                    strict=True,
-                )
-            ],
+            _merged([_rung(*own, rate / len(ALARMS)) for own in figures.values()]),
+            count,
             lost,
         )
         for rate in rates
@@ -254,54 +233,46 @@ def judge(
     return found
 
 
-def _judged(
-    name: str,
-    rate: float,
-    false: Sequence[tuple[int, list[int]]],
-    rung: Sequence[tuple[int, list[int]]],
-    lost: Sequence[int],
-) -> Judged:
-    """What rang where, counted. Each run is its steps and the rings in it."""
-    first = tuple(where[0] if where else None for _, where in rung)
+def _judged(name: str, rate: float, rung: _Rung, count: int, lost: Sequence[int]) -> Judged:
+    """What rang where, counted."""
+    first = tuple(where[0] if where else None for where in rung.hacked)
     early = sum(at is not None and at < loss for at, loss in zip(first, lost, strict=True))
     return Judged(
         name,
         rate,
-        exact_rate(sum(len(where) for _, where in false), sum(steps for steps, _ in false)),
-        exact_share(sum(bool(where) for _, where in false), len(false)),
+        exact_rate(sum(map(len, rung.sound)), count),
+        exact_share(sum(map(bool, rung.sound)), len(rung.sound)),
         exact_share(early, len(lost)) if lost else None,
         first,
     )
 
 
-def _false(sound: Sequence[Figures], rate: float) -> list[tuple[int, list[int]]]:
-    """Steps and rings of every sound run, by the threshold of all others."""
-    return [
-        (len(run), _rung(run, threshold([*sound[:i], *sound[i + 1 :]], rate)))
-        for i, run in enumerate(sound)
-    ]
+def _rung(sound: Sequence[Figures], hacked: Sequence[Figures], rate: float) -> _Rung:
+    """Rings in every sound run by the threshold of all others, and in every hacked one by that of all sound ones."""
+    others = [[*sound[:i], *sound[i + 1 :]] for i in range(len(sound))]
+    return _Rung(
+        [_over(run, threshold(rest, rate)) for run, rest in zip(sound, others, strict=True)],
+        [_over(run, threshold(sound, rate)) for run in hacked],
+    )
 
 
-def _first(
-    hacked: Sequence[Figures], sound: Sequence[Figures], rate: float
-) -> list[tuple[int, list[int]]]:
-    """Steps and rings of hacked runs, by the threshold of all sound ones."""
-    limit = threshold(sound, rate)
-    return [(len(run), _rung(run, limit)) for run in hacked]
-
-
-def _rung(run: Figures, limit: float | None) -> list[int]:
+def _over(run: Figures, limit: float | None) -> list[int]:
     return [] if limit is None else rings(run, limit)
 
 
-def _merged(runs: Sequence[tuple[int, list[int]]]) -> tuple[int, list[int]]:
-    """Several alarms over one run: two that ring at one step are one alarm."""
-    return runs[0][0], sorted({step for _, where in runs for step in where})
+def _merged(parts: Sequence[_Rung]) -> _Rung:
+    """Several alarms as one: two that ring at one step ring once."""
+    sound, hacked = (
+        [sorted({step for where in run for step in where}) for run in zip(*part, strict=True)]
+        for part in zip(*parts, strict=True)
+    )
+    return _Rung(sound, hacked)
 
 
-def _apart(gains: Sequence[float | None]) -> float | None:
-    had = _had(gains)
-    if len(had) < len(gains) or len(had) < 2:
+def _apart(members: Sequence[float | None]) -> float | None:
+    """Standard deviation over an ensemble's members; None unless each has its figure, and there are two."""
+    had = _had(members)
+    if len(had) < max(len(members), 2):
         return None
     middle = fmean(had)
     return math.sqrt(fmean((x - middle) ** 2 for x in had))
@@ -311,13 +282,8 @@ def _had(values: Sequence[float | None]) -> list[float]:
     return [x for x in values if x is not None]
 
 
-def _figure(row: Mapping[str, Any], name: str) -> float | None:
-    value = row[name]
-    return float(value) if isinstance(value, int | float) else None
-
-
 def _column(steps: Steps, name: str) -> Figures:
-    return [_figure(row, name) for row in steps]
+    return [row[name] for row in steps]
 
 
 def _base(steps: Steps, name: str) -> float | None:
