@@ -31,7 +31,7 @@ from kleash.lab.study.findings import (
     Value,
     decide,
 )
-from kleash.lab.study.statistics import Estimate, differences, estimate
+from kleash.lab.study.statistics import Estimate, differences, estimate, exact_rate
 
 IN_TIME = 0.8
 """Share of hacked runs in which an alarm is to ring before that."""
@@ -69,7 +69,7 @@ def conclude(
     planned = {name: found[-1] for name, found in judged.items()}
     outcomes = {name: _outcome(name, free[name], held[name], leash) for name in free}
     claims = [claim for each in outcomes.values() for claim in each]
-    alarms = _alarm_claims(planned, rate)
+    alarms, count = _alarm_claims(planned, rate), sum(map(len, benign))
     return Findings(
         answer=_answer(outcomes, planned, rate, leash),
         claims=(*claims, *alarms),
@@ -83,11 +83,12 @@ def conclude(
             "One family of models of a few million parameters and film-review sentences of 24 tokens: what is hacked "
             "how fast is of this setting, and with another learning rate every delay is another.",
             "Runs that learn from gold cannot be hacked by definition, as gold is what worth is measured by here; they "
-            "too drift and lose variety. Every other one of them is on the leash.",
+            "too drift and lose variety. Every other one of them is on the leash. How sound runs on another reward look "
+            "is not known from these.",
             "Alarms are planned for runs of the benign runs' length: figures that grow as training goes on would ring "
             "more often in longer ones.",
-            f"{sum(map(len, benign)):,} benign steps: of no false alarm at all in them the interval still ends at "
-            f"{3689 / sum(map(len, benign)):.1f} per 1,000 steps.",
+            f"{count:,} benign steps: of no false alarm at all in them the interval still ends at "
+            f"{1000 * (exact_rate(0, count).high or 0.0):.1f} per 1,000 steps.",
         ),
     )
 

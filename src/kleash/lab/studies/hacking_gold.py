@@ -62,9 +62,10 @@ def loss(steps: Steps) -> Loss:
     hardly swells.
 
     Examples:
-        >>> gold = [0.0] * 5 + [2.0] * 5 + [1.0] * 10
-        >>> loss([{"step": i, "gold": x} for i, x in enumerate(gold, 1)])
-        Loss(gain=2.0, peak=8, lost=12)
+        >>> gold = [min(i, 40 - i) / 10 for i in range(41)]  # up to 2 and down to 0
+        >>> found = loss([{"step": i, "gold": x} for i, x in enumerate(gold, 1)])
+        >>> round(found.gain, 2), found.peak, found.lost
+        (1.78, 21, 26)
     """
     gold = [row["gold"] for row in steps]
     found = over_steps(steps, "gold")
