@@ -83,8 +83,8 @@ def conclude(
             "One family of models of a few million parameters and film-review sentences of 24 tokens: what is hacked "
             "how fast is of this setting, and with another learning rate every delay is another.",
             "Runs that learn from gold cannot be hacked by definition, as gold is what worth is measured by here; they "
-            "too drift and lose variety. Every other one of them is on the leash. How sound runs on another reward look "
-            "is not known from these.",
+            "too drift and lose variety. Every other one of them is on the leash. What sound runs on other rewards are "
+            "like is not known from these.",
             "Alarms are planned for runs of the benign runs' length: figures that grow as training goes on would ring "
             "more often in longer ones.",
             f"{count:,} benign steps: of no false alarm at all in them the interval still ends at "
