@@ -193,18 +193,19 @@ def _answer(
     first = f"What a leash of {leash:g} nats does about each hack: {told}."
     if caught is None:
         return f"{first} By gold no run was hacked, so that no alarm could ring in time."
+    share, often = _told(caught, 100), _told(false, 1000)
     return (
         f"{first} Planned for {1000 * rate:g} false alarms per 1,000 steps, the alarms together rang in time in "
-        f"{caught.value:.0%} of {caught.n} hacked runs{_ends(caught, 100)}, and falsely {1000 * false.value:.1f} times "
-        f"per 1,000 benign steps{_ends(false, 1000)}."
+        f"{share} % of {caught.n} hacked runs, and falsely {often} times per 1,000 benign steps."
     )
 
 
-def _ends(found: Estimate, scale: float) -> str:
-    """The interval in words; exact ones always have ends."""
-    if found.low is None or found.high is None:
-        return ""
-    return f" (95 % interval {scale * found.low:.3g} to {scale * found.high:.3g})"
+def _told(found: Estimate, scale: float) -> str:
+    """An exact estimate, which always has ends."""
+    assert found.low is not None
+    assert found.high is not None
+    low, high = (f"{scale * x:.3g}" for x in (found.low, found.high))
+    return f"{scale * found.value:.3g} [{low}, {high}]"
 
 
 def _arms_table(
