@@ -208,7 +208,7 @@ def _growing(rate: float, count: int = 40) -> list[dict[str, Any]]:
 def test_no_run_is_judged_by_the_threshold_that_it_set() -> None:
     """One benign run of four is odd. By the others' threshold it rings; by one that it took part in it would not."""
     sound = [_growing(rate) for rate in (0.001, 0.0011, 0.0009, 0.004)]
-    (found,) = judge(sound, [], [0.001])["entropy collapse"]
+    (found,) = judge(sound, [], [], [0.001])["entropy collapse"]
     assert found.ringing.value == 0.25
     assert found.false.n == 160
     assert found.caught is None
@@ -224,8 +224,11 @@ def test_an_alarm_counts_where_it_is_in_time() -> None:
     limit = threshold([ALARMS["entropy collapse"](each) for each in sound], 0.001)
     assert limit is not None
     first = next(i for i in range(5, 40) if 0.02 * (i - 5) > limit)
-    found = judge(sound, [Hacked(run, first + 1), Hacked(run, first)], [0.001])
+    lost = [Hacked(run, first + 1), Hacked(run, first)]
+    found = judge(sound, lost, [run, *sound, *sound[:1]], [0.001])
     (alone,) = found["entropy collapse"]
+    assert alone.spared is not None
+    assert alone.spared.value == 0.2  # of five one is like the hacked ones, though nothing was lost
     assert alone.first == (first, first)
     assert alone.caught is not None
     assert (alone.caught.value, alone.caught.n) == (0.5, 2)

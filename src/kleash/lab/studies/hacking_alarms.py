@@ -184,6 +184,8 @@ class Judged(NamedTuple):
     """Share of hacked runs in which it rang before the loss; None without any."""
     first: tuple[int | None, ...]
     """Of each hacked run the step at which it rang first."""
+    spared: Estimate | None
+    """Share of runs on the same rewards that were not hacked in which it rang; None without any."""
 
 
 class Hacked(NamedTuple):
@@ -199,21 +201,30 @@ class _Rung(NamedTuple):
 
     sound: list[list[int]]
     hacked: list[list[int]]
+    spared: list[list[int]]
 
 
 def judge(
-    sound: Sequence[Steps], hacked: Sequence[Hacked], rates: Sequence[float]
+    sound: Sequence[Steps],
+    hacked: Sequence[Hacked],
+    spared: Sequence[Steps],
+    rates: Sequence[float],
 ) -> dict[str, list[Judged]]:
     """Every alarm at every planned rate, and all of them together, each then planned at its share of the rate.
 
     Args:
         sound: runs that are not hacked, whatever their reward says.
         hacked: runs that are.
+        spared: runs on the same rewards as these that are not.
         rates: of false alarms, per step.
     """
     count, lost = sum(map(len, sound)), [run.lost for run in hacked]
     figures = {
-        name: ([of(run) for run in sound], [of(run.steps) for run in hacked])
+        name: (
+            [of(run) for run in sound],
+            [of(run.steps) for run in hacked],
+            [of(run) for run in spared],
+        )
         for name, of in ALARMS.items()
     }
     found = {
@@ -244,15 +255,20 @@ def _judged(name: str, rate: float, rung: _Rung, count: int, lost: Sequence[int]
         exact_share(sum(map(bool, rung.sound)), len(rung.sound)),
         exact_share(early, len(lost)) if lost else None,
         first,
+        exact_share(sum(map(bool, rung.spared)), len(rung.spared)) if rung.spared else None,
     )
 
 
-def _rung(sound: Sequence[Figures], hacked: Sequence[Figures], rate: float) -> _Rung:
-    """Rings in every sound run by the threshold of all others, and in every hacked one by that of all sound ones."""
+def _rung(
+    sound: Sequence[Figures], hacked: Sequence[Figures], spared: Sequence[Figures], rate: float
+) -> _Rung:
+    """Rings in every sound run by the threshold of all others, and in every other run by that of all sound ones."""
     others = [[*sound[:i], *sound[i + 1 :]] for i in range(len(sound))]
+    limit = threshold(sound, rate)
     return _Rung(
         [_over(run, threshold(rest, rate)) for run, rest in zip(sound, others, strict=True)],
-        [_over(run, threshold(sound, rate)) for run in hacked],
+        [_over(run, limit) for run in hacked],
+        [_over(run, limit) for run in spared],
     )
 
 
@@ -262,11 +278,12 @@ def _over(run: Figures, limit: float | None) -> list[int]:
 
 def _merged(parts: Sequence[_Rung]) -> _Rung:
     """Several alarms as one: two that ring at one step ring once."""
-    sound, hacked = (
-        [sorted({step for where in run for step in where}) for run in zip(*part, strict=True)]
-        for part in zip(*parts, strict=True)
+    return _Rung(
+        *(
+            [sorted({step for where in run for step in where}) for run in zip(*part, strict=True)]
+            for part in zip(*parts, strict=True)
+        )
     )
-    return _Rung(sound, hacked)
 
 
 def _apart(members: Sequence[float | None]) -> float | None:

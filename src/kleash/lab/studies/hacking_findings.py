@@ -58,14 +58,15 @@ def conclude(
         leash: nats per response.
         rate: of false alarms that each alarm is planned for, per step.
     """
-    hacked = [
-        (name, Hacked(run["steps"], found.lost))
+    runs = [
+        (name, run["steps"], loss(run["steps"]).lost)
         for arms in (free, held)
         for name, arm in arms.items()
         for run in arm.runs
-        if (found := loss(run["steps"])).lost is not None
     ]
-    judged = judge(benign, [run for _, run in hacked], [*RATES, rate])
+    hacked = [(name, Hacked(steps, lost)) for name, steps, lost in runs if lost is not None]
+    spared = [steps for _, steps, lost in runs if lost is None]
+    judged = judge(benign, [run for _, run in hacked], spared, [*RATES, rate])
     planned = {name: found[-1] for name, found in judged.items()}
     outcomes = {name: _outcome(name, free[name], held[name], leash) for name in free}
     claims = [claim for each in outcomes.values() for claim in each]
@@ -193,10 +194,15 @@ def _answer(
     first = f"What a leash of {leash:g} nats does about each hack: {told}."
     if caught is None:
         return f"{first} By gold no run was hacked, so that no alarm could ring in time."
-    share, often = _told(caught, 100), _told(false, 1000)
+    share, often, spared = _told(caught, 100), _told(false, 1000), planned[COMBINED].spared
+    more = (
+        f" They rang in {_told(spared, 100)} % of {spared.n} runs on the same rewards that were not hacked."
+        if spared
+        else ""
+    )
     return (
         f"{first} Planned for {1000 * rate:g} false alarms per 1,000 steps, the alarms together rang in time in "
-        f"{share} % of {caught.n} hacked runs, and falsely {often} times per 1,000 benign steps."
+        f"{share} % of {caught.n} hacked runs, and falsely {often} times per 1,000 benign steps.{more}"
     )
 
 
@@ -255,12 +261,14 @@ def _alarms_table(planned: Mapping[str, Judged], hacked: Sequence[Hacked], rate:
                 "from",
                 "to",
                 "steps after the gold peak, median",
+                "unhacked in which it rang",
             ),
         ),
         rows=tuple(_alarm_row(found, tops) for found in planned.values()),
         note="Thresholds are set by benign runs alone, and a benign run is judged by those that the others set. "
         f"In time: before gold had lost {SHARE:.0%} of its gain, as a share of {len(hacked)} hacked runs. Intervals "
-        "are exact ones, of 95 %: Poisson's of rates, Clopper and Pearson's of shares. Before the peak: below 0.",
+        "are exact ones, of 95 %: Poisson's of rates, Clopper and Pearson's of shares. Before the peak: below 0. "
+        "Unhacked: share of the runs on the same rewards whose gold was not lost; it may have been about to be.",
     )
 
 
@@ -274,6 +282,7 @@ def _alarm_row(found: Judged, tops: Sequence[int]) -> tuple[Value, ...]:
         len(rung),
         *((None,) * 3 if caught is None else (caught.value, caught.low, caught.high)),
         median(rung) if rung else None,
+        None if found.spared is None else found.spared.value,
     )
 
 
