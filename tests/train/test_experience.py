@@ -137,7 +137,9 @@ def test_what_a_token_brings_is_the_slope_about_each_prompts_mean() -> None:
     reward = Scorer(
         name="table", score=lambda p, t: [{"2": 5.0, "4": 7.0, "1": 0.0, "7": 4.0}[x] for x in t]
     )
-    assert _of_length(reward, [2, 4, 1, 7], [0, 0, 1, 1])["reward_length_slope"] == pytest.approx(0.7)
+    assert _of_length(reward, [2, 4, 1, 7], [0, 0, 1, 1])["reward_length_slope"] == pytest.approx(
+        0.7
+    )
     assert _of_length(reward, [4, 4, 7, 7], [0, 0, 1, 1])["reward_length_slope"] is None
 
 
