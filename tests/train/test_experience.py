@@ -17,7 +17,7 @@ from kleash.rollout.sampler import sample
 from kleash.train.config import OptimizerConfig
 from kleash.train.experience import Experience, Metered, meter
 from kleash.train.learner import build_learner
-from kleash.train.metrics import length_correlation
+from kleash.train.metrics import Metrics, length_metrics
 from kleash.train.scoring import score
 
 
@@ -90,7 +90,11 @@ def test_a_clip_comes_before_the_penalties_and_leaves_the_scores_as_they_are() -
     assert found.disagreement is None
 
 
-def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> float | None:
+def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> float | int | None:
+    return _of_length(reward, lengths, prompts)["reward_length_correlation"]
+
+
+def _of_length(reward: Scorer, lengths: list[int], prompts: list[int]) -> Metrics:
     rollout = _of_lengths(lengths, prompts)
     nothing = torch.zeros(rollout.mask.shape)
     scored = score(rollout, reward, [], RewardConfig(length_penalty=2.0))
@@ -105,7 +109,7 @@ def _correlation(reward: Scorer, lengths: list[int], prompts: list[int]) -> floa
         ref_hidden=nothing[..., None],
         head=Head(torch.zeros(1, 1), None),
     )
-    return length_correlation(Experience(rollout=rollout, metered=metered, **scored._asdict()))
+    return length_metrics(Experience(rollout=rollout, metered=metered, **scored._asdict()))
 
 
 def test_a_reward_of_length_correlates_with_it_whatever_is_penalised() -> None:
@@ -126,6 +130,17 @@ def test_prompts_that_ask_for_more_words_are_no_length_bias() -> None:
         name="table", score=lambda p, t: [{"1": 2.0, "2": 1.0, "8": 9.0, "9": 8.0}[x] for x in t]
     )
     assert _correlation(reward, [1, 2, 8, 9], [0, 0, 1, 1]) == pytest.approx(-1)
+
+
+def test_what_a_token_brings_is_the_slope_about_each_prompts_mean() -> None:
+    """Lengths ±1 and ±3 about their means, scores ±1 and ±2: (2·1·1 + 2·3·2)/(2·1 + 2·9) = 0.7 a token."""
+    reward = Scorer(
+        name="table", score=lambda p, t: [{"2": 5.0, "4": 7.0, "1": 0.0, "7": 4.0}[x] for x in t]
+    )
+    assert _of_length(reward, [2, 4, 1, 7], [0, 0, 1, 1])["reward_length_slope"] == pytest.approx(
+        0.7
+    )
+    assert _of_length(reward, [4, 4, 7, 7], [0, 0, 1, 1])["reward_length_slope"] is None
 
 
 @pytest.mark.parametrize("frozen", ["policy", "reference"])

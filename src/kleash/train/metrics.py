@@ -63,7 +63,7 @@ def step_metrics(
         **{f"reward_part/{name}": float(x.mean()) for name, x in experience.parts.items()},
         "reward_disagreement": _mean(experience.disagreement),
         "reward_clipped_share": _mean(experience.clipped),
-        "reward_length_correlation": length_correlation(experience),
+        **length_metrics(experience),
         **{f"monitor/{name}": float(x.mean()) for name, x in experience.monitor.items()},
         **signal_metrics(measured.signals),
         **drift_metrics(readings),
@@ -110,11 +110,15 @@ def _objective(
     return reward - kl_coef * divergence
 
 
-def length_correlation(experience: Experience) -> float | None:
-    """Of the reward's own scores with the tokens of the responses, about each prompt's mean; None where undefined."""
+def length_metrics(experience: Experience) -> Metrics:
+    """What the reward's own scores have to do with the tokens of the responses, about each prompt's mean."""
     rollout = experience.rollout
     lengths = rollout.mask.sum(-1).double()
-    return spread_within(experience.scores.double(), lengths, rollout.prompt_index).correlation
+    spread = spread_within(experience.scores.double(), lengths, rollout.prompt_index)
+    slope = None
+    if spread.correlation is not None and spread.first_std and spread.second_std:
+        slope = spread.correlation * spread.first_std / spread.second_std
+    return {"reward_length_correlation": spread.correlation, "reward_length_slope": slope}
 
 
 def update_metrics(facts: UpdateFacts) -> Metrics:

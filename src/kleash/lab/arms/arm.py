@@ -45,6 +45,7 @@ FOLLOWED: dict[str, str] = {
     "log_ratio_std": "log_ratio_std_within",
     "correlation": "reward_log_ratio_correlation",
     "length_correlation": "reward_length_correlation",
+    "length_slope": "reward_length_slope",
     "entropy": "entropy_per_token",
     "length": "response_length",
     "distinct_2": "distinct_2",

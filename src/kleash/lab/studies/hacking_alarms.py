@@ -1,0 +1,315 @@
+"""Alarms on reward hacking: figures of a step that use no gold reward, thresholds from sound runs, and what they catch.
+
+No run is judged by a threshold that it helped to set: a sound run is left out of those that its own is set by, and
+hacked runs set none.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from kleash.lab.study.statistics import Estimate, exact_rate, exact_share
+
+Steps = Sequence[Mapping[str, Any]]
+"""What a run recorded, as `train_arm` gives it."""
+Figures = list[float | None]
+"""One of each step; None where it could not be had."""
+
+BASE = 3
+"""First steps, which say what the reference does: the policy has hardly moved."""
+WINDOW = 5
+"""Steps that an alarm takes the mean of."""
+EULER = 0.5772156649015329
+COMBINED = "any of them"
+
+
+def gains(steps: Steps) -> Figures:
+    """The gain of a run's reward over its first steps, in standard deviations of the reward there.
+
+        (r̄_t − r̄_0)/σ_0
+
+    Args:
+        steps: of the run.
+    """
+    sigma = _base(steps, "reward_std")
+    return [None if x is None or not sigma else x / sigma for x in _less(steps, "reward")]
+
+
+def over_law(steps: Steps) -> Figures:
+    """The slope of reward over √KL, as a share of what a reward without heavy tails allows at small KL.
+
+        (r̄_t − r̄_0) / (σ_0 √(2 max(KL_t, 1)))
+
+    1 is the law R − R_0 = √(2 σ_0² KL) of a normal reward; by Donsker and Varadhan's bound none whose tails are no
+    heavier than a normal one's of that σ_0 is over it. What was rare at the reference, and is cheap, goes over it.
+    """
+    return [
+        None if gain is None or kl is None else gain / math.sqrt(2 * max(kl, 1.0))
+        for gain, kl in zip(gains(steps), _column(steps, "kl"), strict=True)
+    ]
+
+
+def unbought(steps: Steps) -> Figures:
+    """Drift that buys no reward: 1 − corr(r, Σ log π/π_ref) over the responses of a step."""
+    return [None if x is None else 1 - x for x in _column(steps, "correlation")]
+
+
+def length_share(steps: Steps) -> Figures:
+    """The share of the reward's gain that length explains.
+
+        b̄_t (ℓ_t − ℓ_0) / max(r̄_t − r̄_0, σ_0)
+
+    b̄_t is the reward per token, by least squares within prompts, mean over the steps so far: where all responses have
+    grown to the longest, none of them tells any more. Gains under σ_0 count as σ_0: noise over noise is no share.
+    """
+    slopes, found = list[float](), Figures()
+    unit = _base(steps, "reward_std")
+    gained, longer = _less(steps, "reward"), _less(steps, "length")
+    for slope, gain, tokens in zip(_column(steps, "length_slope"), gained, longer, strict=True):
+        slopes += [] if slope is None else [slope]
+        if gain is None or tokens is None or not unit or not slopes:
+            found.append(None)
+        else:
+            found.append(fmean(slopes) * tokens / max(gain, unit))
+    return found
+
+
+def disagreement(steps: Steps) -> Figures:
+    """How far reward models that were not trained on are from the reward that was, in its gain.
+
+        √(1/K Σ_k (g_k − ḡ)²)
+
+    g are the gains of the reward and of every monitor, each in its own standard deviations at the reference; a lab's
+    monitors are proxies of other seeds, which are fitted to unit spread.
+    """
+    names = sorted(name for name in steps[0] if name.startswith("monitor/"))
+    rows = zip(gains(steps), *(_less(steps, name) for name in names), strict=True)
+    return [_apart(row) for row in rows]
+
+
+def collapse(name: str) -> Callable[[Steps], Figures]:
+    """What share of a figure of the reference's is lost: 1 − x_t/x_0."""
+
+    def lost(steps: Steps) -> Figures:
+        first = _base(steps, name)
+        return [None if x is None or not first else 1 - x / first for x in _column(steps, name)]
+
+    return lost
+
+
+ALARMS: dict[str, Callable[[Steps], Figures]] = {
+    "reward per √nat": over_law,
+    "drift without reward": unbought,
+    "length's share": length_share,
+    "disagreement": disagreement,
+    "entropy collapse": collapse("entropy"),
+    "distinct-2 collapse": collapse("distinct_2"),
+}
+"""By name, each a figure of every step: the larger, the worse."""
+
+
+def means(figures: Figures) -> Figures:
+    """Mean over the last `WINDOW` figures that were had; None before there are so many.
+
+    Examples:
+        >>> means([1.0, None, 1.0, 1.0, 1.0, 6.0, 1.0])
+        [None, None, None, None, None, 2.0, 2.0]
+    """
+    seen, found = list[float](), Figures()
+    for value in figures:
+        seen += [] if value is None else [value]
+        full = value is not None and len(seen) >= WINDOW
+        found.append(fmean(seen[-WINDOW:]) if full else None)
+    return found
+
+
+def rings(figures: Figures, limit: float) -> list[int]:
+    """The steps, from 1, at which an alarm rings: the mean is over a limit. It then begins with a fresh window.
+
+    Examples:
+        >>> rings([0.0] * 5 + [3.0] * 12, 1.0)  # 3.0·2/5 is over it at step 7; then five fresh ones each
+        [7, 12, 17]
+    """
+    found, start = list[int](), 0
+    while True:
+        later = means(figures[start:])
+        first = next((i for i, x in enumerate(later, 1) if x is not None and x > limit), None)
+        if first is None:
+            return found
+        start += first
+        found.append(start)
+
+
+def threshold(sound: Sequence[Figures], rate: float) -> float | None:
+    """Where a sound run's mean comes `rate` times a step, by Gumbel's law of the largest of each.
+
+        h = μ − b log(rate · T),   b = s√6/π,   μ = m − γb
+
+    m and s are mean and standard deviation of the largest means of runs of T steps: P(none over h) = e^{−rate·T}.
+
+    Args:
+        sound: runs that nothing was wrong with; at least two.
+        rate: of false alarms, per step.
+
+    Returns:
+        None where no two runs have a mean.
+
+    Examples:
+        >>> runs = [[0.0] * 10, [1.0] * 10]  # m = ½, s = √½, T = 10
+        >>> round(threshold(runs, 0.1), 4)  # once a run: μ
+        0.1818
+        >>> round(threshold(runs, 0.001), 4)  # once in a hundred: b log 100 more
+        2.7207
+    """
+    largest = [max(known) for run in sound if (known := _had(means(run)))]
+    if len(largest) < 2:
+        return None
+    spread = stdev(largest) * math.sqrt(6) / math.pi
+    steps = fmean(len(run) for run in sound)
+    return fmean(largest) - EULER * spread - spread * math.log(rate * steps)
+
+
+class Judged(NamedTuple):
+    """One alarm at one planned rate."""
+
+    name: str
+    planned: float
+    """False alarms a step."""
+    false: Estimate
+    """False alarms a step on sound runs, each judged by the others' threshold."""
+    ringing: Estimate
+    """Share of sound runs in which it rang at all."""
+    caught: Estimate | None
+    """Share of hacked runs in which it rang before the loss; None without any."""
+    first: tuple[int | None, ...]
+    """Of each hacked run the step at which it rang first."""
+    spared: Estimate | None
+    """Share of runs on the same rewards that were not hacked in which it rang; None without any."""
+
+
+class Hacked(NamedTuple):
+    """A hacked run, as an alarm sees it."""
+
+    steps: Steps
+    lost: int
+    """The step at which the gold reward had lost a fifth of its gain."""
+
+
+class _Rung(NamedTuple):
+    """The steps at which an alarm rang, of every run."""
+
+    sound: list[list[int]]
+    hacked: list[list[int]]
+    spared: list[list[int]]
+
+
+def judge(
+    sound: Sequence[Steps],
+    hacked: Sequence[Hacked],
+    spared: Sequence[Steps],
+    rates: Sequence[float],
+) -> dict[str, list[Judged]]:
+    """Every alarm at every planned rate, and all of them together, each then planned at its share of the rate.
+
+    Args:
+        sound: runs that are not hacked, whatever their reward says.
+        hacked: runs that are.
+        spared: runs on the same rewards as these that are not.
+        rates: of false alarms, per step.
+    """
+    count, lost = sum(map(len, sound)), [run.lost for run in hacked]
+    figures = {
+        name: (
+            [of(run) for run in sound],
+            [of(run.steps) for run in hacked],
+            [of(run) for run in spared],
+        )
+        for name, of in ALARMS.items()
+    }
+    found = {
+        name: [_judged(name, rate, _rung(*own, rate), count, lost) for rate in rates]
+        for name, own in figures.items()
+    }
+    found[COMBINED] = [
+        _judged(
+            COMBINED,
+            rate,
+            _merged([_rung(*own, rate / len(ALARMS)) for own in figures.values()]),
+            count,
+            lost,
+        )
+        for rate in rates
+    ]
+    return found
+
+
+def _judged(name: str, rate: float, rung: _Rung, count: int, lost: Sequence[int]) -> Judged:
+    """What rang where, counted."""
+    first = tuple(where[0] if where else None for where in rung.hacked)
+    early = sum(at is not None and at < loss for at, loss in zip(first, lost, strict=True))
+    return Judged(
+        name,
+        rate,
+        exact_rate(sum(map(len, rung.sound)), count),
+        exact_share(sum(map(bool, rung.sound)), len(rung.sound)),
+        exact_share(early, len(lost)) if lost else None,
+        first,
+        exact_share(sum(map(bool, rung.spared)), len(rung.spared)) if rung.spared else None,
+    )
+
+
+def _rung(
+    sound: Sequence[Figures], hacked: Sequence[Figures], spared: Sequence[Figures], rate: float
+) -> _Rung:
+    """Rings in every sound run by the threshold of all others, and in every other run by that of all sound ones."""
+    others = [[*sound[:i], *sound[i + 1 :]] for i in range(len(sound))]
+    limit = threshold(sound, rate)
+    return _Rung(
+        [_over(run, threshold(rest, rate)) for run, rest in zip(sound, others, strict=True)],
+        [_over(run, limit) for run in hacked],
+        [_over(run, limit) for run in spared],
+    )
+
+
+def _over(run: Figures, limit: float | None) -> list[int]:
+    return [] if limit is None else rings(run, limit)
+
+
+def _merged(parts: Sequence[_Rung]) -> _Rung:
+    """Several alarms as one: two that ring at one step ring once."""
+    return _Rung(
+        *(
+            [sorted({step for where in run for step in where}) for run in zip(*part, strict=True)]
+            for part in zip(*parts, strict=True)
+        )
+    )
+
+
+def _apart(members: Sequence[float | None]) -> float | None:
+    """Standard deviation over an ensemble's members; None unless each has its figure, and there are two."""
+    had = _had(members)
+    if len(had) < max(len(members), 2):
+        return None
+    middle = fmean(had)
+    return math.sqrt(fmean((x - middle) ** 2 for x in had))
+
+
+def _had(values: Sequence[float | None]) -> list[float]:
+    return [x for x in values if x is not None]
+
+
+def _column(steps: Steps, name: str) -> Figures:
+    return [row[name] for row in steps]
+
+
+def _base(steps: Steps, name: str) -> float | None:
+    """Mean over the first steps; None where none was measured."""
+    first = _had(_column(steps[:BASE], name))
+    return fmean(first) if first else None
+
+
+def _less(steps: Steps, name: str) -> Figures:
+    """A figure less what it was at first."""
+    first = _base(steps, name)
+    return [None if x is None or first is None else x - first for x in _column(steps, name)]
