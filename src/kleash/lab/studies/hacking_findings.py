@@ -16,6 +16,7 @@ from kleash.lab.studies.hacking_gold import (
     SHARE,
     Arm,
     cross_fitted,
+    late,
     loss,
     lost_too_much,
     per_nat,
@@ -96,7 +97,7 @@ def conclude(
 
 def _outcome(name: str, free: Arm, held: Arm, leash: float) -> list[Claim]:
     """Whether a reward is hacked, what the leash keeps, whether it is hacked on the leash too, and gold a nat."""
-    ends, kept = ([each.end for each in arm.gold] for arm in (free, held))
+    ends, kept = ([late(each) for each in arm.gold] for arm in (free, held))
     return [
         decide(
             f"{name}: hacked without a penalty",

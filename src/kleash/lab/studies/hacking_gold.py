@@ -54,6 +54,11 @@ def over_steps(steps: Steps, name: str) -> Curve:
     return curve([float(row["step"]) ** 2 for row in steps], [row[name] for row in steps])
 
 
+def late(found: Curve) -> float:
+    """Mean of the last windows of a curve over steps."""
+    return fmean(found.value[-WINDOW:])
+
+
 def loss(steps: Steps) -> Loss:
     """Whether and when the gold reward of a run was lost.
 
@@ -76,7 +81,7 @@ def loss(steps: Steps) -> Loss:
     limit = found.value[place] - max(SHARE * gain, NOISE * error)
     later = range(place, len(found.value))
     lost = next((i + 1 for i in later if found.value[i] <= limit), None)
-    return Loss(gain, place + 1, lost if found.end <= limit else None)
+    return Loss(gain, place + 1, lost if late(found) <= limit else None)
 
 
 def cross_fitted(arm: Arm) -> list[float | None]:
@@ -91,7 +96,7 @@ def lost_too_much(arm: Arm) -> list[float | None]:
     """
     tops = cross_fitted(arm)
     gains = differences(tops, arm.first)
-    losses = differences(tops, [each.end for each in arm.gold])
+    losses = differences(tops, [late(each) for each in arm.gold])
     allowed = [None if gain is None else SHARE * max(gain, 0.0) for gain in gains]
     return differences(losses, allowed)
 
