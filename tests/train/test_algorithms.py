@@ -227,11 +227,7 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "penalty",
-    [*(p for p in WHOLE if not p.chi_squared), EXACT._replace(chi_squared=CHI_SQUARED)],
-    ids=named,
-)
+@pytest.mark.parametrize("penalty", [p for p in WHOLE if not p.chi_squared], ids=named)
 def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
     problem: Problem, penalty: Penalty
 ) -> None:
@@ -251,7 +247,7 @@ def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
         if penalty.is_in_loss:
             mean -= chance * torch.einsum("b,btsv->sv", targets.loss_coefs, of_kl[problem.rows])
 
-    assert len(shares) > 40
+    assert len(shares) > 50
     # What rounding makes of c where two responses are charged almost the same is of all three.
     torch.testing.assert_close(
         mean / 3, _gradient_of_the_objective(problem, penalty), rtol=0, atol=1e-5
