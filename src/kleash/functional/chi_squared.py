@@ -51,13 +51,14 @@ def chi_squared_charge(
     index: Int[Tensor, " B"],
     coef: float,
 ) -> Charge:
-    """β c (e^U − 1) of each response, what multiplies ∇ log π of all its tokens in β (c/2) ∇χ²; bounded by rewards.
+    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens; U₀ is the least of its prompt.
 
-    The 1 is a baseline: it changes no gradient, and what is not away from the reference is charged nothing. e^U is
-    heavy-tailed, and unbounded one response in a thousand decides the gradient. At the optimum the charges of two
-    responses to one prompt never differ by more than their rewards do, as R − β (U + c e^U) is the same for both. So a
-    response is charged at most the least of its prompt and the largest difference of two rewards to any one prompt: at
-    the optimum that bounds nothing. Where no rewards differ there is no such bound.
+    E_π[e^U ∇ log π] is ∇ ½χ², and what a prompt's responses have in common is a baseline: taken off, as far out it is
+    many times what a reward is, and whatever were divided by its deviation would be nothing. e^U is heavy-tailed, and
+    unbounded one response decides the gradient. At the optimum the charges of two responses to one prompt never differ
+    by more than their rewards do, as R − β (U + c e^U) is the same for both. So no charge is over the largest
+    difference of two rewards to any one prompt: at the optimum that bounds nothing. Where no rewards differ there is no
+    such bound.
 
     Args:
         log_ratios: U, nats; counts as at most `LARGEST_LOG_RATIO`, so that a float32 loss can square the charge.
@@ -69,7 +70,7 @@ def chi_squared_charge(
         >>> log_ratios, prompts = torch.tensor([1.0, 2.0, 4.0, 8.0]).log(), torch.tensor([0, 0, 1, 1])
         >>> charge = chi_squared_charge(log_ratios, torch.tensor([0.0, 1.5, 2.0, 4.0]), prompts, coef=1.0)
         >>> charge.amounts.round(decimals=3), charge.is_bound
-        (tensor([0., 1., 3., 5.]), tensor([False, False, False,  True]))
+        (tensor([0., 1., 0., 2.]), tensor([False, False, False,  True]))
     """
     amounts = coef * log_ratios.detach().clamp(max=LARGEST_LOG_RATIO).expm1()
     prompts, group = index.unique(return_inverse=True)
@@ -81,9 +82,9 @@ def chi_squared_charge(
         return blank.scatter_reduce(0, group, of, "amin")
 
     exact = rewards.double()
-    difference = float((-least(-exact) - least(exact))[group].max())
-    most = least(amounts)[group] + (difference or torch.inf)
-    return Charge(torch.minimum(amounts, most), amounts > most)
+    most = float((-least(-exact) - least(exact))[group].max()) or torch.inf
+    amounts = amounts - least(amounts)[group]
+    return Charge(amounts.clamp(max=most), amounts > most)
 
 
 def chi_squared_reading(
