@@ -133,7 +133,7 @@ class Signals:
     reward_std: float | None = None
     """σ_r, the standard deviation of the rewards that the update follows."""
     log_ratio_std: float | None = None
-    """σ_u of u = log π/π_ref of whole responses, nats; of u + c (e^u − 1) where c χ²/2 is penalised beside the KL."""
+    """σ_u of u = log π/π_ref of whole responses, nats."""
     correlation: float | None = None
     """Of reward and log-ratio, −1 to 1."""
     response_length: float | None = None

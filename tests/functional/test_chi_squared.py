@@ -37,7 +37,8 @@ def test_the_charge_has_the_gradient_of_half_chi_squared() -> None:
     own = mdp.logprobs(logits)
     half = 0.5 * chi_squared(own.sum(-1), ref.sum(-1))
     (truth,) = torch.autograd.grad(half, logits, retain_graph=True)
-    charge = chi_squared_charge(response_log_ratio(own - ref, whole))
+    log_ratios = response_log_ratio(own - ref, whole)
+    charge = chi_squared_charge(log_ratios, torch.zeros(64), torch.zeros(64).long(), 1.0).amounts
     assert not charge.requires_grad
     (found,) = torch.autograd.grad(
         (own.sum(-1).exp().detach() * charge * own.sum(-1)).sum(), logits
@@ -55,12 +56,42 @@ def test_only_a_responses_own_tokens_count() -> None:
 
 
 def test_the_charge_is_finite_in_the_numbers_of_a_loss_and_no_number_stays_none() -> None:
-    far = torch.tensor([-torch.inf, 0.0, LARGEST_LOG_RATIO - 1, 60.0, 1e4, torch.inf])
-    charge = chi_squared_charge(far.double())
+    far = torch.tensor([-torch.inf, 0.0, LARGEST_LOG_RATIO - 1, 60.0, 1e4, torch.inf]).double()
+    same, prompt = torch.ones(6), torch.zeros(6, dtype=torch.long)
+    charge = chi_squared_charge(far, same, prompt, 0.5)
 
-    assert charge.tolist() == pytest.approx([-1.0, 0.0, *map(math.expm1, (39, 40, 40, 40))])
-    assert bool(charge.float().square().isfinite().all())
-    assert bool(chi_squared_charge(torch.tensor([torch.nan])).isnan())
+    expected = [0.0, 1.0, *map(math.exp, (39, 40, 40, 40))]
+    assert (2 * charge.amounts).tolist() == pytest.approx(expected)
+    assert not bool(charge.is_bound.any())
+    assert bool(charge.amounts.float().square().isfinite().all())
+    broken = chi_squared_charge(torch.tensor([torch.nan]), same[:1], prompt[:1], 1.0)
+    assert bool(broken.amounts.isnan())
+
+
+def test_no_charge_is_over_what_rewards_differ_by() -> None:
+    """From the least of its own prompt on; by the prompt whose rewards differ most."""
+    log_ratios = torch.tensor([3.0, 5.0, 11.0, 20.0, 26.0]).log().double()
+    rewards, prompts = torch.tensor([7.0, 7.0, 0.0, 1.0, 4.0]), torch.tensor([5, 5, 2, 2, 2])
+    for coef in (1.0, 0.25):
+        charge = chi_squared_charge(log_ratios, rewards, prompts, coef)
+        free = coef * torch.tensor([0.0, 2.0, 0.0, 9.0, 15.0])
+        assert charge.amounts.tolist() == pytest.approx(free.clamp(max=4).tolist())
+        assert charge.is_bound.tolist() == (free > 4).tolist()
+    alone = chi_squared_charge(log_ratios, rewards, torch.arange(5), 1.0)
+    assert alone.amounts.tolist() == pytest.approx([0.0, 2.0, 7.0, 7.0, 7.0])
+
+
+@given(st.lists(st.integers(0, POOL - 1), min_size=2, max_size=12), st.floats(-3, 1))
+def test_at_the_optimum_no_charge_is_bound(drawn: list[int], log_beta: float) -> None:
+    """Whatever is drawn there: two charges never differ by more than their rewards."""
+    beta = 10**log_beta
+    rewards = GOLDEN.rewards[drawn]
+    log_weights, _ = chi_squared_tilt(GOLDEN.rewards, _reference(), beta, 2.0)
+    charge = chi_squared_charge(
+        log_weights[drawn], rewards, torch.zeros(len(drawn), dtype=torch.long), 2 * beta
+    )
+    differ = float(charge.amounts.max() - charge.amounts.min())
+    assert differ <= float(rewards.max() - rewards.min()) + 1e-9
 
 
 def _exact_along(logits: Tensor) -> Tensor:

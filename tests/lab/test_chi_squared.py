@@ -136,20 +136,20 @@ def test_training_comes_near_it_on_a_small_problem(name: str, placement: str) ->
     assert found.gap == pytest.approx(beta * found.bregman, abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_controller_holds_nats_with_it(tmp_path: Path) -> None:
-    """Told of σ_u alone it would take β_hold for six times what it is, and be at 1.7 nats by then."""
+    """Its model is of the exponential family, where σ_r/σ_u holds; here that is over twice the β that does."""
     sections = {
         "penalty": {"chi_squared": 1.0},
-        "rl": {"controller": "tilt", "kl_coef": None, "kl_target": 2.0},
+        "rl": {"controller": "tilt", "kl_coef": None, "kl_target": 0.8},
         "optimizer": {"schedule": "constant"},
     }
-    config = configure(GOLDEN, "rloo", 0.2, 0, Budget(512, 110, 0.05), sections)
+    config = configure(GOLDEN, "rloo", 0.2, 0, Budget(512, 200, 0.05), sections)
     with Ledger.create(tmp_path / "run", [SigningKey.generate()]) as ledger:
         readings = [record.kl.value for record in run_loop(set_up(GOLDEN, config), ledger)]
 
-    assert max(readings) < 2.0 * 1.15
-    assert sum(readings[-30:]) / 30 == pytest.approx(2.0, rel=0.05)
+    assert max(readings) < 0.8 * 1.15
+    assert sum(readings[-60:]) / 60 == pytest.approx(0.8, rel=0.05)
 
 
 @pytest.mark.long

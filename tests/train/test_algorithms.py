@@ -23,6 +23,8 @@ from kleash.train.algorithms import ALGORITHMS, AlgorithmConfig, Minibatch, Targ
 from kleash.train.experience import Experience, Metered
 
 KL_COEF = 0.7
+CHI_SQUARED = 0.05
+"""So little that no charge is over what rewards differ by: then the gradient is exact."""
 EOS = 2
 PPO = ALGORITHMS["ppo"]
 EXACT = Penalty("exact", "exact")
@@ -30,7 +32,7 @@ WHOLE = [
     penalty._replace(chi_squared=chi_squared)
     for penalty, gradient in GRADIENTS.items()
     if gradient == ("reverse", "sequence")
-    for chi_squared in (0.0, 0.6)
+    for chi_squared in (0.0, CHI_SQUARED)
 ]
 PLAIN = AlgorithmConfig(gamma=1.0, gae_lambda=1.0, scale="none")
 """No discount and no bootstrapping: the advantage is the whole return, less a baseline."""
@@ -225,11 +227,7 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "penalty",
-    [*(p for p in WHOLE if not p.chi_squared), EXACT._replace(chi_squared=0.6)],
-    ids=named,
-)
+@pytest.mark.parametrize("penalty", [p for p in WHOLE if not p.chi_squared], ids=named)
 def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
     problem: Problem, penalty: Penalty
 ) -> None:
@@ -249,7 +247,7 @@ def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
         if penalty.is_in_loss:
             mean -= chance * torch.einsum("b,btsv->sv", targets.loss_coefs, of_kl[problem.rows])
 
-    assert len(shares) > 40
+    assert len(shares) > 50
     # What rounding makes of c where two responses are charged almost the same is of all three.
     torch.testing.assert_close(
         mean / 3, _gradient_of_the_objective(problem, penalty), rtol=0, atol=1e-5
@@ -264,7 +262,9 @@ def test_at_the_optimum_nothing_is_left_to_follow(
     """There R − β (Σ u + c e^{Σ u}) is the same for every response: whatever is sampled, the update is none."""
     mdp = MDP(3, 3, problem.ref_logits, problem.rewards)
     problem.logits = chi_squared_optimum(mdp, KL_COEF, penalty.chi_squared).logits
-    problem.groups = torch.arange(len(problem.rows)) % 16
+    # Charges for χ² are from the least of a prompt on: to compare them there may be one alone for "batch".
+    several = 1 if baseline == "batch" and penalty.chi_squared else 16
+    problem.groups = torch.arange(len(problem.rows)) % several
     plain = PLAIN.model_copy(update={"baseline": baseline})
     mixed = plain.model_copy(update={"control_variate": True})
     noise = problem.ascent(plain, penalty)[0]

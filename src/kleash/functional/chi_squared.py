@@ -13,13 +13,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
-from scipy.optimize import brentq
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import root_scalar
 from scipy.special import wrightomega
 from torch import Tensor
 
 LARGEST_LOG_RATIO = 40.0
-"""Nats: a response that π holds further above π_ref is charged as one that is as far."""
+"""Nats: what π holds further above π_ref is charged as what is as far."""
 _CLOSE, _ROUNDING = 1e-13, 4 * torch.finfo(torch.float64).eps
 _MOST_STEPS = 200
 
@@ -36,21 +36,55 @@ def response_log_ratio(
     return torch.where(mask, log_ratio, 0.0).double().sum(-1)
 
 
-def chi_squared_charge(log_ratios: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """e^U − 1 of each response, what multiplies ∇ log π of all its tokens in ∇ ½χ²; a number, without a way back.
+class Charge(NamedTuple):
+    """What responses are charged for χ²."""
 
-    The 1 is a baseline: it changes no gradient, and what is not away from the reference is charged nothing. U counts
-    as at most `LARGEST_LOG_RATIO`, so that what is computed from the charge is finite in float32. With the bound it is
-    f′(z) = min(z, M) − 1, of a convex f still: an optimum whose z are below M is not moved by it.
+    amounts: Tensor
+    """[B], in units of the reward, without a way back."""
+    is_bound: Tensor
+    """[B], whether that is less than it would be."""
+
+
+def chi_squared_charge(
+    log_ratios: Float[Tensor, " B"],
+    rewards: Float[Tensor, " B"],
+    index: Int[Tensor, " B"],
+    coef: float,
+) -> Charge:
+    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens; U₀ is the least of its prompt.
+
+    E_π[e^U ∇ log π] is ∇ ½χ², and what a prompt's responses have in common is a baseline: taken off, as far out it is
+    many times what a reward is, and whatever were divided by its deviation would be nothing. e^U is heavy-tailed, and
+    unbounded one response decides the gradient. At the optimum the charges of two responses to one prompt never differ
+    by more than their rewards do, as R − β (U + c e^U) is the same for both. So no charge is over the largest
+    difference of two rewards to any one prompt: at the optimum that bounds nothing. Where no rewards differ there is no
+    such bound.
 
     Args:
-        log_ratios: U, nats.
+        log_ratios: U, nats; counts as at most `LARGEST_LOG_RATIO`, so that a float32 loss can square the charge.
+        rewards: R.
+        index: which prompt each is to; where each has one response, all are compared.
+        coef: β c.
 
     Examples:
-        >>> chi_squared_charge(torch.tensor([-torch.inf, 0.0, 0.5]))
-        tensor([-1.0000,  0.0000,  0.6487])
+        >>> log_ratios, prompts = torch.tensor([1.0, 2.0, 4.0, 8.0]).log(), torch.tensor([0, 0, 1, 1])
+        >>> charge = chi_squared_charge(log_ratios, torch.tensor([0.0, 1.5, 2.0, 4.0]), prompts, coef=1.0)
+        >>> charge.amounts.round(decimals=3), charge.is_bound
+        (tensor([0., 1., 0., 2.]), tensor([False, False, False,  True]))
     """
-    return log_ratios.detach().clamp(max=LARGEST_LOG_RATIO).expm1()
+    amounts = coef * log_ratios.detach().clamp(max=LARGEST_LOG_RATIO).expm1()
+    prompts, group = index.unique(return_inverse=True)
+    if len(prompts) == len(index):
+        group = torch.zeros_like(group)
+
+    def least(of: Tensor) -> Tensor:
+        blank = of.new_full((len(prompts),), torch.inf)
+        return blank.scatter_reduce(0, group, of, "amin")
+
+    exact = rewards.double()
+    most = float((-least(-exact) - least(exact))[group].max()) or torch.inf
+    amounts = amounts - least(amounts)[group]
+    return Charge(amounts.clamp(max=most), amounts > most)
 
 
 def chi_squared_reading(
@@ -116,7 +150,7 @@ def chi_squared_tilt(
     top = float(rewards.max())
     excess = (rewards - top) / beta
     low, high = float(excess.min()) - chi_squared, -chi_squared
-    nu = low
+    nu, log_weights = low, torch.zeros_like(excess)
     for _ in range(_MOST_STEPS):
         log_weights = _linked(excess - nu, chi_squared)
         log_terms = ref_logprobs + log_weights
@@ -175,5 +209,5 @@ def chi_squared_tilt_at(
         high += 2.0
     while excess(low) < 0:
         low -= 2.0
-    found = brentq(excess, low, high, xtol=1e-12, rtol=1e-12)
-    return (reference + tilted(found)).exp()
+    found = root_scalar(excess, bracket=(low, high), xtol=1e-12)
+    return (reference + tilted(found.root)).exp()

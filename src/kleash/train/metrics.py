@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kleash.functional.chi_squared import (
-    LARGEST_LOG_RATIO,
+    chi_squared_charge,
     chi_squared_reading,
     response_log_ratio,
 )
@@ -55,7 +55,7 @@ def step_metrics(
     experience, readings = measured.experience, measured.readings
     reward = float(experience.scores.mean())
     count = len(experience.scores)
-    chi_squared = _chi_squared_metrics(experience, targets.penalty)
+    chi_squared = _chi_squared_metrics(experience, targets.penalty, settings.kl_coef)
     return {
         "step": step,
         "reward_mean": reward,
@@ -83,17 +83,19 @@ def step_metrics(
     }
 
 
-def _chi_squared_metrics(experience: Experience, penalty: Penalty) -> Metrics:
+def _chi_squared_metrics(experience: Experience, penalty: Penalty, kl_coef: float) -> Metrics:
     """χ²(π‖π_ref) as it reads, and where its charge was bound; nothing where it isn't penalised."""
     if not penalty.chi_squared:
         return {}
-    mask = experience.rollout.mask
+    rollout, mask = experience.rollout, experience.rollout.mask
     log_ratios = response_log_ratio(experience.log_ratio, mask)
+    coef = kl_coef * penalty.chi_squared
+    charge = chi_squared_charge(log_ratios, experience.penalised, rollout.prompt_index, coef)
     kl = torch.where(mask, experience.metered.kl, 0.0).double().sum(-1)
     reading = float(chi_squared_reading(log_ratios, kl))
     return {
         "chi_squared_policy_ref_per_response": reading if math.isfinite(reading) else None,
-        "chi_squared_bound_share": float((log_ratios > LARGEST_LOG_RATIO).double().mean()),
+        "chi_squared_bound_share": float(charge.is_bound.double().mean()),
     }
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kleash.functional.chi_squared import chi_squared_charge
 from kleash.records import KLReading, Signals, carried_momentum
 from kleash.train.config import RunConfig
 from kleash.train.experience import Experience, Readings
@@ -81,11 +80,8 @@ def measure(
     """
     readings, rollout = experience.readings(learner), experience.rollout
     seen = readings.response if config.rl.kl_unit == "response" else readings.token
-    cost, coef = experience.log_ratio.double().sum(-1), config.penalty.chi_squared
-    if coef:
-        # What balances the reward where the policy is held: then σ_r/σ of it is β, as it is of u under the KL alone.
-        cost = cost + coef * chi_squared_charge(cost)
-    spread = spread_within(experience.penalised, cost, rollout.prompt_index)
+    log_ratio = experience.log_ratio.double().sum(-1)
+    spread = spread_within(experience.penalised, log_ratio, rollout.prompt_index)
     signals = Signals(
         num_responses=seen.n,
         reward_std=spread.first_std,

@@ -67,8 +67,9 @@ def targets(
     charged = charges(penalty, metered.kl, experience.log_ratio, mask)
     scores = experience.penalised
     if penalty.chi_squared and kl_coef:
-        far = chi_squared_charge(response_log_ratio(experience.log_ratio, mask))
-        scores = scores - (kl_coef * penalty.chi_squared * far).to(scores.dtype)
+        log_ratios = response_log_ratio(experience.log_ratio, mask)
+        charge = chi_squared_charge(log_ratios, scores, index, kl_coef * penalty.chi_squared)
+        scores = scores - charge.amounts.to(scores.dtype)
     rewards = shaped_rewards(scores, charged, mask, kl_coef)
     scale = torch.ones(len(mask), dtype=torch.double, device=mask.device)
     if config.whiten_rewards:
