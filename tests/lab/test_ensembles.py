@@ -56,7 +56,7 @@ def pool() -> dict:
 
 
 def made(top: float = 1.5, rise: float = 0.5) -> Made:
-    both = {"single": arms(1.0, 0.2), "mean, by data": arms(top, top - 0.5)}
+    both = {"single": arms(1.0, 0.2), "ensemble mean, own data": arms(top, top - 0.5)}
     return Made(both, watched(rise), pool(), MEMBERS, 0.5)
 
 
@@ -68,12 +68,12 @@ def found(top: float = 1.5, rise: float = 0.5) -> dict[str, Claim]:
 
 def test_a_higher_peak_and_more_left_are_said() -> None:
     said = found()
-    peak = said["mean, by data: a higher gold peak"]
+    peak = said["ensemble mean, own data: a higher gold peak"]
     assert peak.holds is True
     assert peak.estimate is not None
     assert peak.estimate.value == pytest.approx(0.5, abs=0.02)
-    assert said["mean, by data: more gold left at the end"].holds is True
-    assert found(top=0.5)["mean, by data: a higher gold peak"].holds is False
+    assert said["ensemble mean, own data: more gold left at the end"].holds is True
+    assert found(top=0.5)["ensemble mean, own data: a higher gold peak"].holds is False
 
 
 def test_best_of_n_by_the_mean_of_members_with_errors_of_their_own_is_better() -> None:

@@ -119,7 +119,9 @@ def test_the_reverse_optimum_is_the_golden_one() -> None:
     assert float(REVERSE[3]) == pytest.approx(0.386030, abs=1e-6)
 
 
-@pytest.mark.parametrize("penalty", [*GRADIENTS, *REFUSALS], ids=lambda penalty: "-".join(penalty[:3]))
+@pytest.mark.parametrize(
+    "penalty", [*GRADIENTS, *REFUSALS], ids=lambda penalty: "-".join(penalty[:3])
+)
 def test_fixed_points_name_the_bug(penalty: Penalty) -> None:
     """A7, pitfalls 21 to 23: where training would end with each tells which divergence it really descends."""
     end = flow(penalty)

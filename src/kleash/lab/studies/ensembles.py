@@ -22,6 +22,12 @@ from kleash.lab.study.work import Piece, Work
 Source = Literal["data", "fit"]
 """What sets members apart: their pairs and their fit, or the fit alone."""
 Combine = Literal["mean", "worst", "uncertainty", "weights"]
+NAMES: dict[Combine, str] = {
+    "mean": "ensemble mean",
+    "worst": "ensemble worst case",
+    "uncertainty": "ensemble mean less λ·variance",
+    "weights": "ensemble of averaged weights",
+}
 STRIDE = 1000
 """Between the seeds of two members."""
 
@@ -52,7 +58,7 @@ class Config(BaseModel):
 
 
 QUICK: dict[str, Any] = {
-    "setting": QUICK_SETTING,
+    "setting": {**QUICK_SETTING, "steps": 40},
     "seeds": 3,
     "members": 3,
     "combine": ["mean", "worst"],
@@ -138,7 +144,9 @@ def run(config: Config, work: Work) -> Findings:
         for each in made.proxies
     )
     groups = [("single", made.single)]
-    groups += [(f"{combine}, by {source}", arms) for (source, combine), arms in made.arms.items()]
+    groups += [
+        (f"{NAMES[combine]}, own {source}", arms) for (source, combine), arms in made.arms.items()
+    ]
     done = iter(
         work.do(
             Piece(f"{name}, seed {arm.seed}", train_arm, arm)

@@ -228,8 +228,9 @@ def _table(arms: Mapping[str, Arms], chosen: Mapping[str, Arms]) -> Table:
             *("reward at the end", "KL at the end, nats"),
         ),
         rows=(*trained, *picked),
-        note="Means over seeds. The reward at the end is of what the policy was trained on: a worst case is lower "
-        "than a mean by definition.",
+        note="Means over seeds. Own data: members are fitted to pairs of their own; own fit: to the same pairs in "
+        "another order. The reward at the end is of what the policy was trained on: a worst case is lower than a mean by "
+        "definition.",
     )
 
 

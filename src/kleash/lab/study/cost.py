@@ -48,7 +48,8 @@ def _seconds(piece: BaseModel) -> float:
     if isinstance(piece, ArmSettings):
         fresh = piece.evaluation.num_prompts * piece.evaluation.group_size
         fresh += 0 if piece.retention is None else 3 * piece.retention.texts
-        drawn = piece.steps * piece.num_prompts * piece.group_size * RESPONSE + fresh * ANSWER
+        each = RESPONSE + SCORING * (len(piece.rewards) + len(piece.monitors) - 1)
+        drawn = piece.steps * piece.num_prompts * piece.group_size * each + fresh * ANSWER
         return START + drawn * _times(piece.policy) * piece.max_new_tokens / TOKENS
     if isinstance(piece, ProxySettings):
         return START + piece.pairs * PAIR * _times(piece.base) * piece.max_new_tokens / TOKENS
