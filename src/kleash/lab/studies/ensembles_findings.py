@@ -229,8 +229,8 @@ def _table(arms: Mapping[str, Arms], chosen: Mapping[str, Arms]) -> Table:
         ),
         rows=(*trained, *picked),
         note="Means over seeds. Own data: members are fitted to pairs of their own; own fit: to the same pairs in "
-        "another order. The reward at the end is of what the policy was trained on: a worst case is lower than a mean by "
-        "definition.",
+        "another order. The reward at the end is of what the policy was trained on: a worst case is lower than a mean "
+        "by definition.",
     )
 
 
