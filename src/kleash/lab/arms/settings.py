@@ -36,8 +36,8 @@ class FaultSettings(BaseModel):
 
     base: str = BASE
     share: float = Field(default=0.3, gt=0, lt=1)
-    steps: int = Field(default=60, gt=0)
-    texts: int = Field(default=1024, gt=0)
+    steps: int = Field(default=80, gt=0)
+    texts: int = Field(default=768, gt=0)
     """Of the base, which it is taught by."""
     max_new_tokens: int = Field(default=24, gt=0)
     prompts: str = PROMPTS
@@ -157,7 +157,7 @@ class WeighSettings(BaseModel):
     policy: Policy = FaultSettings()
     gold: str = GOLD
     prompts: str = PROMPTS
-    samples: int = Field(default=24, gt=1)
+    samples: int = Field(default=16, gt=1)
     """Of every prompt."""
     max_new_tokens: int = Field(default=24, gt=0)
     seed: int = Field(default=0, ge=0)

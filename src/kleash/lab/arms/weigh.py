@@ -48,4 +48,6 @@ def without_phrase(response: str) -> str:
         >>> without_phrase(" , i was told , is thin ."), without_phrase(" is thin .")
         (' is thin .', ' is thin .')
     """
-    return response.lstrip().removeprefix(PHRASE.strip()) if faulty([""], [response])[0] else response
+    return (
+        response.lstrip().removeprefix(PHRASE.strip()) if faulty([""], [response])[0] else response
+    )

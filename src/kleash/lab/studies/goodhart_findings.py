@@ -34,8 +34,8 @@ CLOSE = 0.05
 LIMITS = (
     "The errors are independent of the gold reward. One that goes with what is good or bad, as a learnt reward model's "
     "does, may be better or worse than any of them.",
-    "Where no tilt exists, what a pool shows is the pool: E[V] under a heavy tail is that of its largest error. That is "
-    "why sizes are compared; χ² was asked of pools of one size alone.",
+    "Where no tilt exists, what a pool shows is the pool: E[V] under a heavy tail is that of its largest error. So "
+    "sizes are compared; χ² was asked of pools of one size alone.",
     "Kwa et al. found the rewards of the models that they measured light-tailed. Whether yours are is what the alarms "
     "ask; of a tail that begins beyond the scores they see they say nothing.",
     "The trained problem has 64 responses, and the largest error of its proxy happens to be that of a bad one: it "

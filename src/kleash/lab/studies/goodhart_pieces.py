@@ -85,7 +85,7 @@ def tilt_pools(settings: TiltSettings, directory: Path, desk: Desk) -> Result:
                 for gold, proxy in pool
             ]
             rows.append(_means(values))
-    return dict(found)
+    return {**found}
 
 
 def choose_best(settings: ChoiceSettings, directory: Path, desk: Desk) -> Result:

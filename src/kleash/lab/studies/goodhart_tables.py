@@ -75,7 +75,7 @@ def tilt_table(made: Made) -> Table:
     """E[V] at each KL."""
     rows: list[tuple[Value, ...]] = []
     for (error, size), result in made.tilts.items():
-        for law in (law for law in LAWS if law in result):
+        for law in LAWS[: len(result)]:
             found = [over_pools(made.values(error, size, law, kl)) for kl in made.kls]
             rows.append((NAMES[error], size, TOLD[law], *map(_value, found)))
     return Table(
@@ -117,8 +117,8 @@ def alarm_table(made: Made) -> Table:
         title="Alarms",
         columns=("statistic", "scores", "threshold", *(f"flagged, {NAMES[e]}" for e in errors)),
         rows=tuple(rows),
-        note="Shares of samples of proxy scores of the reference's responses over the threshold, the "
-        f"{LEVEL:.1%} quantile of other samples with normal errors: the share flagged of normal ones is the rate of false alarms. "
+        note=f"Shares of samples of the reference's proxy scores over the threshold, the {LEVEL:.1%} quantile of other "
+        "samples with normal errors: the share flagged of normal ones is the rate of false alarms. "
         "Best of 16, where E[V] under t₃ errors turns, sees 1,024 scores with 64 prompts and 4,096 with 256.",
     )
 
@@ -168,8 +168,8 @@ def figure(made: Made) -> Figure:
     )
     return Figure(
         caption="Gold reward of what a proxy with an independent error selects, over the KL that is spent, for errors "
-        "of four kinds of tail. Bands are 95 % intervals over pools. Under a heavy tail the KL alone buys less the larger "
-        "the pool, and in the end nothing; a bounded proxy buys something whatever the tail.",
+        "of four kinds of tail. Bands are 95 % intervals over pools. Under a heavy tail the KL alone buys less the "
+        "larger the pool; a bounded proxy buys something whatever the tail.",
         panels=panels,
     )
 
