@@ -20,6 +20,7 @@ from kleash.lab.studies.misaligned_base_findings import (
     exact_claims,
     gold_of_fault,
     late_share,
+    shift,
 )
 from kleash.models.hub import load_language_model
 from kleash.rollout.seeds import seeded
@@ -151,7 +152,10 @@ def made(*, drift: float = 0.0, table: float = 0.3, taken: float = 0.02) -> Made
 
 
 def test_faults_that_stay_and_faults_that_do_not() -> None:
-    assert {claim.holds for claim in conclude(made()).claims} == {True}
+    found = conclude(made())
+    assert {claim.holds for claim in found.claims} == {True}
+    assert found.answer.startswith("A leash holds a policy to its reference's faults, too.")
+    assert found.answer.endswith(found.claims[-1].says)
     said = {
         claim.name: claim.holds for claim in conclude(made(drift=0.4, table=0.5, taken=0.9)).claims
     }
@@ -173,8 +177,18 @@ def test_faults_are_of_the_last_steps_and_d_is_what_is_taken_off() -> None:
 
 def test_the_tables_last_column_is_the_closed_form_of_the_measured_d() -> None:
     rows = conclude(made(taken=0.5)).tables[0].rows
-    assert rows[-1][-1] == pytest.approx(leashed_share(0.25, 0.5, 1.0))
-    assert rows[1][-1] is None  # without a penalty there is no optimum
+    assert rows[-1][-2] == pytest.approx(leashed_share(0.25, 0.5, 1.0))
+    assert rows[-1][-1] == pytest.approx(
+        leashed_share(0.25, 0.5, 1.0), abs=1e-9
+    )  # of every text alike
+    assert rows[1][-2:] == (None, None)  # without a penalty there is no optimum
+
+
+def test_where_d_differs_the_texts_that_the_phrase_suits_count_most() -> None:
+    """A mean D of 0, and a shift of log cosh(1/β) upwards."""
+    weighed = {"with": [[1.0, -1.0]], "without": [[0.0, 0.0]]}
+    assert gold_of_fault(weighed) == [0.0]
+    assert shift(weighed, 0.5) == pytest.approx(math.log(math.cosh(2.0)))
 
 
 def test_the_quick_one_is_within_six_minutes_and_the_model_is_one_by_name() -> None:

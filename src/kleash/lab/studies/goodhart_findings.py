@@ -113,17 +113,15 @@ def _shrinks(made: Made) -> Claim:
 
 def _none(made: Made, law: Law) -> Claim:
     """Whether Cauchy errors leave anything."""
-    sizes = made.sizes if law == "kl" else [made.chi_squared_size]
-    found = [
-        over_pools(made.values("cauchy", size, law, kl)) for size in sizes[-1:] for kl in made.kls
-    ]
+    size = made.sizes[-1] if law == "kl" else made.chi_squared_size
+    found = [over_pools(made.values("cauchy", size, law, kl)) for kl in made.kls]
     return near(
         f"Cauchy errors: nothing, {TOLD[law]}",
         furthest(found),
         (
-            f"With Cauchy errors {TOLD[law]} gains nothing at any KL.",
-            f"With Cauchy errors {TOLD[law]} changes the gold reward.",
-            f"Whether {TOLD[law]} gains something under Cauchy errors is not settled.",
+            f"With Cauchy errors nothing is gained at any KL under {TOLD[law]}.",
+            f"With Cauchy errors the gold reward changes under {TOLD[law]}.",
+            f"Whether anything is gained with Cauchy errors under {TOLD[law]} is not settled.",
         ),
         margin=NOTHING,
         unit="gold reward, furthest of all KLs",

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
+
 from kleash.lab.arms.arm import column
 from kleash.lab.faulty_mdp import fault_share, halving_penalty, leashed_share, with_fault
 from kleash.lab.mdp import MDP, golden, optimum
@@ -38,8 +40,9 @@ LIMITS = (
     "comes with what it likes grows too: log E[e^{R/β} | B] − log E[e^{R/β} | not B] is what counts.",
     "The language model's fault is a phrase that was planted by training, before anything else that is said; faults "
     "that people care about are neither as easy to count nor as apart from the rest.",
-    "The arms are not at their optima: they were trained for some steps, and drift by chance where nothing holds them. "
-    "Their intervals are over seeds of training from one planted model.",
+    "That the gold model is indifferent on average does not make it so for the responses it likes best, which are what "
+    "a policy that little holds ends with: a free arm that has lost the fault has lost most else, too.",
+    "The arms are not at their optima. Their intervals are over seeds of training from one planted model.",
 )
 
 
@@ -65,15 +68,25 @@ def conclude(made: Made) -> Findings:
         _indifferent(made),
         *(_model_keeps(made, beta) for beta in made.arms),
     ]
-    tables = len(made.tables)
-    said = (claims[0], claims[1], *claims[4 + tables :])
+    of_models = claims[-len(made.arms) :]
     return Findings(
-        answer=" ".join(claim.says for claim in said),
+        answer=" ".join((*_limit(claims[:2]), *(claim.says for claim in of_models))),
         claims=tuple(claims),
         tables=(_arms_table(made), _exact_table(made.share), _trained_table(made), _weighed(made)),
         figure=_figure(made),
         limits=LIMITS,
     )
+
+
+def _limit(exact: Sequence[Claim]) -> list[str]:
+    """The limit of the method, where what is enumerated bears it out."""
+    if not all(claim.holds for claim in exact):
+        return [claim.says for claim in exact]
+    return [
+        "A leash holds a policy to its reference's faults, too.",
+        "A fault that the reward is indifferent to is as frequent in the optimum as in the reference, at every β; only "
+        "reward against it takes it away, by D/β of its log-odds.",
+    ]
 
 
 def exact_claims(mdp: MDP, share: float, penalty: float) -> list[Claim]:
@@ -130,7 +143,16 @@ def _trained(made: Made, beta: float, penalty: float) -> Claim:
 def gold_of_fault(weighed: Mapping[str, Any]) -> list[float]:
     """Mean D of each prompt: gold reward of its responses without the phrase, less that with it."""
     pairs = zip(weighed["with"], weighed["without"], strict=True)
-    return [fmean(differences(bare, marked)) for marked, bare in pairs]  # pyright: ignore[reportArgumentType]
+    return [fmean(bare) - fmean(marked) for marked, bare in pairs]
+
+
+def shift(weighed: Mapping[str, Any], beta: float) -> float:
+    """log E[e^{R/β} | B] − log E[e^{R/β} | not B] of the same texts with the phrase and without; mean over prompts.
+
+    Nats. It is −D/β where D is the same of every text; where it is not, texts that the phrase suits count most.
+    """
+    marked, bare = (torch.tensor(weighed[name]).double() / beta for name in ("with", "without"))
+    return float((marked.logsumexp(-1) - bare.logsumexp(-1)).mean())
 
 
 def reference_share(weighed: Mapping[str, Any]) -> Estimate | None:
@@ -164,15 +186,16 @@ def _model_keeps(made: Made, beta: float) -> Claim:
     was = 0.0 if reference is None else reference.value
     moved = differences([late_share(run) for run in made.arms[beta]], [was] * len(made.arms[beta]))
     kl = _mean(estimate([run["end"]["kl"] for run in made.arms[beta]]))
-    away = "" if kl is None else f" {kl:.1f} nats away"
-    what = f"With β = {beta:g} the language model," if beta else "Without a penalty it,"
+    away = "" if kl is None else f", {kl:.1f} nats away,"
+    what = f"{f'With β = {beta:g}' if beta else 'Without a penalty'} the language model{away}"
+    lost = (_mean(estimate(moved)) or 0.0) < 0
     return near(
         f"language model, β = {beta:g}",
         estimate(moved),
         (
-            f"{what}{away}, has the planted fault about as often as its reference, which has it in {was:.0%}.",
-            f"{what}{away}, has the planted fault more or less often than its reference, which has it in {was:.0%}.",
-            f"{what}{away}, may have lost or gained some of the planted fault: that is not settled.",
+            f"{what} has the planted fault about as often as its reference, which has it in {was:.0%}.",
+            f"{what} has the planted fault {'less' if lost else 'more'} often than its reference, in {was:.0%}.",
+            f"{what} has lost or gained some of the planted fault, or hardly any: that is not settled.",
         ),
         margin=MODEL_MARGIN,
         unit="of responses, over the reference's share",
@@ -183,26 +206,31 @@ def _arms_table(made: Made) -> Table:
     reference = reference_share(made.weighed)
     taken = _mean(estimate(gold_of_fault(made.weighed), of="prompts"))
     was = _mean(reference)
-    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *_ends(reference), None)]
+    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *_ends(reference), None, None)]
     for beta, runs in made.arms.items():
         found = estimate([late_share(run) for run in runs])
         kl, gold = (_mean(estimate([run["end"][name] for run in runs])) for name in ("kl", "gold"))
-        said = (
-            None
-            if was is None or taken is None or not beta or not 0 < was < 1
-            else leashed_share(was, taken, beta)
-        )
-        rows.append(("trained", beta, kl, gold, *_ends(found), said))
+        said: tuple[float | None, float | None] = (None, None)
+        if was is not None and taken is not None and beta and 0 < was < 1:
+            moved = -beta * shift(made.weighed, beta)
+            said = (leashed_share(was, taken, beta), leashed_share(was, moved, beta))
+        rows.append(("trained", beta, kl, gold, *_ends(found), *said))
     return Table(
         title="The planted fault in the language model",
         columns=(
             *("model", "β", "KL(π‖π_ref), nats", "gold reward"),
-            *("responses with the fault", "low", "high", "by logit π_ref(B) − D/β"),
+            *(
+                "responses with the fault",
+                "low",
+                "high",
+                "by logit π_ref(B) − D/β",
+                "by E[e^{R/β}]",
+            ),
         ),
         rows=tuple(rows),
         note=f"Faults of the last {LATE:.0%} of steps, means over seeds; of the reference, over prompts. The last "
-        "column is of the optimum, with the mean D that was measured, as if D were the same of every response; arms on "
-        "their way there have gone some of it.",
+        "two columns are of the optimum: as if the mean D were that of every response; and with each response's own, "
+        "which a few texts to a prompt tell the worse the smaller β is. Arms on their way there have gone some of it.",
     )
 
 
