@@ -107,7 +107,7 @@ def _shrinks(made: Made) -> Claim:
             "With t₂ errors the gain does not shrink at every KL as pools grow.",
             "Whether the gain under t₂ errors shrinks with the pool at every KL is not settled.",
         ),
-        unit="gold reward, least of all KLs",
+        unit="gold reward",
     )
 
 
@@ -124,7 +124,7 @@ def _none(made: Made, law: Law) -> Claim:
             f"Whether anything is gained with Cauchy errors under {TOLD[law]} is not settled.",
         ),
         margin=NOTHING,
-        unit="gold reward, furthest of all KLs",
+        unit="gold reward",
     )
 
 
@@ -146,7 +146,7 @@ def _restores(made: Made) -> list[Claim]:
                     f"Clipping the proxy to ±{made.clip:g} restores less than ten times as much at 1 nat.",
                     f"Clipping to ±{made.clip:g} may or may not restore ten times as much at 1 nat.",
                 ),
-                unit="E[V] clipped − 10·E[V] not clipped",
+                unit="gold reward",
             )
         )
     return claims
@@ -223,7 +223,7 @@ def _best_of_n(made: Made) -> list[Claim]:
                 "Under t₃ errors best of 16 is no peak.",
                 "Whether best of 16 is a peak under t₃ errors is not settled.",
             ),
-            unit="gold reward, the lesser of both",
+            unit="gold reward",
         ),
     ]
 
@@ -235,17 +235,18 @@ def _alarms(made: Made) -> list[Claim]:
         found = alarm_of(made, statistic, most)
         worst = min((found.flagged[e] for e in ("t3", "t2", "cauchy")), key=lambda e: e.value)
         rate = found.flagged["normal"]
+        false = f"of normal errors {rate.value:.2%} [{rate.low:.2%}, {rate.high:.2%}]"
         claims.append(
             decide(
                 f"alarm: {name}",
                 worst,
                 (
-                    f"{name} flags t₃ errors and worse in more than nine of ten samples of {most:,} scores.",
-                    f"{name} misses t₃ errors or worse in more than one of ten samples of {most:,} scores.",
-                    f"Whether {name} flags nine of ten samples of t₃ errors and worse is not settled.",
+                    f"{name} flags nine of ten samples of {most:,} scores with t₃ errors and worse, and {false}.",
+                    f"{name} misses one of ten samples of {most:,} scores with t₃ errors or worse; it flags {false}.",
+                    f"Whether {name} flags nine of ten samples with t₃ errors and worse is open; it flags {false}.",
                 ),
                 above=0.9,
-                unit=f"flagged; of normal errors {rate.value:.2%} [{rate.low:.2%}, {rate.high:.2%}]",
+                unit="flagged",
             )
         )
     return claims

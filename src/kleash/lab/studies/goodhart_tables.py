@@ -13,7 +13,7 @@ from kleash.lab.tails import Law, gaussian_best_of_n
 NAMES = {"normal": "normal", "t5": "t₅", "t3": "t₃", "t2": "t₂", "cauchy": "Cauchy"}
 LAWS: tuple[Law, ...] = ("kl", "clipped", "chi_squared")
 TOLD: dict[str, str] = {"kl": "KL", "clipped": "KL, proxy clipped", "chi_squared": "KL and χ²"}
-ALARMS = {"hill": "Hill's index", "largest_weight": "largest weight"}
+ALARMS = {"hill": "Hill's index", "largest_weight": "The largest weight"}
 LEVEL = 0.999
 """Of an alarm's statistic on normal errors: its threshold."""
 

@@ -198,7 +198,7 @@ def _model_keeps(made: Made, beta: float) -> Claim:
             f"{what} has lost or gained some of the planted fault, or hardly any: that is not settled.",
         ),
         margin=MODEL_MARGIN,
-        unit="of responses, over the reference's share",
+        unit="of responses, over the reference",
     )
 
 
