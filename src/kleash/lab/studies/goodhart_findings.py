@@ -49,7 +49,7 @@ def conclude(made: Made) -> Findings:
     chi = [_helps(made, error) for error in ("t5", "t2")]
     chi += [_none(made, "chi_squared"), _against_clipping(made)]
     claims = [*tails, *chi, _pareto(), *_best_of_n(made), *_alarms(made), *_training(made)]
-    said = (claims[0], claims[1], claims[3], *chi[1:3])
+    said = (claims[0], claims[1], tails[-1], *chi[1:3])
     return Findings(
         answer=" ".join(claim.says for claim in said),
         claims=tuple(claims),
@@ -238,7 +238,7 @@ def _alarms(made: Made) -> list[Claim]:
         false = f"of normal errors {rate.value:.2%} [{rate.low:.2%}, {rate.high:.2%}]"
         claims.append(
             decide(
-                f"alarm: {name}",
+                f"alarm: {statistic.replace('_', ' ')}",
                 worst,
                 (
                     f"{name} flags nine of ten samples of {most:,} scores with t₃ errors and worse, and {false}.",
