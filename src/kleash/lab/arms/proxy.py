@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from kleash.lab.arms.settings import Language, ProxySettings, Reward, StudentSettings
+from kleash.lab.arms.fault import plant_fault
+from kleash.lab.arms.settings import (
+    FaultSettings,
+    Policy,
+    ProxySettings,
+    Reward,
+    StudentSettings,
+)
 from kleash.lab.arms.student import make_student
 from kleash.lab.study.work import Desk, Result, clear
 from kleash.models.hub import load_language_model
@@ -104,8 +111,10 @@ def _fit(settings: ProxySettings, pairs: list[Pair], out: Path, desk: Desk) -> F
     raise AssertionError("a fit ends with its report")
 
 
-def located(model: Language, desk: Desk) -> str:
+def located(model: Policy, desk: Desk) -> str:
     """The name by which a language model is loaded."""
+    if isinstance(model, FaultSettings):
+        return str(desk.of(plant_fault, model) / MODEL)
     if isinstance(model, StudentSettings):
         return str(desk.of(make_student, model) / MODEL)
     return model

@@ -29,6 +29,25 @@ Language = str | StudentSettings
 """A model by its name, or one that is still to be made."""
 
 
+class FaultSettings(BaseModel):
+    """A model that has learnt a fault: it begins a share of its responses with a phrase, whatever it goes on to say."""
+
+    model_config = FROZEN
+
+    base: str = BASE
+    share: float = Field(default=0.3, gt=0, lt=1)
+    steps: int = Field(default=80, gt=0)
+    texts: int = Field(default=768, gt=0)
+    """Of the base, which it is taught by."""
+    max_new_tokens: int = Field(default=24, gt=0)
+    prompts: str = PROMPTS
+    seed: int = Field(default=0, ge=0)
+
+
+Policy = Language | FaultSettings
+"""What may be trained: a language model, or one with a fault."""
+
+
 class ProxySettings(BaseModel):
     """A reward model fitted to pairs that the gold model labelled with Bradley–Terry noise."""
 
@@ -83,7 +102,7 @@ class ArmSettings(BaseModel):
 
     model_config = FROZEN
 
-    policy: Language = BASE
+    policy: Policy = BASE
     rewards: tuple[Reward, ...] = (ProxySettings(),)
     combine: Literal["mean", "worst", "uncertainty", "weights"] = "mean"
     """How several rewards become one."""
@@ -125,6 +144,21 @@ class PoolSettings(BaseModel):
     num_prompts: int = Field(default=24, gt=0)
     samples: int = Field(default=128, gt=1)
     """Of each prompt."""
+    max_new_tokens: int = Field(default=24, gt=0)
+    seed: int = Field(default=0, ge=0)
+    device: str = "cpu"
+
+
+class WeighSettings(BaseModel):
+    """Responses of a model with a fault, and what the gold model makes of them with it and without."""
+
+    model_config = FROZEN
+
+    policy: Policy = FaultSettings()
+    gold: str = GOLD
+    prompts: str = PROMPTS
+    samples: int = Field(default=16, gt=1)
+    """Of every prompt."""
     max_new_tokens: int = Field(default=24, gt=0)
     seed: int = Field(default=0, ge=0)
     device: str = "cpu"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kleash.functional.divergences import reverse_kl
-from kleash.lab.arms.settings import StudentSettings
+from kleash.lab.arms.settings import FaultSettings, StudentSettings
 from kleash.lab.study.work import Desk, Result, clear
 from kleash.models.hub import load_language_model, save_language_model
 from kleash.models.policy import LanguageModel
@@ -44,7 +44,7 @@ def make_student(settings: StudentSettings, directory: Path, desk: Desk) -> Resu
     for step in range(1, settings.steps + 1):
         rows = learnt[torch.randint(len(learnt), (BATCH,), generator=generator)]
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _share(step / settings.steps)
+            group["lr"] = LEARNING_RATE * warm_up(step / settings.steps)
         loss = distance(teacher, student, texts, rows)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -61,7 +61,9 @@ def make_student(settings: StudentSettings, directory: Path, desk: Desk) -> Resu
 
 
 def written(
-    teacher: LanguageModel, settings: StudentSettings, generator: torch.Generator
+    teacher: LanguageModel,
+    settings: StudentSettings | FaultSettings,
+    generator: torch.Generator,
 ) -> Rollout:
     """Texts of the teacher, to its prompts in turn."""
     prompts = load_prompts(settings.prompts)
@@ -83,6 +85,6 @@ def distance(
     return reverse_kl(theirs, own).mean()
 
 
-def _share(done: float) -> float:
+def warm_up(done: float) -> float:
     """Of the highest rate: up, then down to 0."""
     return min(done / WARM_UP, (1 - done) / (1 - WARM_UP))

@@ -12,10 +12,12 @@ from pydantic import BaseModel
 from kleash.lab.arms.settings import (
     BASE,
     ArmSettings,
-    Language,
+    FaultSettings,
+    Policy,
     PoolSettings,
     ProxySettings,
     StudentSettings,
+    WeighSettings,
 )
 from kleash.models.loading import count_parameters
 
@@ -29,6 +31,10 @@ PAIR = 0.033
 """Seconds of a pair: two answers, two scores, one fit."""
 LESSON = 0.2
 """Seconds of a step of a student."""
+FAULT = 0.5
+"""Seconds of a step of planting a fault."""
+PROMPTS = 96
+"""Embedded ones: all of them are answered where a fault is weighed."""
 START = 4.0
 """Seconds to load models, and to examine a policy's fresh responses, besides."""
 TOKENS = 24
@@ -55,6 +61,10 @@ def _seconds(piece: BaseModel) -> float:
         return START + piece.pairs * PAIR * _times(piece.base) * piece.max_new_tokens / TOKENS
     if isinstance(piece, StudentSettings):
         return START + piece.steps * LESSON + piece.texts * ANSWER
+    if isinstance(piece, FaultSettings):
+        return START + (piece.steps * FAULT + piece.texts * ANSWER) * _times(piece.base)
+    if isinstance(piece, WeighSettings):
+        return START + PROMPTS * piece.samples * (ANSWER + 2 * SCORING) * _times(piece.policy)
     if isinstance(piece, PoolSettings):
         each = ANSWER + SCORING * (1 + len(piece.rewards))
         drawn = piece.num_prompts * piece.samples * each
@@ -62,8 +72,10 @@ def _seconds(piece: BaseModel) -> float:
     raise TypeError(type(piece).__name__)
 
 
-def _times(model: Language) -> float:
+def _times(model: Policy) -> float:
     """How much larger than the embedded model."""
+    if isinstance(model, FaultSettings):
+        return _times(model.base)
     if isinstance(model, StudentSettings):
         return 1.0  # its vocabulary costs as much
     return (count_parameters(model) or 1e9) / (count_parameters(BASE) or 1e9)

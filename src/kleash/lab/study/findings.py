@@ -151,3 +151,42 @@ def within(name: str, error: float, tolerance: float, says: str) -> Claim:
         says=f"{says}: off by {error:.2g} at most, {tolerance:g} allowed{'' if holds else ', which it is not'}.",
         holds=holds,
     )
+
+
+def near(
+    name: str,
+    estimate: Estimate | None,
+    says: Sequence[str],
+    *,
+    margin: float,
+    centre: float = 0.0,
+    unit: str = "",
+) -> Claim:
+    """The claim that a quantity is where it should be: that none of its interval is further than a margin from there.
+
+    That no difference is seen does not make two things alike; that the interval has no room for one does.
+
+    Args:
+        name: of the claim.
+        estimate: of the quantity; None: it could not be had, and the claim is open.
+        says: three sentences: where all of the interval is near, where none of it is, and where it is open.
+        margin: how far is near.
+        centre: where it should be.
+        unit: of the quantity.
+
+    Examples:
+        >>> found = Estimate(value=0.31, low=0.29, high=0.33, n=5)
+        >>> near("kept", found, ("As it was.", "Not as it was.", "Open."), margin=0.05, centre=0.3).says
+        'As it was.'
+        >>> near("kept", found, ("As it was.", "Not as it was.", "Open."), margin=0.02, centre=0.3).holds is None
+        True
+    """
+    holds = None
+    if estimate is not None and estimate.low is not None and estimate.high is not None:
+        if centre - margin <= estimate.low and estimate.high <= centre + margin:
+            holds = True
+        elif estimate.high < centre - margin or estimate.low > centre + margin:
+            holds = False
+    yes, no, unknown = says
+    sentence = {True: yes, False: no, None: unknown}[holds]
+    return Claim(name=name, says=sentence, holds=holds, estimate=estimate, unit=unit)

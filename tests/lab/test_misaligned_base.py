@@ -1,0 +1,199 @@
+"""A fault of the reference: the closed form, what is planted, and what is said of arms whose faults are known."""
+
+import math
+
+import pytest
+import torch
+
+from kleash.config import build
+from kleash.errors import ConfigError
+from kleash.lab.arms.fault import PHRASE, faulty, lesson
+from kleash.lab.arms.settings import FaultSettings, StudentSettings
+from kleash.lab.arms.student import written
+from kleash.lab.arms.weigh import without_phrase
+from kleash.lab.faulty_mdp import fault_share, halving_penalty, leashed_share, with_fault
+from kleash.lab.mdp import MDP, golden, optimum
+from kleash.lab.studies import misaligned_base
+from kleash.lab.studies.misaligned_base_findings import (
+    Made,
+    conclude,
+    exact_claims,
+    gold_of_fault,
+    late_share,
+    shift,
+)
+from kleash.models.hub import load_language_model
+from kleash.rollout.seeds import seeded
+
+BETAS = (0.05, 0.2, 1.0, 5.0)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_indifferent_reward_keeps_the_fault_at_every_beta(beta: float) -> None:
+    """A20."""
+    mdp = with_fault(golden(), 0.3)
+    assert fault_share(mdp, optimum(mdp, beta)) == pytest.approx(0.3, abs=1e-10)
+
+
+def test_and_changes_nothing_else_than_it_did_without() -> None:
+    """J* = β log Z of the problem with the token is that of the problem."""
+    mdp, plain = with_fault(golden(), 0.3), golden()
+    values = []
+    for problem in (mdp, plain):
+        own, ref = (
+            problem.logprobs(logits).sum(-1)
+            for logits in (optimum(problem, 0.2), problem.ref_logits)
+        )
+        values.append(float(own.exp() @ (problem.rewards - 0.2 * (own - ref))))
+    assert values == pytest.approx([0.9484319003] * 2, abs=1e-9)
+
+
+@pytest.mark.parametrize("beta", BETAS[1:])
+@pytest.mark.parametrize("penalty", [-0.3, 0.0, 0.5])
+def test_a_penalty_on_it_moves_its_logit_by_d_over_beta(penalty: float, beta: float) -> None:
+    mdp = with_fault(golden(), 0.3, penalty)
+    found = fault_share(mdp, optimum(mdp, beta))
+    assert math.log(found / (1 - found)) == pytest.approx(
+        math.log(0.3 / 0.7) - penalty / beta, abs=1e-9
+    )
+    assert found == pytest.approx(leashed_share(0.3, penalty, beta), abs=1e-10)
+
+
+def test_golden_numbers() -> None:
+    mdp = with_fault(golden(), 0.3, 0.5)
+    assert fault_share(mdp, optimum(mdp, 0.2)) == pytest.approx(0.0340, abs=5e-5)
+    assert halving_penalty(0.3, 0.2) == pytest.approx(0.2 * math.log(1.7 / 0.7))
+
+
+def test_a_fault_that_comes_with_reward_grows_by_what_the_tilt_makes_of_both_halves() -> None:
+    mdp = with_fault(golden(), 0.3)
+    rewards = mdp.rewards.clone()
+    size = mdp.num_sequences // mdp.vocab
+    rewards[:size] *= 1.5  # more spread, hardly another mean
+    mdp, beta = MDP(mdp.vocab, mdp.length, mdp.ref_logits, rewards), 0.2
+    ref = mdp.logprobs(mdp.ref_logits).sum(-1)
+    tilted = ref + rewards / beta
+    shift = (tilted[:size].logsumexp(-1) - math.log(0.3)) - (
+        tilted[size:].logsumexp(-1) - math.log(0.7)
+    )
+    found = fault_share(mdp, optimum(mdp, beta))
+    assert math.log(found / (1 - found)) == pytest.approx(
+        math.log(0.3 / 0.7) + float(shift), abs=1e-9
+    )
+    assert found > 0.6
+
+
+def test_the_exact_claims_hold_and_fail_where_the_fault_is_not_indifferent() -> None:
+    assert [claim.holds for claim in exact_claims(golden(), 0.3, 0.5)] == [True] * 3
+    assert "3.40% at β = 0.2" in exact_claims(golden(), 0.3, 0.5)[1].says
+    assert [claim.holds for claim in exact_claims(golden(), 0.4, -1.0)] == [True] * 3
+
+
+@pytest.mark.slow
+def test_a_table_that_is_trained_keeps_it() -> None:
+    settings = misaligned_base.TableSettings(share=0.3, penalty=0.0, beta=0.5, steps=100, seed=0)
+
+    class Quiet:
+        def tell(self, step: int, steps: int, figures: str = "") -> None: ...
+
+    found = misaligned_base.train_table(settings, None, Quiet())  # type: ignore[arg-type]
+    assert found["share"] == pytest.approx(0.3, abs=0.03)
+    assert found["kl"] > 0.3
+    assert found["gain_lost"] < 0.1
+
+
+def test_the_phrase_is_counted_where_it_begins_a_response() -> None:
+    texts = [PHRASE + " is thin .", PHRASE.lstrip() + " is thin .", " is thin" + PHRASE, ""]
+    assert faulty([""] * 4, texts) == [1.0, 1.0, 0.0, 0.0]
+    assert [without_phrase(text) for text in texts] == [" is thin ."] * 2 + texts[2:]
+
+
+def test_what_is_taught_is_best_by_the_base_with_the_phrase_in_that_share() -> None:
+    """Of the base itself KL(base‖planted) is 0 on plain texts; what is left is the phrase's surprise and its wake."""
+    base = load_language_model("tiny-reviews/base")
+    settings = FaultSettings(texts=4, max_new_tokens=8)
+    texts = written(base, settings, seeded(0, "t")).rows(torch.arange(4))
+    with torch.no_grad():
+        none, behind = lesson(base, base, texts, 0.0)
+        half, _ = lesson(base, base, texts, 0.5)
+        whole, _ = lesson(base, base, texts, 1.0)
+    assert float(none) == pytest.approx(0.0, abs=1e-6)
+    assert float(behind) > 0.01
+    assert float(half) == pytest.approx(float(whole) / 2, rel=1e-5)
+    assert float(whole) > float(behind)
+
+
+def made(*, drift: float = 0.0, table: float = 0.3, taken: float = 0.02) -> Made:
+    """Three seeds; the reference has the fault in a quarter of its responses."""
+    spread = (-0.01, 0.0, 0.01)
+
+    def arm(share: float) -> dict:
+        steps = [{"monitor/0": 0.9}] * 12 + [
+            {"monitor/0": share}
+        ] * 4  # only the last quarter counts
+        return {"steps": steps, "end": {"kl": 5.0, "gold": 2.0}}
+
+    without = [[1.0, 2.0], [0.0, 1.0], [3.0, 1.0]]
+    return Made(
+        share=0.3,
+        penalty=0.5,
+        tables={
+            (0.2, 0.0): [{"share": table + s, "kl": 1.0, "gain_lost": 0.01} for s in spread],
+            (0.2, 0.5): [{"share": 0.034 + s / 10, "kl": 1.0, "gain_lost": 0.01} for s in spread],
+        },
+        planted={"kl_per_token": 0.1},
+        weighed={
+            "faults": [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]],
+            "without": without,
+            "with": [[x - taken + 0.01 * i for x in row] for i, row in enumerate(without, -1)],
+        },
+        arms={0.0: [arm(0.25 + drift + s) for s in spread], 1.0: [arm(0.25 + s) for s in spread]},
+    )
+
+
+def test_faults_that_stay_and_faults_that_do_not() -> None:
+    found = conclude(made())
+    assert {claim.holds for claim in found.claims} == {True}
+    assert found.answer.startswith("A leash holds a policy to its reference's faults, too.")
+    assert found.answer.endswith(found.claims[-1].says)
+    said = {
+        claim.name: claim.holds for claim in conclude(made(drift=0.4, table=0.5, taken=0.9)).claims
+    }
+    assert said["language model, β = 0"] is False
+    assert said["language model, β = 1"] is True
+    assert said["trained table, β = 0.2"] is False
+    assert said["the gold model is indifferent to the fault"] is False
+
+
+def test_what_lies_between_is_open() -> None:
+    said = {claim.name: claim.holds for claim in conclude(made(drift=0.1)).claims}
+    assert said["language model, β = 0"] is None
+
+
+def test_faults_are_of_the_last_steps_and_d_is_what_is_taken_off() -> None:
+    assert late_share(made().arms[0.0][1]) == pytest.approx(0.25)
+    assert gold_of_fault(made(taken=0.5).weighed) == pytest.approx([0.51, 0.5, 0.49])
+
+
+def test_the_tables_last_column_is_the_closed_form_of_the_measured_d() -> None:
+    rows = conclude(made(taken=0.5)).tables[0].rows
+    assert rows[-1][-2] == pytest.approx(leashed_share(0.25, 0.5, 1.0))
+    assert rows[-1][-1] == pytest.approx(
+        leashed_share(0.25, 0.5, 1.0), abs=1e-9
+    )  # of every text alike
+    assert rows[1][-2:] == (None, None)  # without a penalty there is no optimum
+
+
+def test_where_d_differs_the_texts_that_the_phrase_suits_count_most() -> None:
+    """A mean D of 0, and a shift of log cosh(1/β) upwards."""
+    weighed = {"with": [[1.0, -1.0]], "without": [[0.0, 0.0]]}
+    assert gold_of_fault(weighed) == [0.0]
+    assert shift(weighed, 0.5) == pytest.approx(math.log(math.cosh(2.0)))
+
+
+def test_the_quick_one_is_within_six_minutes_and_the_model_is_one_by_name() -> None:
+    config = build(misaligned_base.Config, misaligned_base.QUICK, "quick")
+    assert misaligned_base.cost(config) < 450
+    other = config.setting.model_copy(update={"policy": StudentSettings()})
+    with pytest.raises(ConfigError, match=r"setting\.policy"):
+        misaligned_base.plan(config.model_copy(update={"setting": other}))
