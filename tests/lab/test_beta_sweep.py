@@ -9,25 +9,33 @@ from pydantic import ValidationError
 
 from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.enumerable import SolveSettings, solve_golden
+from kleash.lab.arms.sweep import QUICK_ARMS, Hold, arms
 from kleash.lab.mdp import golden, tilt
 from kleash.lab.plant import plant
-from kleash.lab.studies import beta_sweep, collapse, overopt
-from kleash.lab.studies.beta_sweep_choice import answer, choice_claims, choice_table, chosen
-from kleash.lab.studies.beta_sweep_exact import (
+from kleash.lab.studies.beta_sweep import study as beta_sweep
+from kleash.lab.studies.beta_sweep.choice import answer, choice_claims, choice_table, chosen
+from kleash.lab.studies.beta_sweep.exact import (
     End,
     exact_claims,
     most_reward,
     optimal,
     sensitivities,
 )
-from kleash.lab.studies.beta_sweep_findings import Ended, ended, rest_claims, slope_claims, slopes
-from kleash.lab.studies.beta_sweep_frontier import (
+from kleash.lab.studies.beta_sweep.findings import (
+    Ended,
+    ended,
+    rest_claims,
+    slope_claims,
+    slopes,
+)
+from kleash.lab.studies.beta_sweep.frontier import (
     frontier_claims,
     objective_claims,
     root_laws,
     shares,
 )
-from kleash.lab.studies.sweep_arms import QUICK_ARMS, Hold, arms
+from kleash.lab.studies.collapse import study as collapse
+from kleash.lab.studies.overopt import study as overopt
 from kleash.lab.study.choice import choose
 from kleash.lab.study.reach import Reach, reach
 from kleash.lab.study.work import Desk, Work, key_of

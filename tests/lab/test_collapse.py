@@ -9,10 +9,11 @@ import pytest
 
 from kleash.lab.arms.setting import Setting
 from kleash.lab.arms.settings import EvaluationSettings
+from kleash.lab.arms.sweep import Hold
 from kleash.lab.arms.untrained import examine_untrained
 from kleash.lab.mdp import golden
-from kleash.lab.studies import collapse
-from kleash.lab.studies.collapse_exact import (
+from kleash.lab.studies.collapse import study as collapse
+from kleash.lab.studies.collapse.exact import (
     entropy,
     equal_at,
     exact_claims,
@@ -22,7 +23,7 @@ from kleash.lab.studies.collapse_exact import (
     reference_entropy,
     two_modes,
 )
-from kleash.lab.studies.collapse_findings import (
+from kleash.lab.studies.collapse.findings import (
     VARIETY,
     answer,
     kept_claims,
@@ -30,7 +31,6 @@ from kleash.lab.studies.collapse_findings import (
     monotone_claim,
     variety_table,
 )
-from kleash.lab.studies.sweep_arms import Hold
 from kleash.lab.study.work import Desk
 
 A1 = {

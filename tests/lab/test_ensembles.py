@@ -8,8 +8,8 @@ import torch
 
 from kleash.config import build
 from kleash.lab.arms.outcomes import Arms, Ends
-from kleash.lab.studies import ensembles
-from kleash.lab.studies.ensembles_findings import (
+from kleash.lab.studies.ensembles import study as ensembles
+from kleash.lab.studies.ensembles.findings import (
     Made,
     best_of_ensembles,
     conclude,

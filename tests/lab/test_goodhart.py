@@ -8,9 +8,9 @@ import torch
 
 from kleash.config import build
 from kleash.lab.mdp import optimum
-from kleash.lab.studies import goodhart
-from kleash.lab.studies.goodhart_findings import conclude, furthest, weakest
-from kleash.lab.studies.goodhart_tables import LAWS, Made, alarm_of
+from kleash.lab.studies.goodhart import study as goodhart
+from kleash.lab.studies.goodhart.findings import conclude, furthest, weakest
+from kleash.lab.studies.goodhart.tables import LAWS, Made, alarm_of
 from kleash.lab.study.statistics import Estimate
 from kleash.lab.tailed_mdp import Worth, best, tailed
 from kleash.lab.tails import (

@@ -12,8 +12,7 @@ from kleash.lab import hacks
 from kleash.lab.arms.arm import FOLLOWED
 from kleash.lab.arms.settings import ProxySettings
 from kleash.lab.mdp import MDP, optimum
-from kleash.lab.studies.hacking import Config, plan
-from kleash.lab.studies.hacking_alarms import (
+from kleash.lab.studies.hacking.alarms import (
     ALARMS,
     COMBINED,
     Figures,
@@ -26,8 +25,9 @@ from kleash.lab.studies.hacking_alarms import (
     rings,
     threshold,
 )
-from kleash.lab.studies.hacking_findings import conclude, verdict
-from kleash.lab.studies.hacking_gold import Arm, loss, per_nat
+from kleash.lab.studies.hacking.findings import conclude, verdict
+from kleash.lab.studies.hacking.gold import Arm, loss, per_nat
+from kleash.lab.studies.hacking.study import Config, plan
 from kleash.train.signals import spread_within
 
 STEADY = {

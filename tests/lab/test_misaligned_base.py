@@ -13,8 +13,8 @@ from kleash.lab.arms.student import written
 from kleash.lab.arms.weigh import without_phrase
 from kleash.lab.faulty_mdp import fault_share, halving_penalty, leashed_share, with_fault
 from kleash.lab.mdp import MDP, golden, optimum
-from kleash.lab.studies import misaligned_base
-from kleash.lab.studies.misaligned_base_findings import (
+from kleash.lab.studies.misaligned_base import study as misaligned_base
+from kleash.lab.studies.misaligned_base.findings import (
     Made,
     conclude,
     exact_claims,

@@ -7,8 +7,8 @@ import pytest
 
 from kleash.config import build
 from kleash.lab.arms.outcomes import Arms, Ends, best_of_n
-from kleash.lab.studies import overopt
-from kleash.lab.studies.overopt_findings import conclude
+from kleash.lab.studies.overopt import study as overopt
+from kleash.lab.studies.overopt.findings import conclude
 from kleash.lab.study.curves import Curve
 from kleash.lab.study.findings import Claim, Findings
 

@@ -3,8 +3,8 @@
 import pytest
 
 from kleash.config import build
-from kleash.lab.studies import retention
-from kleash.lab.studies.retention_findings import conclude, kept_share
+from kleash.lab.studies.retention import study as retention
+from kleash.lab.studies.retention.findings import conclude, kept_share
 
 
 def end(lost: float, kl: float, reward: float = 1.0) -> dict:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kleash.config import build
-from kleash.lab.studies import scaling
-from kleash.lab.studies.scaling_findings import (
+from kleash.lab.studies.scaling import study as scaling
+from kleash.lab.studies.scaling.findings import (
     Level,
     Rung,
     Steps,

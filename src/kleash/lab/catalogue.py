@@ -1,6 +1,6 @@
 """What studies there are; to look is to import none of them, nor torch.
 
-A study is a module of `kleash.lab.studies` with
+A study is a package of `kleash.lab.studies` whose module `study` has
 
     class Config(BaseModel)                   what it is made from; its defaults are the whole study
     QUICK: dict[str, Any]                     what a few minutes on two cores take instead, as TOML would say it
@@ -24,9 +24,9 @@ class Study(NamedTuple):
 
         Examples:
             >>> Study("beta-sweep", "", "").module
-            'kleash.lab.studies.beta_sweep'
+            'kleash.lab.studies.beta_sweep.study'
         """
-        return f"kleash.lab.studies.{self.name.replace('-', '_')}"
+        return f"kleash.lab.studies.{self.name.replace('-', '_')}.study"
 
 
 _ALL = (

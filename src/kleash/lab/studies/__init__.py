@@ -1,1 +1,1 @@
-"""The lab's studies, each a module with `CONFIG`, `QUICK`, `cost` and `run`; `catalogue` says what there is."""
+"""The lab's studies, a package each: `study` says what is made, `findings` what it shows. `catalogue` lists them."""

@@ -14,7 +14,7 @@ from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, PoolSettings, ProxySettings
-from kleash.lab.studies.ensembles_findings import Made, conclude
+from kleash.lab.studies.ensembles.findings import Made, conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work

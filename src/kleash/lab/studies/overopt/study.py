@@ -23,7 +23,7 @@ from kleash.lab.arms.settings import (
     StudentSettings,
 )
 from kleash.lab.arms.student import make_student
-from kleash.lab.studies.overopt_findings import conclude
+from kleash.lab.studies.overopt.findings import conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from kleash.lab.studies.beta_sweep_findings import Arms, Ended, cells
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
 from kleash.lab.study.findings import Claim, Table, Value, decide
 from kleash.lab.study.reach import Reach
 from kleash.lab.study.statistics import estimate, geometric

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from kleash.lab.studies.beta_sweep_findings import Arms, Ended, cells
-from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.arms.sweep import Hold
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
 from kleash.lab.study.choice import Choice, choose
 from kleash.lab.study.findings import Claim, Table, decide
 from kleash.lab.study.statistics import Estimate, geometric

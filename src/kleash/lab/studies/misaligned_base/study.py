@@ -20,7 +20,7 @@ from kleash.lab.arms.weigh import weigh_fault
 from kleash.lab.closed_form import Budget, solve
 from kleash.lab.faulty_mdp import fault_share, with_fault
 from kleash.lab.mdp import MDP
-from kleash.lab.studies.misaligned_base_findings import Made, conclude
+from kleash.lab.studies.misaligned_base.findings import Made, conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Desk, Piece, Result, Work

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from kleash.lab.studies.hacking_alarms import BASE, WINDOW, Steps
+from kleash.lab.studies.hacking.alarms import BASE, WINDOW, Steps
 from kleash.lab.study.curves import Curve, curve, peaks
 from kleash.lab.study.statistics import differences
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from kleash.lab.arms.settings import FROZEN
-from kleash.lab.studies.goodhart_findings import conclude
-from kleash.lab.studies.goodhart_pieces import (
+from kleash.lab.studies.goodhart.findings import conclude
+from kleash.lab.studies.goodhart.pieces import (
     ChoiceSettings,
     TailedSettings,
     TiltSettings,
@@ -20,7 +20,7 @@ from kleash.lab.studies.goodhart_pieces import (
     train_tailed,
     watch_tails,
 )
-from kleash.lab.studies.goodhart_tables import LAWS, Made
+from kleash.lab.studies.goodhart.tables import LAWS, Made
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
 from kleash.lab.tailed_mdp import Worth, best, tailed

@@ -5,23 +5,23 @@ from typing import Any
 from pydantic import Field
 
 from kleash.lab.arms.settings import ArmSettings
-from kleash.lab.arms.untrained import examine_untrained
-from kleash.lab.studies.collapse_exact import exact_claims, exact_table
-from kleash.lab.studies.collapse_findings import (
-    answer,
-    figure,
-    kept_claims,
-    lost_claims,
-    monotone_claim,
-    variety_table,
-)
-from kleash.lab.studies.sweep_arms import (
+from kleash.lab.arms.sweep import (
     QUICK_ARMS,
     SweepConfig,
     arms,
     make_arms,
     make_proxies,
     proxies,
+)
+from kleash.lab.arms.untrained import examine_untrained
+from kleash.lab.studies.collapse.exact import exact_claims, exact_table
+from kleash.lab.studies.collapse.findings import (
+    answer,
+    figure,
+    kept_claims,
+    lost_claims,
+    monotone_claim,
+    variety_table,
 )
 from kleash.lab.study.cost import ANSWER, SCORING, START, seconds_of
 from kleash.lab.study.findings import Findings

@@ -13,8 +13,8 @@ from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, Reward
-from kleash.lab.studies.hacking_findings import conclude
-from kleash.lab.studies.hacking_gold import Arm
+from kleash.lab.studies.hacking.findings import conclude
+from kleash.lab.studies.hacking.gold import Arm
 from kleash.lab.study.cost import SCORING, seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work

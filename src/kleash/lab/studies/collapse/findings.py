@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from kleash.lab.studies.collapse_exact import exact_series, reference_entropy
-from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.arms.sweep import Hold
+from kleash.lab.studies.collapse.exact import exact_series, reference_entropy
 from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide
 from kleash.lab.study.statistics import Estimate, differences, estimate, geometric
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from kleash.lab.studies.hacking_alarms import (
+from kleash.lab.studies.hacking.alarms import (
     ALARMS,
     COMBINED,
     Hacked,
@@ -11,7 +11,7 @@ from kleash.lab.studies.hacking_alarms import (
     Steps,
     judge,
 )
-from kleash.lab.studies.hacking_gold import (
+from kleash.lab.studies.hacking.gold import (
     NOISE,
     SHARE,
     Arm,

@@ -22,7 +22,7 @@ from kleash.lab.arms.settings import (
     StudentSettings,
 )
 from kleash.lab.arms.student import make_student
-from kleash.lab.studies.scaling_findings import Level, conclude
+from kleash.lab.studies.scaling.findings import Level, conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Result, Work

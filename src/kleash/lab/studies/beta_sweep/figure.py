@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from kleash.lab.studies.beta_sweep_choice import kl_of
-from kleash.lab.studies.beta_sweep_exact import End, exact_series
-from kleash.lab.studies.beta_sweep_findings import Arms
-from kleash.lab.studies.beta_sweep_frontier import gains
-from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.arms.sweep import Hold
+from kleash.lab.studies.beta_sweep.choice import kl_of
+from kleash.lab.studies.beta_sweep.exact import End, exact_series
+from kleash.lab.studies.beta_sweep.findings import Arms
+from kleash.lab.studies.beta_sweep.frontier import gains
 from kleash.lab.study.choice import Choice
 from kleash.lab.study.findings import Figure, Mark, Panel, Series
 from kleash.lab.study.reach import Reach

@@ -13,7 +13,7 @@ from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, RetentionSettings
-from kleash.lab.studies.retention_findings import conclude
+from kleash.lab.studies.retention.findings import conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work

@@ -14,24 +14,28 @@ from pydantic import BaseModel, Field
 from kleash.lab.arms.enumerable import SolveSettings, solve_golden
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.settings import FROZEN, PoolSettings
-from kleash.lab.studies.beta_sweep_choice import answer, choice_claims, choice_table, chosen
-from kleash.lab.studies.beta_sweep_exact import End, exact_claims, exact_table
-from kleash.lab.studies.beta_sweep_figure import figure
-from kleash.lab.studies.beta_sweep_findings import (
-    ended,
-    rest_claims,
-    slope_claims,
-    slopes,
-    slopes_table,
-)
-from kleash.lab.studies.beta_sweep_frontier import arms_table, frontier_claims, objective_claims
-from kleash.lab.studies.sweep_arms import (
+from kleash.lab.arms.sweep import (
     QUICK_ARMS,
     SweepConfig,
     arms,
     make_arms,
     make_proxies,
     proxies,
+)
+from kleash.lab.studies.beta_sweep.choice import answer, choice_claims, choice_table, chosen
+from kleash.lab.studies.beta_sweep.exact import End, exact_claims, exact_table
+from kleash.lab.studies.beta_sweep.figure import figure
+from kleash.lab.studies.beta_sweep.findings import (
+    ended,
+    rest_claims,
+    slope_claims,
+    slopes,
+    slopes_table,
+)
+from kleash.lab.studies.beta_sweep.frontier import (
+    arms_table,
+    frontier_claims,
+    objective_claims,
 )
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings

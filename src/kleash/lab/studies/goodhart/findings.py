@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from kleash.lab.studies.goodhart_tables import (
+from kleash.lab.studies.goodhart.tables import (
     ALARMS,
     NAMES,
     TOLD,

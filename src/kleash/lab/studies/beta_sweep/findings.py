@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from kleash.lab.studies.sweep_arms import Hold
+from kleash.lab.arms.sweep import Hold
 from kleash.lab.study.findings import Claim, Table, Value, decide
 from kleash.lab.study.statistics import Estimate, estimate
 
