@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from kleash.control import ControlConfig
 from kleash.errors import InputError
 from kleash.guard import AlarmConfig, AlarmsConfig, GuardConfig
+from kleash.lab.arms.proxy import label_pairs
+from kleash.lab.arms.settings import BASE, GOLD, PROMPTS, ProxySettings
 from kleash.lab.processes import side_by_side
 from kleash.ledger import open_signing_key
 from kleash.models.config import ModelConfig
@@ -25,7 +27,6 @@ from kleash.records import StepRecord
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import load_scorer
 from kleash.rollout.config import RolloutConfig
-from kleash.rollout.sampler import sample
 from kleash.rollout.seeds import seeded
 from kleash.train.config import OptimizerConfig, RunConfig, TrainConfig
 from kleash.train.data import load_prompts
@@ -36,8 +37,6 @@ from kleash.train.reward_config import RewardTrainConfig
 from kleash.train.reward_fit import fit
 from kleash.train.reward_report import FitReport
 from kleash.train.run import train
-
-BASE, GOLD = "tiny-reviews/base", "tiny-reviews/gold"
 
 
 class DemoConfig(BaseModel):
@@ -186,7 +185,7 @@ def run_demo(
     )
     return DemoResult(
         arms=tuple(arms.values()),
-        prompts=tuple(load_prompts("tiny-reviews/prompts")[:ANSWERS]),
+        prompts=tuple(load_prompts(PROMPTS)[:ANSWERS]),
         reference=reference,
         proxy_accuracy=proxy_accuracy,
         kl_target=config.kl_target,
@@ -208,29 +207,24 @@ def make_proxy(config: DemoConfig, out: Path, observer: Observer) -> tuple[Arm, 
     """
     # One thread: the same numbers on every machine, and no spinning against whoever shares it.
     torch.set_num_threads(1)
-    report = _fit_proxy(config, label_pairs(config, observer), out, observer)
+    report = _fit_proxy(config, _pairs(config, observer), out, observer)
     reference = _evaluate(BASE, "reference", config, out, resolve(BASE))
     return reference, report.held_out.accuracy
 
 
-def label_pairs(config: DemoConfig, observer: Observer) -> list[Pair]:
+def _pairs(config: DemoConfig, observer: Observer) -> list[Pair]:
     """Pairs of base-model responses, labelled by the gold model under Bradley–Terry noise."""
-    base, gold = load_language_model(BASE), load_scorer(GOLD)
-    prompts = load_prompts("tiny-reviews/prompts")
-    generator = seeded(config.seed, "pairs")
-    pairs: list[Pair] = []
-    while len(pairs) < config.pairs:
-        size = min(len(prompts), config.pairs - len(pairs))
-        rollout = sample(base, prompts[:size], _rollout(config, size, 2), generator)
-        scores = torch.tensor(gold.score(rollout.prompts, rollout.responses)).view(-1, 2)
-        first = torch.sigmoid((scores[:, 0] - scores[:, 1]) / config.noise)
-        first_wins = torch.rand(size, generator=generator) < first
-        for i, prompt in enumerate(prompts[:size]):
-            texts = [prompt + response for response in rollout.responses[2 * i : 2 * i + 2]]
-            chosen, rejected = texts if first_wins[i] else reversed(texts)
-            pairs.append(Pair(prompt=prompt, chosen_text=chosen, rejected_text=rejected))
-        observer(DemoEvent(phase="pairs", step=len(pairs), steps=config.pairs, figures={}))
-    return pairs
+    settings = ProxySettings(
+        pairs=config.pairs,
+        noise=config.noise,
+        max_new_tokens=config.max_new_tokens,
+        data_seed=config.seed,
+    )
+
+    def told(done: int) -> None:
+        observer(DemoEvent(phase="pairs", step=done, steps=config.pairs, figures={}))
+
+    return label_pairs(load_language_model(BASE), load_scorer(GOLD), settings, told)
 
 
 def _fit_proxy(config: DemoConfig, pairs: list[Pair], out: Path, observer: Observer) -> FitReport:
@@ -295,7 +289,7 @@ def _arm_event(name: str, record: StepRecord, steps: int) -> DemoEvent:
 def _evaluate(policy: str, name: str, config: DemoConfig, proxy: Path, run: str) -> Arm:
     """A policy on fresh responses to every prompt: the same random numbers for every arm."""
     learner = build_learner(ModelConfig(policy=policy, reference=BASE), OptimizerConfig(), "cpu")
-    prompts = load_prompts("tiny-reviews/prompts")
+    prompts = load_prompts(PROMPTS)
     experience = collect(
         learner,
         prompts,
