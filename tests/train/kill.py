@@ -206,6 +206,7 @@ class Killer:
         tqdm.monitor_interval = 0  # or it starts a thread
         self.settings = small_settings(directory, "tests.train.kill:reward", checkpoint_every=2)
         self.log = directory / "log.txt"
+        self.phases: list[str] = []
         run_module.prepare(RunConfig.model_validate(self.settings))  # imports what is left to
         assert threading.active_count() == 1, "only the thread that forks is in a child"
         assert self._wait(fork(self.settings, directory / "whole", self.log)) == 0
@@ -236,10 +237,7 @@ class Killer:
         if self.random.random() < 0.5:
             wait = self.random.uniform(0, 1.1 * self.seconds)
         else:
-            phase, wait = (
-                self.random.choice(PHASES[:-1]),
-                self.random.uniform(0, 0.5 * self.seconds),
-            )
+            phase, wait = self._next_phase(), self.random.uniform(0, 0.5 * self.seconds)
         status = None
         while time.perf_counter() - started < wait and status is None:
             status = has_ended(child)
@@ -258,6 +256,12 @@ class Killer:
         if status:
             self.report.stuck.append(f"{run.name}: ended with {status}")
         return False
+
+    def _next_phase(self) -> str:
+        """Each once, in an order that is drawn, before any comes again."""
+        if not self.phases:
+            self.phases = self.random.sample(PHASES[:-1], len(PHASES) - 1)
+        return self.phases.pop()
 
     def _has_finished(self, run: Path) -> bool:
         """Whether a kill came after the end; what it left is all that was acknowledged, and nothing wrong."""
