@@ -64,6 +64,31 @@ def test_an_arm_depends_on_its_settings_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_arm_that_is_stopped_while_it_is_examined_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training is not made again, and the result is that of an arm which was never stopped."""
+    gold = ARM.model_copy(update={"rewards": ("tiny-reviews/gold",)})
+    with work(tmp_path / "whole").open() as desk:
+        whole = desk.do([Piece("arm", train_arm, gold)])
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kleash.lab.arms.arm.examine", stopped)
+        with pytest.raises(KeyboardInterrupt), work(tmp_path / "two").open() as desk:
+            desk.do([Piece("arm", train_arm, gold)])
+    before = [
+        path.read_bytes() for path in tmp_path.glob("two/pieces/*.part/run/ledger/segments/*")
+    ]
+    with work(tmp_path / "two").open() as desk:
+        assert desk.do([Piece("arm", train_arm, gold)]) == whole
+    after = [path.read_bytes() for path in tmp_path.glob("two/pieces/*/run/ledger/segments/*")]
+    assert after == before != []
+
+
+@pytest.mark.slow
 def test_what_a_policy_keeps_is_measured_on_both_halves(tmp_path: Path) -> None:
     kept = ARM.model_copy(
         update={

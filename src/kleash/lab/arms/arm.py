@@ -22,6 +22,7 @@ from kleash.lab.study.work import Desk, Result
 from kleash.ledger import open_signing_key
 from kleash.models.config import ModelConfig
 from kleash.records import StepRecord
+from kleash.replay import verify_run
 from kleash.rewards.combined import load_reward
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer, load_scorer
@@ -66,9 +67,14 @@ def train_arm(settings: ArmSettings, directory: Path, desk: Desk) -> Result:
     torch.set_num_threads(1)
     config = run_config(settings, directory, desk)
     run = directory / RUN
-    signer = open_signing_key(desk.pieces / KEY)
-    for record in train(config, run, resume=run.exists(), signers=[signer], skip_self_test=True):
-        desk.tell(record.step, settings.steps, _figures(record, settings.gold))
+    if has_ended(run) and not (run / "final").is_dir():
+        shutil.rmtree(
+            run
+        )  # it was stopped between its last two steps here: there is nothing to examine
+    if not has_ended(run):
+        signers = [open_signing_key(desk.pieces / KEY)]
+        for record in train(config, run, resume=run.exists(), signers=signers, skip_self_test=True):
+            desk.tell(record.step, settings.steps, _figures(record, settings.gold))
     steps = followed(run / "metrics.jsonl", settings, config)
     model = ModelConfig(policy=str(run / "final"), reference=config.model.policy)
     learner = build_learner(model, OptimizerConfig(), settings.device)
@@ -80,6 +86,11 @@ def train_arm(settings: ArmSettings, directory: Path, desk: Desk) -> Result:
     if not settings.keep_model:
         shutil.rmtree(run / "final", ignore_errors=True)
     return {"steps": steps, "end": end}
+
+
+def has_ended(run: Path) -> bool:
+    """Whether a run is there, and over: one that was stopped while it was examined is not trained again."""
+    return run.exists() and verify_run(run / "ledger").status == "finished"
 
 
 def run_config(settings: ArmSettings, directory: Path, desk: Desk) -> RunConfig:
