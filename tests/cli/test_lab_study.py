@@ -62,7 +62,7 @@ def test_a_study_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.run(tiny(tmp_path)) == 0
     shown = capsys.readouterr()
     assert "overopt: about" in shown.err
-    assert "gold has a peak:" in shown.out
+    assert "gold ends below its peak:" in shown.out
     assert str(folder / "report.html") in shown.out
 
     # Its weights are gone, and its record is as good as ever.

@@ -60,23 +60,32 @@ def turning(d: float) -> float:
 
 
 def test_a_gold_reward_that_turns_is_said_to() -> None:
-    said = claim(found(turning), "gold has a peak")
+    said = claim(found(turning), "gold ends below its peak")
     assert said.holds is True
     assert said.estimate is not None
     assert said.estimate.value == pytest.approx(0.5 * math.exp(0.5) - turning(6.0), abs=0.1)
     assert claim(found(turning), "the proxy goes on rising").holds is True
 
 
+def test_one_that_only_falls_was_never_higher() -> None:
+    """It ends below where it was highest, which is where it began: that is no over-optimisation."""
+    findings = found(lambda d: -0.3 * d)
+    assert claim(findings, "gold rises").holds is not True
+    assert "over-optimised" not in findings.answer
+    assert "over-optimised" in found(turning).answer
+
+
 def test_one_that_only_rises_is_not_said_to() -> None:
-    assert claim(found(lambda d: 0.3 * d), "gold has a peak").holds is not True
+    assert claim(found(lambda d: 0.3 * d), "gold ends below its peak").holds is not True
 
 
 def test_three_noisy_seeds_settle_nothing() -> None:
     draw = random.Random(5)
     free = arms(draw, lambda d: 0.0, 3, spread=2.0)
     findings = conclude({KIND: free}, {}, pool(3), names={KIND: "p"}, accuracy={KIND: [None] * 3})
-    assert claim(findings, "gold has a peak").holds is None
-    assert "not settled" in findings.answer
+    assert claim(findings, "gold ends below its peak").holds is None
+    assert "is open" in findings.answer
+    assert "over-optimised" not in findings.answer
 
 
 @pytest.mark.parametrize(("shift", "holds"), [(0.3, True), (-0.3, False)])

@@ -129,10 +129,7 @@ def answer(arms: Arms, claims: Sequence[Claim]) -> str:
         said.append(f"{MOSTLY} of the reference's entropy is kept by {_listed(settled)}.")
     if lost:
         said.append(f"It is not by {_listed(lost)}.")
-    said.append(
-        "The optimum itself becomes a point mass: it keeps the reference's odds among equally good responses and no "
-        "others."
-    )
+    said.append("What the optimum itself becomes as β falls is said by the exact claims.")
     return " ".join(said)
 
 

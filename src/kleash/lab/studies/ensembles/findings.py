@@ -169,8 +169,8 @@ def _alarm(watched: Sequence[Result]) -> list[Claim]:
             "members come to disagree",
             estimate(rise),
             (
-                "As a policy is trained on one of them, the members come to disagree about what it gained: a sign that "
-                "needs no gold reward.",
+                "As a policy is trained on one of them, the members come to disagree about what it "
+                "gained. How far they would of a reward that is not hacked is not measured.",
                 "As a policy is trained on one of them, the members do not come to disagree about what it gained.",
                 "Whether members come to disagree as a policy is trained on one of them is not settled.",
             ),

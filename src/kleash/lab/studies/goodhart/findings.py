@@ -103,7 +103,7 @@ def _shrinks(made: Made) -> Claim:
         "t₂ errors: less, the larger the pool",
         weakest(falls),
         (
-            "With t₂ errors less is gained at every KL the larger the pool: no β protects.",
+            "With t₂ errors less is gained at every KL the larger the pool: a leash at none of these KLs protects.",
             "With t₂ errors the gain does not shrink at every KL as pools grow.",
             "Whether the gain under t₂ errors shrinks with the pool at every KL is not settled.",
         ),
@@ -242,7 +242,7 @@ def _alarms(made: Made) -> list[Claim]:
                 worst,
                 (
                     f"{name} flags nine of ten samples of {most:,} scores with t₃ errors and worse, and {false}.",
-                    f"{name} misses one of ten samples of {most:,} scores with t₃ errors or worse; it flags {false}.",
+                    f"{name} misses at least one of ten samples with t₃ errors or worse; it flags {false}.",
                     f"Whether {name} flags nine of ten samples with t₃ errors and worse is open; it flags {false}.",
                 ),
                 above=0.9,

@@ -28,6 +28,8 @@ from kleash.lab.study.findings import (
 from kleash.lab.study.statistics import Estimate, differences, estimate
 
 Kind = tuple[int, int]
+GOLD_RISES, GOLD_FALLS, EQUAL_KL = "gold rises", "gold ends below its peak", "gold at equal KL"
+"""Names of claims that the answer is made of."""
 BEYOND = 1.5
 """How much further the arm without a penalty is drawn than what it is compared with."""
 
@@ -85,14 +87,25 @@ def _turns(arms: Arms) -> list[Claim]:
         for each, proxy in zip(found, arms.proxy, strict=True)
     ]
     rise = estimate(differences([each.proxy for each in arms.ends], there))
+    first = estimate(differences(peak, [each.value[0] for each in arms.gold]))
     return [
         decide(
-            "gold has a peak",
+            GOLD_RISES,
+            first,
+            (
+                "Without a penalty the gold reward at first rises.",
+                "Without a penalty the gold reward does not rise, even at first.",
+                "Whether the gold reward rises at first without a penalty is open.",
+            ),
+            unit="gold reward",
+        ),
+        decide(
+            GOLD_FALLS,
             fall,
             (
-                "Without a penalty the gold reward ends below its peak: the policy is over-optimised.",
+                "Without a penalty the gold reward ends below where it was highest.",
                 "Without a penalty the gold reward does not end below the place where it was highest.",
-                "Whether the gold reward falls from its peak is not settled by so few runs.",
+                "Whether the gold reward ends below where it was highest is open.",
             ),
             unit="gold reward",
         ),
@@ -102,7 +115,7 @@ def _turns(arms: Arms) -> list[Claim]:
             (
                 "From there on the proxy reward still rises: by its own reward the policy gets better.",
                 "The proxy reward does not rise after the gold peak.",
-                "Whether the proxy reward rises after the gold peak is not settled.",
+                "Whether the proxy reward rises after the gold peak is open.",
             ),
             unit="proxy reward",
         ),
@@ -125,7 +138,7 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
                     (
                         f"At equal KL the arm with β = {beta:g} has more {name} reward than the one without.",
                         f"At equal KL the arm with β = {beta:g} has no more {name} reward than the one without.",
-                        f"At equal KL no difference in {name} reward is seen between β = {beta:g} and no penalty.",
+                        f"Whether β = {beta:g} has another {name} reward than no penalty at equal KL is open.",
                     ),
                     unit=f"{name} reward",
                 )
@@ -154,7 +167,7 @@ def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Ki
             (
                 f"The gold peak is higher with {names[kind]} than with {names[first]}.",
                 f"The gold peak is no higher with {names[kind]} than with {names[first]}.",
-                f"Whether {names[kind]} moves the gold peak from that of {names[first]} is not settled.",
+                f"Whether {names[kind]} moves the gold peak from that of {names[first]} is open.",
             ),
             unit="gold reward",
         )
@@ -175,16 +188,19 @@ def _efficiency(free: Arms, chosen: Arms) -> Claim:
         (
             f"At {reach**2:.1f} nats best-of-n has more gold reward than the trained policy.",
             f"At {reach**2:.1f} nats best-of-n has no more gold reward than the trained policy.",
-            f"At {reach**2:.1f} nats no difference between best-of-n and the trained policy is seen.",
+            f"Whether best-of-n has more gold reward at {reach**2:.1f} nats than the trained policy is open.",
         ),
         unit="gold reward",
     )
 
 
 def _answer(claims: Sequence[Claim]) -> str:
-    """Only what is settled, and what is open, in the order of the claims."""
+    """Whether gold rises and falls, and how arms with a penalty compare: what is open is said to be."""
+    holds = {claim.name: claim.holds for claim in claims}
     said = [claim.says for claim in claims[:3]]
-    return " ".join(said)
+    if holds[GOLD_RISES] and holds[GOLD_FALLS]:
+        said.append("The policy is over-optimised.")
+    return " ".join([*said, *(claim.says for claim in claims if claim.name.startswith(EQUAL_KL))])
 
 
 def _table(
