@@ -88,6 +88,23 @@ def test_the_key_is_of_function_and_settings_alone() -> None:
     assert len({piece.key, key_of(square, Wanted(number=3)), key_of(breaks, piece.settings)}) == 3
 
 
+@pytest.mark.parametrize("where", ["file.txt", "model/weights.bin", "mine.py"])
+def test_the_key_is_of_what_files_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A file, a directory or the module of a function that settings name: another content is another piece."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    name = {"file.txt": str(path), "model/weights.bin": "model", "mine.py": "mine:reward"}[where]
+    keys: list[str] = []
+    for content in ("one", "two!", "one"):
+        path.write_text(content)
+        os.utime(path, ns=(len(keys), len(keys)))
+        keys.append(key_of(square, Wanted(word=name)))
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_a_piece_finds_another_that_is_done(tmp_path: Path) -> None:
     cube = Piece("cube", on_another, Wanted(number=3))
     with work_in(tmp_path).open() as work:

@@ -3,9 +3,9 @@
     work = Work(directory, observer, jobs=2)
     proxies = work.do([Piece("proxy 0", fit_proxy, settings) for …])
 
-A piece is a function and its settings; on nothing else may its result depend. It is kept under the digest of both: a
-study that was stopped finds what it had finished, one that is asked again with one more seed makes one more, and
-two studies that need the same run share it.
+A piece is a function, its settings and the files that these name; on nothing else may its result depend. It is kept
+under the digest of them all: a study that was stopped finds what it had finished, one that is asked again with one more
+seed makes one more, and two studies that need the same run share it.
 
     DIRECTORY/pieces/<name of the function>-<digest>/     result.json, and whatever else the function leaves there
     DIRECTORY/pieces/<…>.part/                            one that is being made, or was stopped
@@ -50,12 +50,14 @@ class Piece(NamedTuple):
 
 
 def key_of(make: Make, settings: BaseModel) -> str:
-    """As of `Piece`."""
+    """As of `Piece`, with the contents of the files that the settings name."""
     kind = getattr(make, "__name__", "piece")
+    said = settings.model_dump(mode="json")
     held = {
         "kind": kind,
         "kleash": kleash.__version__,
-        "settings": settings.model_dump(mode="json"),
+        "settings": said,
+        "files": contents(said),
     }
     text = json.dumps(held, sort_keys=True, separators=(",", ":"))
     return f"{kind.strip('_').replace('_', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
