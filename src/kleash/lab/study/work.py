@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 import kleash
 from kleash.errors import InputError, ResourceError
+from kleash.lab.study.inputs import contents
 from kleash.lab.study.workers import Told, Workers
 
 Result = dict[str, Any]
