@@ -96,6 +96,7 @@ def test_the_key_is_of_what_files_hold(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / where
     path.parent.mkdir(exist_ok=True)
+    (path.parent / "config.json").write_text("{}")
     name = {"file.txt": str(path), "model/weights.bin": "model", "mine.py": "mine:reward"}[where]
     keys: list[str] = []
     for content in ("one", "two!", "one"):

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""One of which a model's directory has."""
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")
 
 
@@ -19,7 +21,7 @@ def contents(settings: Any) -> dict[str, str]:
         settings: as JSON.
 
     Examples:
-        >>> contents({"policy": "tiny-reviews/base", "rewards": ["no/such/file"]})
+        >>> contents({"policy": "tiny-reviews/base", "rewards": ["no/such/file"], "word": ""})
         {}
     """
     found: dict[str, str] = {}
@@ -42,13 +44,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _path(name: str) -> Path | None:
-    """Where a name leads on this machine: a path, or the file of the module that a function is in."""
+    """Where a name leads on this machine: a file, a model's directory, or the module that a function is in.
+
+    Any other directory that happens to be called like a setting's word is none of a study's.
+    """
     if function := _FUNCTION.fullmatch(name):
         path = Path(*function[1].split(".")).with_suffix(".py")
     else:
         path = Path(name).expanduser()
     try:
-        return path if path.exists() else None
+        is_named = path.is_file() or any((path / name).is_file() for name in MODEL_FILES)
+        return path if name and is_named else None
     except OSError:  # a text that is too long to be a name
         return None
 
