@@ -1,6 +1,7 @@
 """How different responses are: against nltk's BLEU, and at the ends of each scale."""
 
 import random
+from typing import Any
 
 import pytest
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
@@ -13,7 +14,7 @@ def test_self_bleu_is_nltks(words: int, seed: int) -> None:
     draw = random.Random(seed)
     rows = [[draw.randrange(words) for _ in range(draw.randrange(4, 15))] for _ in range(10)]
     smooth = SmoothingFunction(epsilon=0.5).method1
-    theirs = [
+    theirs: list[Any] = [
         sentence_bleu([x for j, x in enumerate(rows) if j != i], row, smoothing_function=smooth)
         for i, row in enumerate(rows)
     ]
