@@ -27,6 +27,7 @@ from kleash.rewards.combined import load_reward
 from kleash.rewards.config import RewardConfig
 from kleash.rewards.scorers import Scorer, load_scorer
 from kleash.rollout.config import RolloutConfig
+from kleash.train.algorithms import resolve_algorithm
 from kleash.train.config import DataConfig, PenaltyConfig, RunConfig, TrainConfig
 from kleash.train.learner import build_learner
 from kleash.train.optimizer_config import OptimizerConfig
@@ -115,7 +116,9 @@ def run_config(settings: ArmSettings, directory: Path, desk: Desk) -> RunConfig:
         ),
         reward=RewardConfig.model_validate(reward),
         rl=_control(settings),
-        algorithm={"name": settings.algorithm, "num_epochs": 1, "num_minibatches": 1},  # pyright: ignore[reportArgumentType]
+        algorithm=resolve_algorithm(
+            {"name": settings.algorithm, "num_epochs": 1, "num_minibatches": 1}
+        ),
         penalty=PenaltyConfig.model_validate(penalty),
         ptx=_ptx(settings, policy, directory),
         guard=GuardConfig(max_kl_new_old=MOST_PER_UPDATE),

@@ -1,6 +1,6 @@
 """What the arms of a study have in common, as its `[setting]` says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -13,8 +13,20 @@ from kleash.lab.arms.settings import (
     ArmSettings,
     EvaluationSettings,
     Language,
+    PoolSettings,
     ProxySettings,
+    Reward,
 )
+
+
+class PoolSize(BaseModel):
+    """`[pool]`: responses of the reference, which best-of-n chooses from and optima are weighed out of."""
+
+    model_config = FROZEN
+
+    num_prompts: int = Field(default=48, gt=0)
+    samples: int = Field(default=512, gt=1)
+    """To each prompt: the largest n."""
 
 
 class Setting(BaseModel):
@@ -68,6 +80,19 @@ class Setting(BaseModel):
             "device": self.device,
         }
         return ProxySettings.model_validate({**common, **(changes or {})})
+
+    def pool(self, size: PoolSize, rewards: Sequence[Reward]) -> PoolSettings:
+        """A pool of this setting's reference, scored by the gold reward and by others."""
+        return PoolSettings(
+            policy=self.policy,
+            rewards=tuple(rewards),
+            gold=self.gold,
+            prompts=self.prompts,
+            num_prompts=size.num_prompts,
+            samples=size.samples,
+            max_new_tokens=self.max_new_tokens,
+            device=self.device,
+        )
 
 
 QUICK_SETTING: dict[str, Any] = {"steps": 50, "num_prompts": 16}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 
 from kleash.lab.arms.enumerable import SolveSettings, solve_golden
 from kleash.lab.arms.pool import draw_pool
+from kleash.lab.arms.setting import PoolSize
 from kleash.lab.arms.settings import FROZEN, PoolSettings
 from kleash.lab.arms.sweep import (
     QUICK_ARMS,
@@ -44,16 +45,6 @@ from kleash.lab.study.work import Piece, Work
 
 STEP, RESPONSE = 0.018, 3e-5
 """Seconds of a step on the golden problem, and of one of its responses."""
-
-
-class PoolSize(BaseModel):
-    """`[pool]`: samples of the reference, which the optimum is weighed out of."""
-
-    model_config = FROZEN
-
-    num_prompts: int = Field(default=48, gt=0)
-    samples: int = Field(default=512, gt=1)
-    """To each prompt."""
 
 
 class Golden(BaseModel):
@@ -95,16 +86,7 @@ def golden_runs(config: Config) -> dict[float, list[SolveSettings]]:
 def pool_of(config: Config) -> PoolSettings:
     """The samples of the reference, scored by every seed's proxy."""
     setting = config.setting
-    return PoolSettings(
-        policy=setting.policy,
-        rewards=tuple(proxies(config)),
-        gold=setting.gold,
-        prompts=setting.prompts,
-        num_prompts=config.pool.num_prompts,
-        samples=config.pool.samples,
-        max_new_tokens=setting.max_new_tokens,
-        device=setting.device,
-    )
+    return setting.pool(config.pool, tuple(proxies(config)))
 
 
 def cost(config: Config) -> float:

@@ -12,7 +12,7 @@ from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
-from kleash.lab.arms.setting import QUICK_SETTING, Setting
+from kleash.lab.arms.setting import QUICK_SETTING, PoolSize, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, PoolSettings, ProxySettings
 from kleash.lab.studies.ensembles.findings import Made, conclude
 from kleash.lab.study.cost import seconds_of
@@ -32,15 +32,6 @@ STRIDE = 1000
 """Between the seeds of two members."""
 
 
-class PoolSize(BaseModel):
-    """`[pool]`: what best-of-n chooses from."""
-
-    model_config = FROZEN
-
-    num_prompts: int = Field(default=48, gt=0)
-    samples: int = Field(default=256, gt=1)
-
-
 class Config(BaseModel):
     """The study."""
 
@@ -54,7 +45,7 @@ class Config(BaseModel):
     sources: tuple[Source, ...] = ("data", "fit")
     uncertainty_weight: float = Field(default=0.5, ge=0)
     """λ of mean − λ·variance."""
-    pool: PoolSize = PoolSize()
+    pool: PoolSize = PoolSize(samples=256)
 
 
 QUICK: dict[str, Any] = {
@@ -116,16 +107,7 @@ def plan(config: Config) -> Plan:
         for combine in config.combine
     }
     every = [proxy for group in members.values() for own in group for proxy in own]
-    pool = PoolSettings(
-        policy=setting.policy,
-        rewards=tuple(proxy for own in first for proxy in own),
-        gold=setting.gold,
-        prompts=setting.prompts,
-        num_prompts=config.pool.num_prompts,
-        samples=config.pool.samples,
-        max_new_tokens=setting.max_new_tokens,
-        device=setting.device,
-    )
+    pool = setting.pool(config.pool, tuple(proxy for own in first for proxy in own))
     return Plan(list(dict.fromkeys(every)), members, single, arms, pool)
 
 

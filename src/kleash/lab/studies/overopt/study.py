@@ -12,7 +12,7 @@ from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
-from kleash.lab.arms.setting import QUICK_SETTING, Setting
+from kleash.lab.arms.setting import QUICK_SETTING, PoolSize, Setting
 from kleash.lab.arms.settings import (
     BASE,
     FROZEN,
@@ -27,16 +27,6 @@ from kleash.lab.studies.overopt.findings import conclude
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
-
-
-class PoolSize(BaseModel):
-    """`[pool]`: what best-of-n chooses from."""
-
-    model_config = FROZEN
-
-    num_prompts: int = Field(default=48, gt=0)
-    samples: int = Field(default=512, gt=1)
-    """To each prompt: the largest n."""
 
 
 class Config(BaseModel):
@@ -92,16 +82,7 @@ def plan(config: Config) -> Plan:
     free = {kind: [arm(*kind, seed, 0.0) for seed in seeds] for kind in kinds}
     held = {beta: [arm(0, 0, seed, beta) for seed in seeds] for beta in config.betas}
     proxies = [proxy(*kind, seed) for kind in kinds for seed in seeds]
-    pool = PoolSettings(
-        policy=setting.policy,
-        rewards=tuple(proxy(0, 0, seed) for seed in seeds),
-        gold=setting.gold,
-        prompts=setting.prompts,
-        num_prompts=config.pool.num_prompts,
-        samples=config.pool.samples,
-        max_new_tokens=setting.max_new_tokens,
-        device=setting.device,
-    )
+    pool = setting.pool(config.pool, tuple(proxy(0, 0, seed) for seed in seeds))
     students = [base for base in config.proxies if isinstance(base, StudentSettings)]
     return Plan(students, proxies, free, held, pool)
 
