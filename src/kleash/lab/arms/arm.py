@@ -69,9 +69,8 @@ def train_arm(settings: ArmSettings, directory: Path, desk: Desk) -> Result:
     config = run_config(settings, directory, desk)
     run = directory / RUN
     if has_ended(run) and not (run / "final").is_dir():
-        shutil.rmtree(
-            run
-        )  # it was stopped between its last two steps here: there is nothing to examine
+        # It was stopped between its last two steps here: there is nothing to examine.
+        shutil.rmtree(run)
     if not has_ended(run):
         signers = [open_signing_key(desk.pieces / KEY)]
         for record in train(config, run, resume=run.exists(), signers=signers, skip_self_test=True):
