@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.special import betaincinv, gammaincinv, stdtrit
+from scipy.special import betaincinv, stdtrit
 
 LEVEL = 0.95
 
@@ -103,27 +103,39 @@ def differences(
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
-def exact_rate(events: int, trials: float, *, of: str = "steps") -> Estimate:
-    """How often something happens, events over trials, with the exact Poisson interval.
+def exact_rate(
+    firsts: Sequence[int | None], length: int, *, soonest: int = 1, of: str = "runs"
+) -> Estimate:
+    """How often something first happens, per step at risk, where runs are the observations.
 
-    Garwood 1936: the ends are χ² quantiles, ½χ²_{2k}(α/2) and ½χ²_{2k+2}(1 − α/2), over the trials. Of no event at all
-    the upper end is 3.69 over the trials: that none was seen does not make a rate 0.
+    r = p/E[steps at risk], of k in n runs: k/Σ min(first, T). A run is at risk until it happens there: what goes on
+    within a run is no observation of its own. Since (1 − p)T + p·s ≤ E[steps at risk] ≤ T, with s the soonest that it
+    can happen, Clopper and Pearson's ends p₁, p₂ of the share of runs give the interval
+
+        p₁/T,   p₂/((1 − p₂)T + p₂ s),
+
+    exact where the runs are independent, whenever in a run it happens. Where it happened in none of n runs the upper
+    end is not 0.
 
     Args:
-        events: how many.
-        trials: in how many tries, or how long.
-        of: what a try is.
+        firsts: of each run the step, from 1, at which it first happened; None: it did not.
+        length: T, the steps of a run.
+        soonest: s.
+        of: what a run is.
 
     Examples:
-        >>> found = exact_rate(1, 1000)
-        >>> round(found.low, 6), round(found.high, 6)
-        (2.5e-05, 0.005572)
+        >>> found = exact_rate([None] * 9 + [50], 100)
+        >>> round(found.value, 6), round(found.low, 6), round(found.high, 6), found.n
+        (0.001053, 2.5e-05, 0.007956, 10)
     """
-    tail = (1 - LEVEL) / 2
-    low = float(gammaincinv(events, tail)) if events else 0.0
-    high = float(gammaincinv(events + 1, 1 - tail))
-    return Estimate(
-        value=events / trials, low=low / trials, high=high / trials, n=int(trials), of=of
+    rung = [first for first in firsts if first is not None]
+    share = exact_share(len(rung), len(firsts), of=of)
+    low, high = share.low or 0.0, 1.0 if share.high is None else share.high
+    return replace(
+        share,
+        value=len(rung) / (sum(rung) + (len(firsts) - len(rung)) * length),
+        low=low / length,
+        high=high / ((1 - high) * length + high * soonest),
     )
 
 
@@ -144,6 +156,28 @@ def exact_share(hits: int, trials: int, *, of: str = "runs") -> Estimate:
     low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
     high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
     return Estimate(value=hits / trials, low=low, high=high, n=trials, of=of)
+
+
+def exact_mean_share(shares: Sequence[float], *, of: str = "seeds") -> Estimate:
+    """The mean of independent shares, each of whatever depends on one another, with an interval that holds for any law.
+
+    A share x of [0, 1] is at least 1 where it is all, and more than 0 where it is any: P(x = 1) ≤ E[x] ≤ P(x > 0). The
+    low end is Clopper and Pearson's of how many are all, the high end that of how many are any: at least as sure as
+    they say, and wide, as few observations are.
+
+    Args:
+        shares: one an observation; at least one.
+        of: what an observation is.
+
+    Examples:
+        >>> found = exact_mean_share([1.0, 1.0, 0.5, 1.0, 1.0])
+        >>> found.value, round(found.low, 4), found.high, found.n
+        (0.9, 0.2836, 1.0, 5)
+    """
+    count = len(shares)
+    low = exact_share(sum(x >= 1 for x in shares), count).low
+    high = exact_share(sum(x > 0 for x in shares), count).high
+    return Estimate(value=fmean(shares), low=low, high=high, n=count, of=of)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
