@@ -192,6 +192,17 @@ def test_an_arm_is_held_against_the_frontier(
     assert root_laws(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
 
 
+def test_one_arm_that_may_be_on_the_frontier_leaves_open_whether_all_are_below() -> None:
+    """The nearer one by its mean is surely below; the other's interval reaches above, and is what is shown."""
+    near, wide = seeds(0.5, 0.8, 0.0, spread=0.01), seeds(0.5, 0.6, 0.0, spread=0.3)
+    (claim, *_) = frontier_claims({Hold(beta=0.5): near, Hold(beta=0.1): wide}, [LINE] * 3)
+
+    assert claim.holds is None
+    assert claim.estimate is not None
+    assert claim.estimate.value == pytest.approx(0.4)
+    assert claim.estimate.level == pytest.approx(0.975)  # of two
+
+
 @pytest.mark.parametrize(
     ("reward", "least", "most", "holds"),
     [(2.4, 0.6, 1.2, True), (0.8, 0.2, 0.4, False), (1.6, 0.4, 0.8, None)],

@@ -44,7 +44,9 @@ class Estimate:
         return False if self.high <= value else None
 
 
-def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
+def estimate(
+    values: Sequence[float | None], *, of: str = "seeds", level: float = LEVEL
+) -> Estimate | None:
     """The mean of independent observations with Student's interval; None where there is none.
 
     m ± t_{n−1} s/√n. Observations that could not be made are left out, and `n` says how many there were.
@@ -52,6 +54,7 @@ def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate |
     Args:
         values: one an observation.
         of: what one is.
+        level: of the interval.
 
     Examples:
         >>> found = estimate([1.0, 2.0, 3.0, None])
@@ -65,9 +68,9 @@ def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate |
         return None
     mean, count = fmean(known), len(known)
     if count < 2:
-        return Estimate(value=mean, n=count, of=of)
-    half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stdev(known) / math.sqrt(count)
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of)
+        return Estimate(value=mean, n=count, of=of, level=level)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * stdev(known) / math.sqrt(count)
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of, level=level)
 
 
 def geometric(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
