@@ -20,13 +20,15 @@ def noisy(draw: random.Random, value: object, *, spread: float = 0.02) -> Curve:
     return Curve(D, tuple(value(d) + draw.gauss(0, spread) for d in D))  # pyright: ignore[reportCallIssue]
 
 
-def arms(draw: random.Random, gold: object, seeds: int, *, spread: float = 0.02) -> Arms:
-    """Seeds whose proxy reward is d, and whose gold reward is as said; they end where their curves do."""
+def arms(
+    draw: random.Random, gold: object, seeds: int, *, spread: float = 0.02, end: float = 6.0
+) -> Arms:
+    """Seeds whose proxy reward is d, and whose gold reward is as said; they end where their curves do, or before."""
     proxy, golds = (
         [noisy(draw, value, spread=spread) for _ in range(seeds)] for value in (lambda d: d, gold)
     )
     ends = [
-        Ends(*(noisy(draw, value, spread=spread).end for value in (lambda d: d, gold)), kl=36.0)
+        Ends(*(value(end) + draw.gauss(0, spread) for value in (lambda d: d, gold)), kl=end**2)
         for _ in range(seeds)
     ]
     return Arms(proxy, golds, ends)
@@ -43,7 +45,7 @@ def pool(seeds: int) -> dict:
 def found(gold: object, *, seeds: int = 5, held: object = None) -> Findings:
     draw = random.Random(1)
     free = arms(draw, gold, seeds)
-    others = {} if held is None else {0.1: arms(draw, held, seeds)}
+    others = {} if held is None else {0.1: arms(draw, held, seeds, end=3.0)}
     return conclude(
         {KIND: free}, others, pool(seeds), names={KIND: "300 pairs"}, accuracy={KIND: [0.6] * seeds}
     )

@@ -13,6 +13,7 @@ from kleash.lab.study.statistics import (
     exact_mean_share,
     exact_rate,
     exact_share,
+    jackknife,
     least_squares,
 )
 
@@ -128,11 +129,18 @@ def test_no_fit_where_it_is_not_determined(columns: list, y: list) -> None:
     assert least_squares(columns, y) is None
 
 
-def test_the_better_supported_form_has_the_lower_aic() -> None:
-    x = [0.2 * i for i in range(1, 40)]
-    y = [v * (1.0 - 0.2 * math.log(v)) + 0.01 * math.sin(9 * v) for v in x]
-    right = least_squares([x, [v * math.log(v) for v in x]], y)
-    wrong = least_squares([x, [v * v for v in x]], y)
-    assert right is not None
-    assert wrong is not None
-    assert right.aic < wrong.aic
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    """Of any mean: the parts' spread is that of the observations over n − 1."""
+    values = [0.3, 1.1, -0.4, 2.0, 0.9]
+    parts = [sum(values[:i] + values[i + 1 :]) / 4 for i in range(5)]
+    found, own = jackknife(sum(values) / 5, parts), estimate(values)
+    assert found is not None
+    assert own is not None
+    assert (found.value, found.low, found.high) == pytest.approx((own.value, own.low, own.high))
+
+
+def test_a_part_that_is_missing_leaves_no_interval() -> None:
+    found = jackknife(1.0, [1.0, None, 2.0])
+    assert found is not None
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    assert jackknife(None, [1.0, 2.0]) is None

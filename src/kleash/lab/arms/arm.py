@@ -80,7 +80,7 @@ def train_arm(settings: ArmSettings, directory: Path, desk: Desk) -> Result:
     model = ModelConfig(policy=str(run / "final"), reference=config.model.policy)
     learner = build_learner(model, OptimizerConfig(), settings.device)
     scorers = load_reward(config.reward, settings.device), [_gold(settings)]
-    end = examine(learner, settings, scorers)
+    end = examine(learner, settings, scorers, config.data.prompts)
     if settings.retention is not None:
         end |= kept_texts(learner, settings, settings.retention)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)

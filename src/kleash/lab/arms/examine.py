@@ -7,12 +7,12 @@ import torch
 
 from kleash.functional.diversity import distinct_n, self_bleu, unique_share
 from kleash.functional.intervals import clustered_mean
+from kleash.lab.arms.asked import asked
 from kleash.lab.arms.settings import ArmSettings
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.rollout import Rollout
 from kleash.rollout.seeds import seeded
-from kleash.train.data import load_prompts
 from kleash.train.evaluate import collect, summarise
 from kleash.train.learner import Learner
 
@@ -21,7 +21,10 @@ SHOWN = 8
 
 
 def examine(
-    learner: Learner, settings: ArmSettings, scorers: tuple[Scorer, Sequence[Scorer]]
+    learner: Learner,
+    settings: ArmSettings,
+    scorers: tuple[Scorer, Sequence[Scorer]],
+    source: str,
 ) -> dict[str, Any]:
     """Reward, gold reward, KL with its interval, entropy and diversity of a policy.
 
@@ -29,9 +32,10 @@ def examine(
         learner: of the policy, and of the reference that it is metered against.
         settings: of the arm.
         scorers: the reward it was trained on, and the gold one.
+        source: of the prompts that it learns to answer.
     """
     config = settings.evaluation
-    prompts = load_prompts(settings.prompts)[: config.num_prompts]
+    prompts = asked(source, config.num_prompts)
     rollout = RolloutConfig(
         num_prompts=len(prompts),
         group_size=config.group_size,

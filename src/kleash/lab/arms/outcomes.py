@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
 from kleash.lab.arms.arm import column
-from kleash.lab.study.curves import Curve, curve, grid, mean_curve, peaks
+from kleash.lab.study.curves import Curve, curve, grid, peaks, values_at
 from kleash.lab.study.findings import Mark, Series
 from kleash.lab.study.statistics import estimate
 from kleash.lab.study.work import Result
@@ -54,7 +54,7 @@ def band(
 ) -> Series:
     """The mean over seeds with its interval, as far as three of them come, and a reach."""
     places = [d for d in grid(curves, SEEN) if d <= reach]
-    found = [estimate(values) for values in mean_curve(curves, places)]
+    found = [estimate(values) for values in values_at(curves, places)]
     return Series(
         name=name,
         x=tuple(places),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kleash.lab.arms.asked import asked
 from kleash.lab.arms.proxy import located, scorer_name
 from kleash.lab.arms.settings import PoolSettings
 from kleash.lab.study.work import Desk, Result
@@ -17,7 +18,6 @@ from kleash.rewards.scorers import load_scorer
 from kleash.rollout.config import RolloutConfig
 from kleash.rollout.sampler import sample
 from kleash.rollout.seeds import seeded
-from kleash.train.data import load_prompts
 
 
 def draw_pool(settings: PoolSettings, directory: Path, desk: Desk) -> Result:
@@ -32,7 +32,7 @@ def draw_pool(settings: PoolSettings, directory: Path, desk: Desk) -> Result:
         load_scorer(name, device=settings.device)
         for name in (settings.gold, *(scorer_name(reward, desk) for reward in settings.rewards))
     ]
-    prompts = load_prompts(settings.prompts)[: settings.num_prompts]
+    prompts = asked(settings.prompts, settings.num_prompts)
     generator = seeded(settings.seed, "pool")
     config = RolloutConfig(
         num_prompts=1, group_size=settings.samples, max_new_tokens=settings.max_new_tokens

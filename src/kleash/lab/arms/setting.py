@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from kleash.lab.arms.settings import (
     BASE,
+    EXAMINED,
     FROZEN,
     GOLD,
     PROMPTS,
@@ -24,8 +25,9 @@ class PoolSize(BaseModel):
 
     model_config = FROZEN
 
-    num_prompts: int = Field(default=48, gt=0)
-    samples: int = Field(default=512, gt=1)
+    num_prompts: int = Field(default=EXAMINED, gt=0)
+    """At most, as arms are examined on."""
+    samples: int = Field(default=256, gt=1)
     """To each prompt: the largest n."""
 
 
@@ -95,6 +97,6 @@ class Setting(BaseModel):
         )
 
 
-QUICK_SETTING: dict[str, Any] = {"steps": 50, "num_prompts": 16}
+QUICK_SETTING: dict[str, Any] = {"steps": 50, "num_prompts": 16, "evaluation": {"group_size": 4}}
 """Of quick studies: alike, so that they share their arms."""
 _OF_ARMS = ArmSettings.model_fields.keys()

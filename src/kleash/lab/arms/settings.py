@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 BASE, GOLD, PROMPTS = "tiny-reviews/base", "tiny-reviews/gold", "tiny-reviews/prompts"
+EXAMINED = 96
+"""Prompts that a policy is examined on, where there are as many: all of the embedded ones."""
 
 
 class StudentSettings(BaseModel):
@@ -82,7 +84,8 @@ class EvaluationSettings(BaseModel):
 
     model_config = FROZEN
 
-    num_prompts: int = Field(default=24, gt=0)
+    num_prompts: int = Field(default=EXAMINED, gt=0)
+    """At most: a file of fewer is asked whole, one of more in part, by one draw for all arms and pools."""
     group_size: int = Field(default=8, gt=1)
 
 
@@ -141,7 +144,7 @@ class PoolSettings(BaseModel):
     rewards: tuple[Reward, ...] = ()
     gold: str = GOLD
     prompts: str = PROMPTS
-    num_prompts: int = Field(default=24, gt=0)
+    num_prompts: int = Field(default=EXAMINED, gt=0)
     samples: int = Field(default=128, gt=1)
     """Of each prompt."""
     max_new_tokens: int = Field(default=24, gt=0)

@@ -30,4 +30,4 @@ def examine_untrained(settings: ArmSettings, directory: Path, desk: Desk) -> Res
         load_scorer(name, device=settings.device)
         for name in (scorer_name(settings.rewards[0], desk), settings.gold)
     )
-    return examine(learner, settings, (reward, [gold]))
+    return examine(learner, settings, (reward, [gold]), settings.prompts)

@@ -45,7 +45,7 @@ def seconds_of(pieces: Iterable[BaseModel]) -> float:
 
     Examples:
         >>> round(seconds_of([ArmSettings(steps=40, num_prompts=16, group_size=2)]))
-        34
+        38
     """
     return sum(map(_seconds, set(pieces)))
 

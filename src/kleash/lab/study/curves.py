@@ -5,11 +5,18 @@ curves, and what it is worth off this one's: each seed then gives one honest obs
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from kleash.lab.study.statistics import Line, least_squares
+from kleash.lab.study.statistics import (
+    Estimate,
+    Line,
+    exponential,
+    jackknife,
+    least_squares,
+)
 
 WINDOW = 5
 """Steps that a curve is smoothed over."""
@@ -55,20 +62,20 @@ def curve(kl: Sequence[float | None], value: Sequence[float | None]) -> Curve:
 
 
 def at(found: Curve, d: float) -> float | None:
-    """The value where the curve first comes to a distance, on a straight line between steps; None beyond its reach.
+    """The mean value of every time that the curve comes to a distance, on straight lines between steps; None: never.
+
+    A run that is held hovers about one KL, and is there on many steps: no one of them is more its own than another.
 
     Examples:
-        >>> at(Curve((0.0, 1.0, 2.0, 1.5), (0.0, 1.0, 0.0, 9.0)), 1.5)
-        0.5
+        >>> at(Curve((0.0, 1.0, 2.0, 1.5), (0.0, 1.0, 0.0, 9.0)), 1.5)  # 0.5 on its way out, 9 on its way back
+        4.75
     """
-    if not found.d or d < found.d[0]:
-        return None
-    for i in range(1, len(found.d)):
-        low, high = found.d[i - 1], found.d[i]
-        if low <= d <= high:
-            share = (d - low) / (high - low) if high > low else 1.0
-            return found.value[i - 1] + share * (found.value[i] - found.value[i - 1])
-    return found.value[0] if d == found.d[0] else None
+    visits = {float(i): y for i, (x, y) in enumerate(zip(*found, strict=True)) if x == d}
+    for i, ((a, x), (b, y)) in enumerate(pairwise(zip(*found, strict=True))):
+        if min(a, b) < d < max(a, b):
+            share = (d - a) / (b - a)
+            visits[i + share] = x + share * (y - x)
+    return fmean(visits.values()) if visits else None
 
 
 def grid(curves: Sequence[Curve], least: int = 2) -> list[float]:
@@ -86,9 +93,25 @@ def grid(curves: Sequence[Curve], least: int = 2) -> list[float]:
     return [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
 
 
-def mean_curve(curves: Sequence[Curve], places: Sequence[float]) -> list[list[float | None]]:
+def values_at(curves: Sequence[Curve], places: Sequence[float]) -> list[list[float | None]]:
     """The values of every curve at some distances: a list over distances of lists over curves."""
     return [[at(each, d) for each in curves] for d in places]
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of curves, as far as all of them come.
+
+    Examples:
+        >>> found = mean_curve([Curve((0.0, 1.0), (0.0, 1.0)), Curve((0.0, 2.0), (1.0, 1.0))])
+        >>> found.d[-1], found.end
+        (1.0, 1.0)
+    """
+    places = grid(curves, len(curves))
+    rows = zip(places, values_at(curves, places), strict=True)
+    known = [
+        (d, fmean(v)) for d, row in rows if len(v := [x for x in row if x is not None]) == len(row)
+    ]
+    return Curve(tuple(d for d, _ in known), tuple(v for _, v in known))
 
 
 class Peak(NamedTuple):
@@ -134,7 +157,6 @@ class Form(NamedTuple):
     """R² on the larger KL that it was not shown; negative: the mean of what is there would have told more."""
     error: float | None
     """Root mean square error there, over the largest gain of the curve."""
-    aic: float
 
 
 FORMS = ("d(α − βd)", "d(α − β log d)")
@@ -174,7 +196,58 @@ def fit_form(found: Curve, form: str, floor: float) -> Form | None:
         _peak(alpha, beta, form),
         line.r_squared,
         *_held_out(line, held, form, largest),
-        aic=line.aic,
+    )
+
+
+class Fit(NamedTuple):
+    """A form fitted to the mean curve of some seeds; intervals by leaving out each seed in turn."""
+
+    form: Form
+    alpha: Estimate | None
+    beta: Estimate | None
+    peak: Estimate | None
+    """KL of the largest gain, nats, the interval taken on its logarithm; None: not every fit has a peak ahead."""
+    seeds: int
+
+
+def fit_mean(curves: Sequence[Curve], form: str, floor: float) -> Fit | None:
+    """A form fitted to the mean curve of seeds, with jackknife intervals; None where it can't be.
+
+    One seed's curve is too rough to tell where it peaks, and a mean of such places is that of the wildest.
+
+    Args:
+        curves: one a seed.
+        form: of `FORMS`.
+        floor: value at d = 0.
+
+    Examples:
+        >>> d = tuple(0.5 + 0.1 * i for i in range(40))
+        >>> lines = [Curve(d, tuple(x * (a - 0.1 * x) for x in d)) for a in (0.9, 1.0, 1.1)]
+        >>> found = fit_mean(lines, "d(α − βd)", 0.0)
+        >>> [round(x, 3) for x in (found.alpha.value, found.alpha.low, found.alpha.high)]
+        [1.0, 0.752, 1.248]
+        >>> round(found.peak.value, 3)  # (α/2β)² nats
+        25.0
+    """
+    whole = fit_form(mean_curve(curves), form, floor)
+    if whole is None:
+        return None
+    parts = [
+        fit_form(mean_curve([own for j, own in enumerate(curves) if j != i]), form, floor)
+        for i in range(len(curves))
+        if len(curves) > 1
+    ]
+
+    def told(figure: Callable[[Form], float | None]) -> Estimate | None:
+        return jackknife(figure(whole), [None if each is None else figure(each) for each in parts])
+
+    peak = told(lambda each: None if each.peak is None else 2 * math.log(each.peak))
+    return Fit(
+        whole,
+        told(lambda each: each.alpha),
+        told(lambda each: each.beta),
+        None if peak is None else exponential(peak),
+        len(curves),
     )
 
 

@@ -88,10 +88,46 @@ def geometric(values: Sequence[float | None], *, of: str = "seeds") -> Estimate 
         (10.0, 0.0328, 3)
     """
     found = estimate([None if x is None or x <= 0 else math.log(x) for x in values], of=of)
-    if found is None:
+    return None if found is None else exponential(found)
+
+
+def exponential(found: Estimate) -> Estimate:
+    """What a figure and its interval are of a logarithm, told of the thing itself.
+
+    Examples:
+        >>> exponential(Estimate(value=0.0, low=-math.log(2), high=math.log(2), n=5)).high
+        2.0
+    """
+    low, high = (None if end is None else _exp(end) for end in (found.low, found.high))
+    return replace(found, value=_exp(found.value), low=low, high=high)
+
+
+def jackknife(
+    whole: float | None, parts: Sequence[float | None], *, of: str = "seeds"
+) -> Estimate | None:
+    """A figure of all observations together, with the interval that leaving out each of them in turn tells.
+
+    θ ± t_{n−1} √((n−1)/n Σᵢ(θ₍ᵢ₎ − θ̄)²) (Tukey 1958). Of a mean it is Student's interval.
+
+    Args:
+        whole: θ; None: there is none.
+        parts: θ₍ᵢ₎, without each observation; where one is None, or there is but one, there is no interval.
+        of: what an observation is.
+
+    Examples:
+        >>> found = jackknife(2.0, [2.5, 2.0, 1.5])  # the mean of 1, 2 and 3, and of every two of them
+        >>> found.value, round(found.low, 3), round(found.high, 3)
+        (2.0, -0.484, 4.484)
+    """
+    known, count = [part for part in parts if part is not None], len(parts)
+    if whole is None:
         return None
-    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
-    return replace(found, value=math.exp(found.value), low=low, high=high)
+    if len(known) < max(count, 2):
+        return Estimate(value=whole, n=max(count, 1), of=of)
+    middle = fmean(known)
+    error = math.sqrt((count - 1) / count * sum((part - middle) ** 2 for part in known))
+    half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * error
+    return Estimate(value=whole, low=whole - half, high=whole + half, n=count, of=of)
 
 
 def differences(
@@ -190,8 +226,6 @@ class Line:
     coefficients: tuple[float, ...]
     r_squared: float | None
     """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary."""
-    aic: float
-    """n log(RSS/n) + 2(k + 1): of two fits to the same points the lower is the better supported."""
 
 
 def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Line | None:
@@ -215,5 +249,9 @@ def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Lin
     return Line(
         coefficients=tuple(round(float(a), 12) for a in found),
         r_squared=1 - rss / spread if spread > 0 else None,
-        aic=count * math.log(max(rss, 1e-300) / count) + 2 * (size + 1),
     )
+
+
+def _exp(x: float) -> float:
+    """eˣ; ∞ where that is beyond any number."""
+    return math.exp(x) if x < 700 else math.inf

@@ -68,7 +68,7 @@ class Config(SweepConfig):
 
 QUICK: dict[str, Any] = {
     **QUICK_ARMS,
-    "pool": {"num_prompts": 24, "samples": 96},
+    "pool": {"samples": 48},
     "golden": {"betas": [1.0, 0.3], "steps": 500, "learning_rate": 0.1},
 }
 
@@ -141,8 +141,7 @@ def run(config: Config, work: Work) -> Findings:
             "batch and algorithm it was is not taken apart here.",
             "An arm is taken where its last step leaves it. One of small β is then still on its way, and is more an "
             "arm stopped early than an optimum of its β: with more steps it has more KL, and may be worth less.",
-            "All seeds share one pool of the reference's samples: what its sampling errs by is in no interval. Its "
-            "prompts are the first of the file, as are those of the arms' examinations.",
+            "All seeds share one pool of the reference's samples: what its sampling errs by is in no interval.",
             "Between arms of different β only those that were made are compared: the best may lie between two.",
         ),
     )

@@ -54,7 +54,7 @@ QUICK: dict[str, Any] = {
     "members": 3,
     "combine": ["mean", "worst"],
     "sources": ["data"],
-    "pool": {"num_prompts": 16, "samples": 64},
+    "pool": {"samples": 16},
 }
 
 

@@ -49,7 +49,7 @@ class Config(BaseModel):
 
 
 QUICK: dict[str, Any] = {
-    "setting": {"steps": 26, "num_prompts": 12, "evaluation": {"group_size": 4}},
+    "setting": {"steps": 26, "num_prompts": 12, "evaluation": {"group_size": 2}},
     "seeds": 2,
     "benign": 4,
     "benign_steps": 26,

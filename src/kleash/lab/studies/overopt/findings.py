@@ -1,26 +1,18 @@
 """What the arms of the over-optimisation study show, in claims, tables and a figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from kleash.lab.arms.outcomes import SEEN, Arms, band, best_of_n, peak_values
-from kleash.lab.study.curves import (
-    FORMS,
-    Curve,
-    Form,
-    at,
-    fit_form,
-    grid,
-    peaks,
-    predicted,
-)
+from kleash.lab.arms.outcomes import Arms, band, best_of_n, peak_values
+from kleash.lab.studies.overopt.fits import fits_table, form_series
+from kleash.lab.study.curves import at, peaks
 from kleash.lab.study.findings import (
     Claim,
     Figure,
     Findings,
     Panel,
-    Series,
     Table,
     Value,
     decide,
@@ -52,6 +44,7 @@ def conclude(
         accuracy: of the proxies on held-out pairs, by kind and seed.
     """
     first = next(iter(free))
+    # Pool and arms are asked the same prompts, so that this is where the arms' gold begins.
     floor = fmean(score for row in pool["gold"] for score in row)
     chosen = best_of_n(pool)
     claims = [
@@ -60,7 +53,8 @@ def conclude(
         *_other_kinds(free, names, first),
         _efficiency(free[first], chosen),
     ]
-    fits = _fits(free, chosen.gold, names, floor)
+    paths = {f"trained, {names[kind]}": arms.gold for kind, arms in free.items()}
+    fits = fits_table({**paths, "best-of-n": chosen.gold}, floor)
     return Findings(
         answer=_answer(claims),
         claims=tuple(claims),
@@ -70,7 +64,7 @@ def conclude(
             "One family of models of a few million parameters, film-review sentences, a gold model that is itself a "
             "reward model: what peaks where is of this setting.",
             "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
-            "all three together.",
+            "all three together. They share the pool of the reference's responses that best-of-n chooses from.",
             "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps; what it "
             "ends as is measured on fresh responses.",
         ),
@@ -123,38 +117,32 @@ def _turns(arms: Arms) -> list[Claim]:
 
 
 def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
-    """Arms with a penalty against those without, at equal KL: is the penalty more than stopping early?"""
+    """What arms with a penalty end as, against what those without were at that KL: is it more than stopping early?"""
     claims: list[Claim] = []
     for beta, arms in held.items():
-        for name, own, other in (
-            ("gold", arms.gold, free.gold),
-            ("proxy", arms.proxy, free.proxy),
-        ):
-            above = [_above(a, b) for a, b in zip(own, other, strict=True)]
+        rest = estimate([end.kl for end in arms.ends])
+        assert rest is not None
+        place = f"Where β = {beta:g} ends, at {rest.value:.2g} nats,"
+        for name, paths in (("gold", free.gold), ("proxy", free.proxy)):
+            without = [
+                at(path, math.sqrt(max(end.kl, 0.0)))
+                for path, end in zip(paths, arms.ends, strict=True)
+            ]
+            own = [getattr(end, name) for end in arms.ends]
             claims.append(
                 decide(
                     f"{name} at equal KL, β = {beta:g}",
-                    estimate(above),
+                    estimate(differences(own, without)),
                     (
-                        f"At equal KL the arm with β = {beta:g} has more {name} reward than the one without.",
-                        f"At equal KL the arm with β = {beta:g} has no more {name} reward than the one without.",
-                        f"Whether β = {beta:g} has another {name} reward than no penalty at equal KL is open.",
+                        f"{place} it has more {name} reward than the arm without a penalty had when it came by.",
+                        f"{place} it has no more {name} reward than the arm without a penalty had when it came by.",
+                        f"{place} whether it has another {name} reward than stopping the arm without a penalty at "
+                        "that KL is open.",
                     ),
                     unit=f"{name} reward",
                 )
             )
     return claims
-
-
-def _above(own: Curve, other: Curve) -> float | None:
-    """How far one curve is above another where both come to, on average."""
-    places = grid([own, other])
-    known = [
-        x
-        for x in differences([at(own, d) for d in places], [at(other, d) for d in places])
-        if x is not None
-    ]
-    return fmean(known) if known else None
 
 
 def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Kind) -> list[Claim]:
@@ -244,50 +232,12 @@ def _row(name: str, beta: float, arms: Arms, accuracy: Sequence[float | None]) -
     return (name, beta, *(None if each is None else each.value for each in means))
 
 
-def _fits(
-    free: Mapping[Kind, Arms], chosen: Sequence[Curve], names: Mapping[Kind, str], floor: float
-) -> Table:
-    """Gao et al.'s forms, each fitted to the first 60 % of KL and asked about the rest."""
-    paths = {f"trained, {names[kind]}": arms.gold for kind, arms in free.items()}
-    paths["best-of-n"] = list(chosen)
-    rows = [
-        (path, form, *_fitted([fit_form(each, form, floor) for each in curves]))
-        for path, curves in paths.items()
-        for form in FORMS
-    ]
-    return Table(
-        title="Gao et al.'s forms of the gold gain",
-        columns=(
-            *("path", "form", "α", "β", "predicted peak, nats", "R² fitted"),
-            *("R² held out", "error held out", "AIC"),
-        ),
-        rows=tuple(rows),
-        note="Means over seeds of fits to the first 60 % of each run's KL; R² and error (of the largest gain) are on "
-        "the rest. Of two forms on one path the lower AIC is better supported.",
-    )
-
-
-def _fitted(fits: Sequence[Form | None]) -> list[Value]:
-    known = [each for each in fits if each is not None]
-    columns: list[list[float | None]] = [
-        [each.alpha for each in known],
-        [each.beta for each in known],
-        [None if each.peak is None else each.peak**2 for each in known],
-        [each.r_squared for each in known],
-        [each.held_out for each in known],
-        [each.error for each in known],
-        [each.aic for each in known],
-    ]
-    means = [estimate(values) for values in columns]
-    return [None if each is None else each.value for each in means]
-
-
 def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) -> Figure:
     """Gold and proxy of the free arm; gold with and without a penalty, and by best-of-n, as far as these come."""
     left = [
-        band("proxy, no penalty", free.proxy, 1, "dashed"),
+        band("proxy, no penalty", free.proxy, 1, "line"),
         band("gold, no penalty", free.gold, 2, "line"),
-        _form(free.gold, floor),
+        form_series(free.gold, floor),
     ]
     others = [
         band(f"β = {beta:g}", arms.gold, colour, "line")
@@ -299,29 +249,10 @@ def _figure(free: Arms, held: Mapping[float, Arms], chosen: Arms, floor: float) 
     x = "√KL(π‖π_ref), √nats per response"
     return Figure(
         caption="Left: proxy and gold reward of policies trained on the proxy without a penalty, with the form "
-        "d(α − β log d) fitted to the first 60 % of KL. Right: gold reward at equal KL, with a penalty, without, and "
-        "by best-of-n. Bands are 95 % intervals over seeds, where three and more of them come.",
+        "d(α − β log d) fitted to the mean gold reward of the first 60 % of KL. Right: gold reward at equal KL, with "
+        "a penalty, without, and by best-of-n. Bands are 95 % intervals over seeds, where three and more of them come.",
         panels=(
             Panel(title="Proxy and gold without a penalty", x=x, y="reward", series=tuple(left)),
             Panel(title="Gold at equal KL", x=x, y="gold reward", series=tuple(right)),
         ),
-    )
-
-
-def _form(curves: Sequence[Curve], floor: float) -> Series:
-    """The mean of the seeds' fits, where all of them have one."""
-    fits = [fit_form(each, FORMS[1], floor) for each in curves]
-    places = [d for d in grid(curves, SEEN) if d > 0]
-    known = [each for each in fits if each is not None]
-    y = (
-        tuple(fmean(predicted(FORMS[1], each, d) for each in known) + floor for d in places)
-        if known
-        else ()
-    )
-    return Series(
-        name="d(α − β log d), extrapolated",
-        x=tuple(places) if known else (),
-        y=y,
-        mark="dashed",
-        colour=0,
     )

@@ -50,7 +50,7 @@ QUICK: dict[str, Any] = {
     "proxies": [BASE],
     "pairs": [300],
     "betas": [0.1],
-    "pool": {"num_prompts": 24, "samples": 96},
+    "pool": {"samples": 48},
 }
 
 

@@ -58,7 +58,7 @@ class Config(BaseModel):
 
 _SMALL = {"width": 64, "layers": 2, "steps": 250, "texts": 1536}
 QUICK: dict[str, Any] = {
-    "setting": {"steps": 30, "num_prompts": 8, "evaluation": {"num_prompts": 12, "group_size": 4}},
+    "setting": {"steps": 30, "num_prompts": 8, "evaluation": {"group_size": 2}},
     "seeds": 3,
     "policies": [_SMALL, BASE],
     "proxies": [_SMALL, BASE],
