@@ -48,7 +48,7 @@ def ended(result: Mapping[str, Any]) -> Ended:
 
 
 def rest_claims(arms: Arms) -> list[Claim]:
-    """Whether each arm with a penalty is still on its way when it ends."""
+    """Whether each arm is still on its way when it ends; one without a penalty has nowhere to come to rest."""
     return [
         decide(
             f"still on its way: {hold.name}",
@@ -61,7 +61,6 @@ def rest_claims(arms: Arms) -> list[Claim]:
             unit="of the KL",
         )
         for hold, group in arms.items()
-        if hold.beta != 0.0
     ]
 
 
