@@ -73,6 +73,27 @@ def estimate(
     return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of, level=level)
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was observed; None where nothing was.
+
+    Examples:
+        >>> mean([1.0, None, 3.0]), mean([None])
+        (2.0, None)
+    """
+    found = estimate(values)
+    return None if found is None else found.value
+
+
+def ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """A figure and the ends of its interval, as the cells of a table are.
+
+    Examples:
+        >>> ends(Estimate(value=1.0, low=0.5, high=1.5, n=5)), ends(None)
+        ((1.0, 0.5, 1.5), (None, None, None))
+    """
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
+
+
 def geometric(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
     """The geometric mean of what differs by factors, such as a KL, with Student's interval of its logarithm.
 
@@ -140,6 +161,37 @@ def differences(
         [2.0, None]
     """
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
+
+
+def welch(
+    first: Sequence[float | None], second: Sequence[float | None], *, of: str = "seeds"
+) -> Estimate | None:
+    """The difference of two means whose observations have nothing to do with each other, first less second.
+
+    m₁ − m₂ ± t_ν √(s₁²/n₁ + s₂²/n₂), ν by Satterthwaite 1946: both are uncertain, and as they are.
+
+    Args:
+        first: observations behind the one mean; `n` is of these.
+        second: behind the other.
+        of: what one of the first is.
+
+    Examples:
+        >>> found = welch([1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0])
+        >>> found.value, round(found.low, 3), round(found.high, 3), found.n
+        (0.5, -1.732, 2.732, 3)
+    """
+    both = [[x for x in each if x is not None and math.isfinite(x)] for each in (first, second)]
+    if not all(both):
+        return None
+    apart, count = fmean(both[0]) - fmean(both[1]), len(both[0])
+    if min(map(len, both)) < 2:
+        return Estimate(value=apart, n=count, of=of)
+    parts = [stdev(each) ** 2 / len(each) for each in both]
+    weights = sum(part**2 / (len(each) - 1) for part, each in zip(parts, both, strict=True))
+    half = 0.0
+    if weights:
+        half = float(stdtrit(sum(parts) ** 2 / weights, 0.5 + LEVEL / 2)) * math.sqrt(sum(parts))
+    return Estimate(value=apart, low=apart - half, high=apart + half, n=count, of=of)
 
 
 def exact_rate(
