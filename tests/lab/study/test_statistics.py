@@ -144,6 +144,13 @@ def test_least_squares_finds_the_coefficients() -> None:
     assert found.r_squared == pytest.approx(1.0)
 
 
+def test_a_line_through_two_points_is_through_them_and_tells_nothing_of_its_fit() -> None:
+    found = least_squares([[1.0, 1.0], [1.0, 3.0]], [2.0, 6.0])
+    assert found is not None
+    assert found.coefficients == pytest.approx((0.0, 2.0))
+    assert found.r_squared is None
+
+
 @pytest.mark.parametrize(
     ("columns", "y"),
     [([[1.0], [2.0]], [1.0]), ([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]], [1.0, 2.0, 3.0])],

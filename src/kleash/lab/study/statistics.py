@@ -277,11 +277,11 @@ class Line:
 
     coefficients: tuple[float, ...]
     r_squared: float | None
-    """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary."""
+    """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary, or nothing is left to err."""
 
 
 def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Line | None:
-    """The fit; None where there are no more points than coefficients, or the columns are not independent.
+    """The fit; None where there are fewer points than coefficients, or the columns are not independent.
 
     Args:
         columns: f_k at every point, one sequence a coefficient.
@@ -293,14 +293,14 @@ def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Lin
     """
     design, target = np.array(columns, dtype=float).T, np.array(y, dtype=float)
     count, size = design.shape
-    if count <= size or np.linalg.matrix_rank(design) < size:
+    if count < size or np.linalg.matrix_rank(design) < size:
         return None
     found = np.linalg.lstsq(design, target, rcond=None)[0]
     rss = float(((target - design @ found) ** 2).sum())
     spread = float(((target - target.mean()) ** 2).sum())
     return Line(
         coefficients=tuple(round(float(a), 12) for a in found),
-        r_squared=1 - rss / spread if spread > 0 else None,
+        r_squared=1 - rss / spread if spread > 0 and count > size else None,
     )
 
 
