@@ -15,9 +15,7 @@ from kleash.lab.mdp import MDP, optimum
 from kleash.lab.studies.hacking.alarms import (
     ALARMS,
     COMBINED,
-    Figures,
     Run,
-    Steps,
     first_ring,
     judge,
     length_share,
@@ -28,6 +26,7 @@ from kleash.lab.studies.hacking.alarms import (
 from kleash.lab.studies.hacking.findings import conclude, verdict
 from kleash.lab.studies.hacking.gold import Arm, loss, per_nat
 from kleash.lab.studies.hacking.study import Config, plan
+from kleash.lab.study.followed import Figures, Steps
 from kleash.train.signals import spread_within
 
 STEADY = {

@@ -5,35 +5,26 @@ hacked runs set none.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from kleash.lab.study.followed import (
+    Figures,
+    Steps,
+    base,
+    disagreement,
+    figure,
+    gains,
+    had,
+    less_base,
+)
 from kleash.lab.study.statistics import Estimate, exact_mean_share, exact_rate
 
-Steps = Sequence[Mapping[str, Any]]
-"""What a run recorded, as `train_arm` gives it."""
-Figures = list[float | None]
-"""One of each step; None where it could not be had."""
-
-BASE = 3
-"""First steps, which say what the reference does: the policy has hardly moved."""
 WINDOW = 5
 """Steps that an alarm takes the mean of."""
 EULER = 0.5772156649015329
 COMBINED = "any of them"
-
-
-def gains(steps: Steps) -> Figures:
-    """The gain of a run's reward over its first steps, in standard deviations of the reward there.
-
-        (r̄_t − r̄_0)/σ_0
-
-    Args:
-        steps: of the run.
-    """
-    sigma = _base(steps, "reward_std")
-    return [None if x is None or not sigma else x / sigma for x in _less(steps, "reward")]
 
 
 def over_law(steps: Steps) -> Figures:
@@ -46,13 +37,13 @@ def over_law(steps: Steps) -> Figures:
     """
     return [
         None if gain is None or kl is None else gain / math.sqrt(2 * max(kl, 1.0))
-        for gain, kl in zip(gains(steps), _column(steps, "kl"), strict=True)
+        for gain, kl in zip(gains(steps), figure(steps, "kl"), strict=True)
     ]
 
 
 def unbought(steps: Steps) -> Figures:
     """Drift that buys no reward: 1 − corr(r, Σ log π/π_ref) over the responses of a step."""
-    return [None if x is None else 1 - x for x in _column(steps, "correlation")]
+    return [None if x is None else 1 - x for x in figure(steps, "correlation")]
 
 
 def length_share(steps: Steps) -> Figures:
@@ -64,9 +55,9 @@ def length_share(steps: Steps) -> Figures:
     grown to the longest, none of them tells any more. Gains under σ_0 count as σ_0: noise over noise is no share.
     """
     slopes, found = list[float](), Figures()
-    unit = _base(steps, "reward_std")
-    gained, longer = _less(steps, "reward"), _less(steps, "length")
-    for slope, gain, tokens in zip(_column(steps, "length_slope"), gained, longer, strict=True):
+    unit = base(steps, "reward_std")
+    gained, longer = less_base(steps, "reward"), less_base(steps, "length")
+    for slope, gain, tokens in zip(figure(steps, "length_slope"), gained, longer, strict=True):
         slopes += [] if slope is None else [slope]
         if gain is None or tokens is None or not unit or not slopes:
             found.append(None)
@@ -75,25 +66,12 @@ def length_share(steps: Steps) -> Figures:
     return found
 
 
-def disagreement(steps: Steps) -> Figures:
-    """How far reward models that were not trained on are from the reward that was, in its gain.
-
-        √(1/K Σ_k (g_k − ḡ)²)
-
-    g are the gains of the reward and of every monitor, each in its own standard deviations at the reference; a lab's
-    monitors are proxies of other seeds, which are fitted to unit spread.
-    """
-    names = sorted(name for name in steps[0] if name.startswith("monitor/"))
-    rows = zip(gains(steps), *(_less(steps, name) for name in names), strict=True)
-    return [_apart(row) for row in rows]
-
-
 def collapse(name: str) -> Callable[[Steps], Figures]:
     """What share of a figure of the reference's is lost: 1 − x_t/x_0."""
 
     def lost(steps: Steps) -> Figures:
-        first = _base(steps, name)
-        return [None if x is None or not first else 1 - x / first for x in _column(steps, name)]
+        first = base(steps, name)
+        return [None if x is None or not first else 1 - x / first for x in figure(steps, name)]
 
     return lost
 
@@ -157,7 +135,7 @@ def threshold(sound: Sequence[Figures], rate: float) -> float | None:
         >>> round(threshold(runs, 0.001), 4)  # once in a hundred: b log 100 more
         2.7207
     """
-    largest = [max(known) for run in sound if (known := _had(means(run)))]
+    largest = [max(known) for run in sound if (known := had(means(run)))]
     if len(largest) < 2:
         return None
     spread = stdev(largest) * math.sqrt(6) / math.pi
@@ -283,32 +261,3 @@ def _merged(parts: Sequence[_Rung]) -> _Rung:
             for part in zip(*parts, strict=True)
         )
     )
-
-
-def _apart(members: Sequence[float | None]) -> float | None:
-    """Standard deviation over an ensemble's members; None unless each has its figure, and there are two."""
-    had = _had(members)
-    if len(had) < max(len(members), 2):
-        return None
-    middle = fmean(had)
-    return math.sqrt(fmean((x - middle) ** 2 for x in had))
-
-
-def _had(values: Sequence[float | None]) -> list[float]:
-    return [x for x in values if x is not None]
-
-
-def _column(steps: Steps, name: str) -> Figures:
-    return [row[name] for row in steps]
-
-
-def _base(steps: Steps, name: str) -> float | None:
-    """Mean over the first steps; None where none was measured."""
-    first = _had(_column(steps[:BASE], name))
-    return fmean(first) if first else None
-
-
-def _less(steps: Steps, name: str) -> Figures:
-    """A figure less what it was at first."""
-    first = _base(steps, name)
-    return [None if x is None or first is None else x - first for x in _column(steps, name)]

@@ -8,7 +8,6 @@ from kleash.lab.studies.hacking.alarms import (
     WINDOW,
     Judged,
     Run,
-    Steps,
     judge,
 )
 from kleash.lab.studies.hacking.figure import IN_TIME, RATES, figure
@@ -29,6 +28,7 @@ from kleash.lab.study.findings import (
     Value,
     decide,
 )
+from kleash.lab.study.followed import Steps
 from kleash.lab.study.statistics import (
     Estimate,
     differences,
