@@ -84,11 +84,11 @@ def mean(values: Sequence[float | None]) -> float | None:
     return None if found is None else found.value
 
 
-def ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+def cells(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
     """A figure and the ends of its interval, as the cells of a table are.
 
     Examples:
-        >>> ends(Estimate(value=1.0, low=0.5, high=1.5, n=5)), ends(None)
+        >>> cells(Estimate(value=1.0, low=0.5, high=1.5, n=5)), cells(None)
         ((1.0, 0.5, 1.5), (None, None, None))
     """
     return (None, None, None) if found is None else (found.value, found.low, found.high)

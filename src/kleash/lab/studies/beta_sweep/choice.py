@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from kleash.lab.arms.sweep import Hold
-from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended
 from kleash.lab.study.choice import Choice, choose
 from kleash.lab.study.findings import Claim, Table, decide
-from kleash.lab.study.statistics import Estimate, geometric
+from kleash.lab.study.statistics import Estimate, cells, geometric
 
 
 def chosen(arms: Arms) -> Choice:

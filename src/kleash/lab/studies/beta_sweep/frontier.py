@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
-from kleash.lab.study.findings import Claim, Table, Value, decide, decide_all
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended
+from kleash.lab.study.findings import Claim, Table, decide, decide_all
 from kleash.lab.study.many import together
 from kleash.lab.study.reach import Reach
-from kleash.lab.study.statistics import estimate, geometric
+from kleash.lab.study.statistics import cells, estimate, geometric, mean
 
 HALF = 0.5
 Reaches = Sequence[Reach]
@@ -152,12 +152,12 @@ def arms_table(arms: Arms, reaches: Reaches) -> Table:
         (
             hold.name,
             *cells(geometric([each.kl for each in group])),
-            _mean([each.reward for each in group]),
+            mean([each.reward for each in group]),
             *cells(estimate([each.gold for each in group])),
-            *(_mean(each) for each in shares(group, reaches)),
-            _mean(root_laws(group, reaches)),
-            _mean(objectives(hold.beta, group, reaches)),
-            _mean([each.growth for each in group]),
+            *(mean(each) for each in shares(group, reaches)),
+            mean(root_laws(group, reaches)),
+            mean(objectives(hold.beta, group, reaches)),
+            mean([each.growth for each in group]),
         )
         for hold, group in arms.items()
     ]
@@ -177,8 +177,3 @@ def arms_table(arms: Arms, reaches: Reaches) -> Table:
         f"rest, and its place is of so many steps. Samples show the frontier to {shown}; beyond, a share lies between "
         "the two, of which one above 1 says nothing.",
     )
-
-
-def _mean(values: Sequence[float | None]) -> Value:
-    found = estimate(values)
-    return None if found is None else found.value

@@ -9,7 +9,7 @@ from kleash.lab.arms.sweep import Hold
 from kleash.lab.studies.collapse.exact import exact_series, reference_entropy
 from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide, decide_all
 from kleash.lab.study.many import together
-from kleash.lab.study.statistics import Estimate, differences, estimate, geometric
+from kleash.lab.study.statistics import Estimate, cells, differences, estimate, geometric, mean
 
 Ends = Sequence[Mapping[str, Any]]
 """What the examination of an arm found, one a seed."""
@@ -166,16 +166,11 @@ def _row(name: str, ends: Ends, reference: Ends) -> tuple[Value, ...]:
     others = ("distinct_1", "distinct_2", "self_bleu", "unique_share", "length", "gold")
     return (
         name,
-        _mean(values(ends, "kl")) if kl is None else kl.value,
-        *((None, None, None) if spread is None else (spread.value, spread.low, spread.high)),
-        _mean(kept(ends, reference)),
-        *(_mean(values(ends, other)) for other in others),
+        mean(values(ends, "kl")) if kl is None else kl.value,
+        *cells(spread),
+        mean(kept(ends, reference)),
+        *(mean(values(ends, other)) for other in others),
     )
-
-
-def _mean(found: Sequence[float | None]) -> Value:
-    middle = estimate(found)
-    return None if middle is None else middle.value
 
 
 def figure(betas: Sequence[float], arms: Arms, reference: Ends) -> Figure:

@@ -23,7 +23,7 @@ from kleash.lab.study.findings import (
     within,
 )
 from kleash.lab.study.followed import UNIT, disagreement
-from kleash.lab.study.statistics import differences, estimate
+from kleash.lab.study.statistics import differences, estimate, mean
 from kleash.lab.study.work import Result
 
 SINGLE = "single"
@@ -213,14 +213,13 @@ def _table(arms: Mapping[str, Arms], chosen: Mapping[str, Arms]) -> Table:
 
 def _figures(arms: Arms) -> list[Value]:
     found = [each for each in peaks(arms.gold) if each is not None]
-    means = [
-        estimate([each.value for each in found]),
-        estimate([each.d for each in found]),
-        estimate([each.gold for each in arms.ends]),
-        estimate([each.proxy for each in arms.ends]),
-        estimate([each.kl for each in arms.ends]),
+    return [
+        mean([each.value for each in found]),
+        mean([each.d for each in found]),
+        mean([each.gold for each in arms.ends]),
+        mean([each.proxy for each in arms.ends]),
+        mean([each.kl for each in arms.ends]),
     ]
-    return [None if each is None else each.value for each in means]
 
 
 def _disagreement(watched: Sequence[Result]) -> Table:

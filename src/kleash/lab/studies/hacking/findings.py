@@ -31,10 +31,12 @@ from kleash.lab.study.findings import (
 from kleash.lab.study.followed import Steps
 from kleash.lab.study.statistics import (
     Estimate,
+    cells,
     differences,
     estimate,
     exact_mean_share,
     exact_rate,
+    mean,
 )
 
 
@@ -249,13 +251,13 @@ def _arms_table(
 
 def _arm_row(arm: Arm) -> tuple[Value, ...]:
     means = [
-        estimate(cross_fitted(arm)),
-        *(estimate(arm.ends(name)) for name in ("gold", "reward", "kl")),
-        estimate(per_nat(arm)),
-        *(estimate(arm.ends(name)) for name in ("length", "distinct_2")),
+        mean(cross_fitted(arm)),
+        *(mean(arm.ends(name)) for name in ("gold", "reward", "kl")),
+        mean(per_nat(arm)),
+        *(mean(arm.ends(name)) for name in ("length", "distinct_2")),
     ]
     hacked = sum(loss(run["steps"]).lost is not None for run in arm.runs)
-    return (*(None if each is None else each.value for each in means), hacked, len(arm.runs))
+    return (*means, hacked, len(arm.runs))
 
 
 def _alarms_table(
@@ -291,18 +293,17 @@ def _alarm_row(found: Judged, tops: Sequence[int]) -> tuple[Value, ...]:
     rung = [at - top for at, top in zip(found.first, tops, strict=True) if at is not None]
     return (
         found.name,
-        *_cells(found.false, 1000),
+        *_scaled(found.false, 1000),
         found.rang,
         len(rung),
-        *_cells(found.caught),
+        *_scaled(found.caught),
         median(rung) if rung else None,
-        *_cells(found.spared),
+        *_scaled(found.spared),
     )
 
 
-def _cells(found: Estimate | None, scale: float = 1.0) -> list[Value]:
-    ends = (None,) * 3 if found is None else (found.value, found.low, found.high)
-    return [None if x is None else scale * x for x in ends]
+def _scaled(found: Estimate | None, scale: float = 1.0) -> list[Value]:
+    return [None if x is None else scale * x for x in cells(found)]
 
 
 def _roc_table(judged: Mapping[str, Sequence[Judged]]) -> Table:
@@ -316,8 +317,8 @@ def _roc_table(judged: Mapping[str, Sequence[Judged]]) -> Table:
             (
                 name,
                 1000 * each.planned,
-                *_cells(each.false, 1000),
-                *_cells(each.caught),
+                *_scaled(each.false, 1000),
+                *_scaled(each.caught),
                 None if each.spared is None else each.spared.value,
             )
             for name, found in judged.items()

@@ -30,7 +30,7 @@ from kleash.lab.study.findings import (
     near,
     within,
 )
-from kleash.lab.study.statistics import Estimate, ends, estimate, mean
+from kleash.lab.study.statistics import Estimate, cells, estimate, mean
 from kleash.lab.study.work import Result
 
 EXACT = 1e-10
@@ -182,7 +182,7 @@ def _arms_table(made: Made) -> Table:
     reference = reference_share(made.weighed)
     taken = fmean(gold_of_fault(made.weighed))
     was = fmean(fault_shares(made.weighed))
-    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *ends(reference), None, None)]
+    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *cells(reference), None, None)]
     for beta, runs in made.arms.items():
         found = estimate([late_share(run) for run in runs])
         kl, gold = (mean([run["end"][name] for run in runs]) for name in ("kl", "gold"))
@@ -190,7 +190,7 @@ def _arms_table(made: Made) -> Table:
         if beta and 0 < was < 1:
             moved = -beta * fmean(shifts(made.weighed, beta))
             said = (leashed_share(was, taken, beta), leashed_share(was, moved, beta))
-        rows.append(("trained", beta, kl, gold, *ends(found), *said))
+        rows.append(("trained", beta, kl, gold, *cells(found), *said))
     return Table(
         title="The planted fault in the language model",
         columns=(
@@ -233,7 +233,7 @@ def _trained_table(made: Made) -> Table:
     for (beta, penalty), runs in made.tables.items():
         found = estimate([run["share"] for run in runs])
         rest = [mean([run[name] for run in runs]) for name in ("kl", "gain_lost")]
-        rows.append((beta, penalty, leashed_share(made.share, penalty, beta), *ends(found), *rest))
+        rows.append((beta, penalty, leashed_share(made.share, penalty, beta), *cells(found), *rest))
     return Table(
         title="Trained by RLOO, and read by enumeration",
         columns=(
@@ -248,8 +248,8 @@ def _trained_table(made: Made) -> Table:
 def _weighed(made: Made) -> Table:
     taken = gold_of_fault(made.weighed)
     rows = [
-        ("gold reward taken off for the phrase, D", *ends(estimate(taken, of="prompts"))),
-        ("responses with the fault", *ends(reference_share(made.weighed))),
+        ("gold reward taken off for the phrase, D", *cells(estimate(taken, of="prompts"))),
+        ("responses with the fault", *cells(reference_share(made.weighed))),
         (
             "KL(base‖planted) behind the phrase, nats per token",
             made.planted["kl_per_token"],
@@ -284,9 +284,9 @@ def _figure(made: Made) -> Figure:
     trained = Series(
         name="trained by RLOO",
         x=tuple(x for x, _ in points),
-        y=tuple(ends(found)[0] for _, found in points),
-        low=tuple(ends(found)[1] for _, found in points),
-        high=tuple(ends(found)[2] for _, found in points),
+        y=tuple(cells(found)[0] for _, found in points),
+        low=tuple(cells(found)[1] for _, found in points),
+        high=tuple(cells(found)[2] for _, found in points),
         mark="points",
         colour=5,
     )
@@ -326,9 +326,9 @@ def _course(beta: float, runs: Sequence[Result], colour: int, width: int = 5) ->
     return Series(
         name=f"β = {beta:g}",
         x=tuple(i + width / 2 for i in starts),
-        y=tuple(ends(each)[0] for each in found),
-        low=tuple(ends(each)[1] for each in found),
-        high=tuple(ends(each)[2] for each in found),
+        y=tuple(cells(each)[0] for each in found),
+        low=tuple(cells(each)[1] for each in found),
+        high=tuple(cells(each)[2] for each in found),
         mark="line",
         colour=colour,
     )
