@@ -99,7 +99,8 @@ def _limits(benign: Sequence[Steps], seeds: int) -> tuple[str, ...]:
         f"interval still begins at {best:.0%}.",
         "The runs of a seed share its proxies, prompts and random numbers, so that seeds are the observations. All "
         "hacked runs are judged by one threshold, and intervals are for it as it was set: what other benign runs "
-        "would have set is in none of them.",
+        "would have set is in none of them. Benign runs are of seeds of their own, but few proxies watch all of them: "
+        "what disagreement comes to with others is in no interval either.",
         f"A loss is dated where it is a fifth of the gain and more than noise, by means of {WINDOW} steps: where "
         "little was gained that is later than a fifth.",
     )
