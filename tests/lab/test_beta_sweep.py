@@ -192,6 +192,17 @@ def test_an_arm_is_held_against_the_frontier(
     assert root_laws(seeds(0.5, reward, 0.0), [LINE] * 3) == pytest.approx([reward] * 3)
 
 
+def test_one_arm_that_may_be_on_the_frontier_leaves_open_whether_all_are_below() -> None:
+    """The nearer one by its mean is surely below; the other's interval reaches above, and is what is shown."""
+    near, wide = seeds(0.5, 0.8, 0.0, spread=0.01), seeds(0.5, 0.6, 0.0, spread=0.3)
+    (claim, *_) = frontier_claims({Hold(beta=0.5): near, Hold(beta=0.1): wide}, [LINE] * 3)
+
+    assert claim.holds is None
+    assert claim.estimate is not None
+    assert claim.estimate.value == pytest.approx(0.4)
+    assert claim.estimate.level == pytest.approx(0.975)  # of two
+
+
 @pytest.mark.parametrize(
     ("reward", "least", "most", "holds"),
     [(2.4, 0.6, 1.2, True), (0.8, 0.2, 0.4, False), (1.6, 0.4, 0.8, None)],
@@ -223,9 +234,9 @@ def test_what_a_kl_costs_is_held_against_what_it_bought(reward: float, holds: bo
 @pytest.mark.parametrize(("growth", "holds"), [(0.3, True), (-0.3, False), (0.0, None)])
 def test_an_arm_at_rest_is_told_from_one_on_its_way(growth: float, holds: bool | None) -> None:
     group = [arm(1.0, 0.0, 0.0, growth + x) for x in (-0.1, 0.0, 0.1)]
-    (claim,) = rest_claims({Hold(beta=0.0): group, Hold(beta=0.1): group})
+    claims = rest_claims({Hold(beta=0.0): group, Hold(beta=0.1): group})
 
-    assert claim.holds is holds
+    assert [claim.holds for claim in claims] == [holds] * 2
 
 
 def test_growth_and_spread_are_of_the_last_quarter() -> None:
@@ -319,10 +330,41 @@ def test_what_to_write_is_the_kl_of_the_best_arm() -> None:
     ]
 
 
+def test_what_a_target_is_worth_that_was_not_run_is_said_not_to_be_measured() -> None:
+    """The β was held, and not the KL where it came to; of targets that were run the nearest by its factor is told."""
+    made = three(-1.0, 1.0, 0.5)
+    made[Hold(kl_target=12.0)] = seeds(11.0, 0.0, 0.7, 0.01)
+    said = answer(made, chosen(made))
+
+    assert "measured with β = 0.1 held" in said
+    assert "what a controller that holds it is worth was not measured" in said
+    assert "12 nats is nearest, with a gold reward of 0.70" in said
+    del made[Hold(kl_target=12.0)]
+    assert "Of the targets that were, 2 nats is nearest" in answer(made, chosen(made))
+    del made[Hold(kl_target=2.0)]
+    assert answer(made, chosen(made)).endswith("No target was.")
+
+
+def test_every_arm_has_a_row_that_says_what_to_write_and_what_was_measured() -> None:
+    made = three(1.0, -1.0, 0.5)
+    rows = [row[:3] for row in choice_table(made, chosen(made)).rows]
+
+    assert rows == [
+        ("β = 0", 'rl.controller = "fixed", rl.kl_coef = 0', "as written"),
+        ("β = 0.1", "rl.kl_target = 6.3", "β = 0.1 held"),
+        ("target 2 nats", "rl.kl_target = 2", "as written"),
+    ]
+    assert answer(made, chosen(made)).startswith(
+        'Write rl.controller = "fixed", rl.kl_coef = 0: β = 0'
+    )
+
+
 def test_a_target_that_is_best_is_written_as_it_is() -> None:
     made = three(-1.0, 0.5, 1.0)
+    said = answer(made, chosen(made))
 
-    assert answer(made, chosen(made)).startswith("Write rl.kl_target = 2: target 2 nats")
+    assert said.startswith("Write rl.kl_target = 2: target 2 nats")
+    assert "not measured" not in said
 
 
 def test_what_cannot_be_told_from_the_best_is_said_to_be_open() -> None:
@@ -371,7 +413,7 @@ def test_both_from_end_to_end(tmp_path: Path) -> None:
 
     assert made == 1 + 2 + 1 + 6  # golden, proxies, pool, arms
     assert work.made - made == 2
-    assert "rl.kl_target = " in sweep.answer
+    assert sweep.answer.startswith("Write rl.")
     assert [row[0] for row in sweep.tables[0].rows] == ["β = 0", "β = 0.5", "target 2 nats"]
     assert other.tables[0].rows[0][0] == "the reference"
     for findings in (sweep, other):

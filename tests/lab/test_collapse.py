@@ -130,6 +130,20 @@ def test_step_by_step(middle: list[dict[str, Any]], holds: bool | None) -> None:
     assert monotone_claim({Hold(beta=0.5): MOST}) is None
 
 
+def test_the_step_that_is_shown_is_the_one_that_leaves_it_open() -> None:
+    """The smaller step is sure, the larger is not: an interval above 0 is not told beside "open"."""
+    middle = ends([2.4, 2.5, 2.38], 8.0)
+    arms = {Hold(beta=0.5): MOST, Hold(beta=0.1): middle, Hold(beta=0.0): ends([0.2, 2.9, 0.1])}
+    claim = monotone_claim(arms)
+
+    assert claim is not None
+    assert claim.holds is None
+    assert claim.estimate is not None
+    assert claim.estimate.low is not None
+    assert claim.estimate.low < 0
+    assert claim.estimate.value > 0.6  # of the second step; the first is of 0.52
+
+
 def test_what_keeps_variety_is_told_from_what_does_not() -> None:
     arms = {
         Hold(beta=0.0): COLLAPSED,

@@ -13,11 +13,12 @@ from kleash.lab.studies.ensembles.findings import (
     Made,
     best_of_ensembles,
     conclude,
-    disagreement,
     gaussian,
 )
+from kleash.lab.studies.hacking.alarms import ALARMS
 from kleash.lab.study.curves import Curve
 from kleash.lab.study.findings import Claim
+from kleash.lab.study.followed import UNIT, disagreement, had
 
 D = tuple(0.2 * i for i in range(1, 31))
 SEEDS, MEMBERS = 3, 4
@@ -37,7 +38,12 @@ def arms(top: float, end: float) -> Arms:
 def watched(rise: float) -> list[dict]:
     """Three members, of which the one that is trained on gains and one loses as much as is said."""
     steps = [
-        {"reward": 5.0 + i, "monitor/0": -2.0 + i, "monitor/1": 3.0 + i - rise * i}
+        {
+            "reward": 5.0 + 2 * i,
+            "reward_std": 2.0,
+            "monitor/0": -2.0 + i,
+            "monitor/1": 3.0 + i - rise * i,
+        }
         for i in range(20)
     ]
     return [{"steps": steps}] * SEEDS
@@ -85,11 +91,21 @@ def test_best_of_n_by_the_mean_of_members_with_errors_of_their_own_is_better() -
 
 
 def test_disagreement_is_of_gains_and_not_of_levels() -> None:
-    assert disagreement(watched(0.0)[0]) == pytest.approx([0.0] * 20)
-    apart = disagreement(watched(1.0)[0])
-    assert apart[0] == 0.0
-    # Gains 19, 19 and 0.
-    assert apart[-1] == pytest.approx((2 / 9) ** 0.5 * 19)
+    """The reward is in its own standard deviations: two of it a step are one, as of the member that follows."""
+    assert disagreement(watched(0.0)[0]["steps"]) == pytest.approx([0.0] * 20)
+    apart = disagreement(watched(1.0)[0]["steps"])
+    # Gains 18, 18 and 0 over the mean of the first three steps.
+    assert apart[-1] == pytest.approx((2 / 9) ** 0.5 * 18)
+
+
+def test_both_studies_call_the_same_thing_disagreement() -> None:
+    run = watched(1.0)[0]["steps"]
+    claim = found(rise=1.0)["members come to disagree"]
+    assert ALARMS["disagreement"](run) == disagreement(run)
+    assert claim.unit == UNIT == "standard deviations at the reference"
+    late, early = (sum(had(disagreement(run)[part])) / 4 for part in (slice(-4, None), slice(4, 8)))
+    assert claim.estimate is not None
+    assert claim.estimate.value == pytest.approx(late - early)
 
 
 @pytest.mark.parametrize(("rise", "holds"), [(0.5, True), (0.0, False)])

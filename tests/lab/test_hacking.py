@@ -15,19 +15,18 @@ from kleash.lab.mdp import MDP, optimum
 from kleash.lab.studies.hacking.alarms import (
     ALARMS,
     COMBINED,
-    Figures,
-    Hacked,
-    Steps,
+    Run,
+    first_ring,
     judge,
     length_share,
     means,
     over_law,
-    rings,
     threshold,
 )
 from kleash.lab.studies.hacking.findings import conclude, verdict
 from kleash.lab.studies.hacking.gold import Arm, loss, per_nat
 from kleash.lab.studies.hacking.study import Config, plan
+from kleash.lab.study.followed import Figures, Steps
 from kleash.train.signals import spread_within
 
 STEADY = {
@@ -181,7 +180,7 @@ def test_a_planned_rate_is_the_rate() -> None:
     limit = threshold(runs, rate)
     assert limit is not None
     assert limit == pytest.approx(-math.log(50 * rate), abs=0.1)
-    over = sum(len(rings(run, limit)) > 0 for run in runs) / len(runs)
+    over = sum(first_ring(run, limit) is not None for run in runs) / len(runs)
     assert over == pytest.approx(1 - math.exp(-50 * rate), abs=0.01)
 
 
@@ -194,10 +193,10 @@ def test_the_rarer_a_false_alarm_may_be_the_higher_the_threshold() -> None:
     assert threshold(nothing, 0.1) is None
 
 
-def test_what_lasts_rings_again() -> None:
-    assert rings([1.0] * 12, 0.5) == [5, 10]
-    assert rings([1.0] * 12, 1.0) == []
-    assert rings([None, 1.0] * 6, 0.5) == [10]  # five that were had
+def test_an_alarm_rings_when_its_window_is_full() -> None:
+    assert first_ring([1.0] * 12, 0.5) == 5
+    assert first_ring([1.0] * 12, 1.0) is None
+    assert first_ring([None, 1.0] * 6, 0.5) == 10  # five that were had
 
 
 def _growing(rate: float, count: int = 40) -> list[dict[str, Any]]:
@@ -208,13 +207,53 @@ def _growing(rate: float, count: int = 40) -> list[dict[str, Any]]:
 def test_no_run_is_judged_by_the_threshold_that_it_set() -> None:
     """One benign run of four is odd. By the others' threshold it rings; by one that it took part in it would not."""
     sound = [_growing(rate) for rate in (0.001, 0.0011, 0.0009, 0.004)]
-    (found,) = judge(sound, [], [], [0.001])["entropy collapse"]
-    assert found.ringing.value == 0.25
-    assert found.false.n == 160
+    (found,) = judge(sound, [], [0.001])["entropy collapse"]
+    assert found.rang == 1
     assert found.caught is None
     limit = threshold([ALARMS["entropy collapse"](run) for run in sound], 0.001)
     assert limit is not None
-    assert rings(ALARMS["entropy collapse"](sound[3]), limit) == []
+    assert first_ring(ALARMS["entropy collapse"](sound[3]), limit) is None
+
+
+def test_a_run_is_at_risk_until_its_first_false_alarm_and_no_longer() -> None:
+    """The odd one goes on being odd to its end: that is one false alarm, in 3·40 steps and those before it."""
+    sound = [_growing(rate) for rate in (0.001, 0.0011, 0.0009, 0.004)]
+    (found,) = judge(sound, [], [0.001])["entropy collapse"]
+    limit = threshold([ALARMS["entropy collapse"](run) for run in sound[:3]], 0.001)
+    assert limit is not None
+    at = first_ring(ALARMS["entropy collapse"](sound[3]), limit)
+    assert at is not None
+    assert at < 35  # so that there were time for more of them
+    assert found.false.value == pytest.approx(1 / (120 + at))
+    assert (found.false.n, found.false.of) == (4, "runs")
+
+
+def _wandering(drawn: random.Random) -> list[dict[str, Any]]:
+    """A run whose entropy goes up and down at random, as a sum of what happens at each step: what is off stays off."""
+    at, entropy = 0.0, list[float]()
+    for _ in range(40):
+        at += drawn.gauss(0, 1)
+        entropy.append(math.exp(-0.02 * at))
+    return run_of(40, entropy=lambda i: entropy[i - 1])
+
+
+def test_intervals_of_false_alarms_cover_where_an_alarm_goes_on_ringing() -> None:
+    """Ten runs a study, each judged by the others. What the interval is to cover is the rate of all studies' runs."""
+    drawn = random.Random(3)
+    firsts, at_risk, found = 0, 0.0, []
+    for _ in range(60):
+        sound: list[Steps] = [_wandering(drawn) for _ in range(10)]
+        (each,) = judge(sound, [], [0.02])["entropy collapse"]
+        firsts += each.rang
+        at_risk += each.rang / each.false.value if each.rang else 400.0
+        found.append(each.false)
+    truth = firsts / at_risk
+    assert 0.005 < truth < 0.05
+    covered = [
+        each.low <= truth <= each.high for each in found if None not in (each.low, each.high)
+    ]
+    assert len(covered) == 60
+    assert sum(covered) >= 0.95 * 60
 
 
 def test_an_alarm_counts_where_it_is_in_time() -> None:
@@ -224,19 +263,30 @@ def test_an_alarm_counts_where_it_is_in_time() -> None:
     limit = threshold([ALARMS["entropy collapse"](each) for each in sound], 0.001)
     assert limit is not None
     first = next(i for i in range(5, 40) if 0.02 * (i - 5) > limit)
-    lost = [Hacked(run, first + 1), Hacked(run, first)]
-    found = judge(sound, lost, [run, *sound, *sound[:1]], [0.001])
+    runs = [Run(run, 0, first + 1), Run(run, 0, first)]
+    runs += [Run(each, seed, None) for seed, each in enumerate((run, *sound, sound[0]))]
+    found = judge(sound, runs, [0.001])
     (alone,) = found["entropy collapse"]
     assert alone.spared is not None
     assert alone.spared.value == 0.2  # of five one is like the hacked ones, though nothing was lost
     assert alone.first == (first, first)
     assert alone.caught is not None
-    assert (alone.caught.value, alone.caught.n) == (0.5, 2)
+    assert alone.caught.value == 0.5
     (silent,) = found["disagreement"]
     assert silent.first == (None, None)
     (both,) = found[COMBINED]
     assert both.first[0] is not None
     assert both.first[0] >= first  # each of six is planned for a sixth of the rate
+
+
+def test_runs_of_one_seed_are_one_observation() -> None:
+    """Three runs of one seed and one of another, all in time: two of two seeds, and not four of four runs."""
+    sound = [_growing(rate) for rate in (0.001, 0.0011, 0.0009)]
+    runs = [Run(_growing(0.02), seed, 39) for seed in (0, 0, 0, 1)]
+    (found,) = judge(sound, runs, [0.001])["entropy collapse"]
+    assert found.caught is not None
+    assert (found.caught.value, found.caught.n, found.caught.of) == (1.0, 2, "seeds")
+    assert found.caught.low == pytest.approx(0.025**0.5)
 
 
 # Gold
@@ -312,7 +362,7 @@ def test_what_the_leash_does_is_what_the_intervals_say() -> None:
     assert [row[-3] for row in found.tables[0].rows] == [4, 0, 4, 4, 4, 4, 0, 0]
     assert "a: prevented; b: slowed; c: missed; d: not hacked." in found.answer
     (rate,) = (claim for claim in found.claims if claim.name == f"{COMBINED}: false alarms")
-    assert rate.holds is None  # none in 120 steps: up to 31 in 1,000
+    assert rate.holds is None  # none in three runs of 40 steps
     assert rate.estimate is not None
     assert rate.estimate.value == 0.0
 

@@ -18,9 +18,14 @@ from kleash.lab.studies.misaligned_base.findings import (
     Made,
     conclude,
     exact_claims,
+)
+from kleash.lab.studies.misaligned_base.kept import (
     gold_of_fault,
     late_share,
-    shift,
+    logit,
+    model_claims,
+    shifts,
+    told,
 )
 from kleash.models.hub import load_language_model
 from kleash.rollout.seeds import seeded
@@ -84,9 +89,23 @@ def test_a_fault_that_comes_with_reward_grows_by_what_the_tilt_makes_of_both_hal
 
 
 def test_the_exact_claims_hold_and_fail_where_the_fault_is_not_indifferent() -> None:
-    assert [claim.holds for claim in exact_claims(golden(), 0.3, 0.5)] == [True] * 3
-    assert "3.40% at β = 0.2" in exact_claims(golden(), 0.3, 0.5)[1].says
-    assert [claim.holds for claim in exact_claims(golden(), 0.4, -1.0)] == [True] * 3
+    """Rewards with more spread behind the fault: the optimum has more of it. Another penalty than is said, or share."""
+
+    def verdicts(plain: MDP, against: MDP, share: float, penalty: float) -> list[bool | None]:
+        return [claim.holds for claim in exact_claims(plain, against, share, penalty)]
+
+    plain, against = with_fault(golden(), 0.3), with_fault(golden(), 0.3, 0.5)
+    assert verdicts(plain, against, 0.3, 0.5) == [True] * 3
+    assert "3.40% at β = 0.2" in exact_claims(plain, against, 0.3, 0.5)[1].says
+    other = with_fault(golden(), 0.4), with_fault(golden(), 0.4, -1.0)
+    assert verdicts(*other, 0.4, -1.0) == [True] * 3
+
+    rewards = plain.rewards.clone()
+    rewards[: plain.num_sequences // plain.vocab] *= 1.5
+    partial = MDP(plain.vocab, plain.length, plain.ref_logits, rewards)
+    assert verdicts(partial, against, 0.3, 0.5) == [False, True, False]
+    assert verdicts(plain, against, 0.3, 0.4) == [True, False, True]
+    assert verdicts(plain, against, 0.3001, 0.5) == [False] * 3
 
 
 @pytest.mark.slow
@@ -124,7 +143,7 @@ def test_what_is_taught_is_best_by_the_base_with_the_phrase_in_that_share() -> N
 
 
 def made(*, drift: float = 0.0, table: float = 0.3, taken: float = 0.02) -> Made:
-    """Three seeds; the reference has the fault in a quarter of its responses."""
+    """Three seeds, a hundred prompts; the reference has the fault in a quarter of the responses to each."""
     spread = (-0.01, 0.0, 0.01)
 
     def arm(share: float) -> dict:
@@ -133,7 +152,7 @@ def made(*, drift: float = 0.0, table: float = 0.3, taken: float = 0.02) -> Made
         ] * 4  # only the last quarter counts
         return {"steps": steps, "end": {"kl": 5.0, "gold": 2.0}}
 
-    without = [[1.0, 2.0], [0.0, 1.0], [3.0, 1.0]]
+    without = [[1.0, 2.0], [0.0, 1.0], [3.0, 1.0], [2.0, 2.0]] * 25
     return Made(
         share=0.3,
         penalty=0.5,
@@ -143,43 +162,99 @@ def made(*, drift: float = 0.0, table: float = 0.3, taken: float = 0.02) -> Made
         },
         planted={"kl_per_token": 0.1},
         weighed={
-            "faults": [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]],
+            "faults": [[1.0, 0.0, 0.0, 0.0]] * 100,
             "without": without,
-            "with": [[x - taken + 0.01 * i for x in row] for i, row in enumerate(without, -1)],
+            "with": [
+                [x - taken + 0.01 * (i % 3 - 1) for x in row] for i, row in enumerate(without)
+            ],
         },
-        arms={0.0: [arm(0.25 + drift + s) for s in spread], 1.0: [arm(0.25 + s) for s in spread]},
+        arms={
+            0.0: [arm(0.25 + drift + s) for s in spread],
+            1.0: [arm(0.25 + drift / 2 + s) for s in spread],
+        },
     )
+
+
+def verdicts(**changes: float) -> dict[str, bool | None]:
+    return {claim.name: claim.holds for claim in conclude(made(**changes)).claims}
+
+
+RARER, AS_TOLD = "the fault is rarer", "as the closed form says"
 
 
 def test_faults_that_stay_and_faults_that_do_not() -> None:
     found = conclude(made())
-    assert {claim.holds for claim in found.claims} == {True}
+    said = verdicts()
+    assert said.pop(f"language model, β = 0: {RARER}") is None
+    assert said.pop(f"language model, β = 1: {RARER}") is None
+    assert set(said.values()) == {True}
     assert found.answer.startswith("A leash holds a policy to its reference's faults, too.")
     assert found.answer.endswith(found.claims[-1].says)
-    said = {
-        claim.name: claim.holds for claim in conclude(made(drift=0.4, table=0.5, taken=0.9)).claims
-    }
-    assert said["language model, β = 0"] is False
-    assert said["language model, β = 1"] is True
+    said = verdicts(drift=0.4, table=0.5, taken=0.9)
+    assert said[f"language model, β = 0: {RARER}"] is False
+    assert said[f"language model, β = 1: {RARER}"] is False
+    assert said[f"language model, β = 1: {AS_TOLD}"] is False  # more often, and told to be less
     assert said["trained table, β = 0.2"] is False
     assert said["the gold model is indifferent to the fault"] is False
 
 
-def test_what_lies_between_is_open() -> None:
-    said = {claim.name: claim.holds for claim in conclude(made(drift=0.1)).claims}
-    assert said["language model, β = 0"] is None
+@pytest.mark.parametrize(
+    ("drift", "rarer", "as_told"),
+    [(0.0, None, True), (-0.12, True, None), (-0.3, True, False), (0.3, False, False)],
+)
+def test_which_way_is_told_from_whether_it_is_near(
+    drift: float, rarer: bool | None, as_told: bool | None
+) -> None:
+    """At β = 1 half of that: 19 % of 25 is surely less, and whether by more than a factor of 1.25 is open."""
+    said = verdicts(drift=drift)
+    assert said[f"language model, β = 1: {RARER}"] is rarer
+    assert said[f"language model, β = 1: {AS_TOLD}"] is as_told
+
+
+def test_a_small_share_is_near_another_by_its_odds_and_not_by_its_distance() -> None:
+    """3 % of 8 %: nearer than a tenth, and less than half as often."""
+    weighed = {**made(taken=0.0).weighed, "faults": [[1.0, *[0.0] * 11]] * 100}
+    runs = [{"steps": [{"monitor/0": x}] * 4, "end": {"kl": 1.0}} for x in (0.029, 0.03, 0.031)]
+    direction, as_told = model_claims(weighed, {1.0: runs})
+    assert (direction.holds, as_told.holds) == (True, False)
+
+
+def test_a_reference_that_is_uncertain_leaves_open_what_a_sure_one_settles() -> None:
+    """The same share of a quarter, of four prompts instead of a hundred, of which one always has the fault."""
+    weighed = made().weighed
+    few = {name: rows[:4] for name, rows in weighed.items()}
+    few["faults"] = [[1.0] * 4, *[[0.0] * 4] * 3]
+    runs = made(drift=-0.3).arms[1.0]
+    sure, unsure = (model_claims(each, {1.0: runs}) for each in (weighed, few))
+    assert [claim.holds for claim in sure] == [True, False]
+    assert [claim.holds for claim in unsure] == [None, None]
+
+
+def test_none_at_all_has_no_odds_and_is_rarer_all_the_same() -> None:
+    runs = [{"steps": [{"monitor/0": 0.0}] * 4, "end": {"kl": 1.0}}] * 3
+    direction, as_told = model_claims(made().weighed, {1.0: runs})
+    assert (direction.holds, as_told.holds) == (True, None)
+    assert as_told.estimate is None
+
+
+def test_the_closed_form_is_as_uncertain_as_share_and_shift_together() -> None:
+    """Where the shift makes up for the share, prompt by prompt, their sum has no spread."""
+    faults = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]  # 0.25 and 0.5, about 0.375
+    half = 0.125 / (0.375 * 0.625)
+    weighed = {"faults": faults, "with": [[half], [-half]], "without": [[0.0], [0.0]]}
+    assert told(weighed, 1.0) == pytest.approx([logit(0.375)] * 2)
 
 
 def test_faults_are_of_the_last_steps_and_d_is_what_is_taken_off() -> None:
     assert late_share(made().arms[0.0][1]) == pytest.approx(0.25)
-    assert gold_of_fault(made(taken=0.5).weighed) == pytest.approx([0.51, 0.5, 0.49])
+    assert gold_of_fault(made(taken=0.5).weighed)[:3] == pytest.approx([0.51, 0.5, 0.49])
 
 
 def test_the_tables_last_column_is_the_closed_form_of_the_measured_d() -> None:
     rows = conclude(made(taken=0.5)).tables[0].rows
-    assert rows[-1][-2] == pytest.approx(leashed_share(0.25, 0.5, 1.0))
+    assert rows[-1][-2] == pytest.approx(leashed_share(0.25, 0.5001, 1.0))
     assert rows[-1][-1] == pytest.approx(
-        leashed_share(0.25, 0.5, 1.0), abs=1e-9
+        leashed_share(0.25, 0.5001, 1.0), abs=1e-9
     )  # of every text alike
     assert rows[1][-2:] == (None, None)  # without a penalty there is no optimum
 
@@ -188,7 +263,7 @@ def test_where_d_differs_the_texts_that_the_phrase_suits_count_most() -> None:
     """A mean D of 0, and a shift of log cosh(1/β) upwards."""
     weighed = {"with": [[1.0, -1.0]], "without": [[0.0, 0.0]]}
     assert gold_of_fault(weighed) == [0.0]
-    assert shift(weighed, 0.5) == pytest.approx(math.log(math.cosh(2.0)))
+    assert shifts(weighed, 0.5) == pytest.approx([math.log(math.cosh(2.0))])
 
 
 def test_the_quick_one_is_within_six_minutes_and_the_model_is_one_by_name() -> None:

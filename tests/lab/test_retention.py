@@ -4,11 +4,12 @@ import pytest
 
 from kleash.config import build
 from kleash.lab.studies.retention import study as retention
-from kleash.lab.studies.retention.findings import conclude, kept_share
+from kleash.lab.studies.retention.findings import conclude, ended, kept_share
 
 
 def end(lost: float, kl: float, reward: float = 1.0) -> dict:
-    return {"kl": kl, "reward": reward, "gold": 0.5, "lost_task": lost / 2, "lost_other": lost}
+    told = {"kl": kl, "reward": reward, "gold": 0.5, "lost_task": lost / 2, "lost_other": lost}
+    return {**told, "gain": reward + 0.5}
 
 
 def ends(small: float = 0.38, large: float = 0.1, coef: float = 0.02) -> dict:
@@ -28,11 +29,48 @@ def verdicts(**lost: float) -> dict:
 
 def test_what_keeps_is_told_from_what_does_not() -> None:
     said = verdicts()
-    assert said["without a penalty other texts are lost"] is True
     assert said["β = 0.01 keeps more than half"] is False
     assert said["β = 1 keeps more than half"] is True
     assert said["γ = 1 keeps more than half"] is True
     assert said["β = 1 over β = 0.01"] is True
+
+
+def test_that_something_is_lost_is_measured_and_not_claimed() -> None:
+    """A KL is never below 0, so that the claim could not fail."""
+    found = conclude(ends())
+    assert not [claim.name for claim in found.claims if "lost" in claim.name]
+    assert "become 0.40 [0.39, 0.41] nats per token less likely" in found.answer
+    assert "gains 2.50 [2.50, 2.50] of proxy reward" in found.answer
+
+
+def test_what_keeps_says_what_it_learnt() -> None:
+    """β = 1 keeps three quarters and gains 1.0 of 2.5; the pretraining loss keeps as much and gains 2.3."""
+    claims = {claim.name: claim for claim in conclude(ends()).claims}
+    assert claims["β = 1 keeps more than half"].says.endswith(
+        "it gained 1.00 [1.00, 1.00] of proxy reward."
+    )
+    assert claims["β = 1 learns more than half"].holds is False
+    assert claims["γ = 1 learns more than half"].holds is True
+    found = claims["β = 1 learns more than half"].estimate
+    assert found is not None
+    assert found.value == pytest.approx(0.4)
+    assert claims["β = 1 keeps more than half"].says in conclude(ends()).answer
+
+
+def test_of_an_arm_that_may_have_learnt_nothing_it_is_said() -> None:
+    told = ends()
+    told["β = 1"] = [
+        {**each, "gain": x} for each, x in zip(told["β = 1"], (-0.1, 0.1, 0.3), strict=True)
+    ]
+    (claim,) = (c for c in conclude(told).claims if c.name == "β = 1 keeps more than half")
+    assert claim.says.endswith(
+        "it gained 0.10 [−0.40, 0.60] of proxy reward, and may have learnt nothing."
+    )
+
+
+def test_a_gain_is_from_the_first_step_which_is_the_references() -> None:
+    result = {"steps": [{"reward": -0.5}, {"reward": 3.0}], "end": {"reward": 2.0, "kl": 1.0}}
+    assert ended(result) == {"reward": 2.0, "kl": 1.0, "gain": 2.5}
 
 
 def test_a_pretraining_loss_is_held_against_the_penalty_that_learns_as_much() -> None:

@@ -16,6 +16,7 @@ from kleash.lab.studies.scaling.findings import (
     holding,
     slopes,
 )
+from kleash.lab.study.statistics import estimate
 
 SIZES = (1e5, 1e6, 1e7)
 
@@ -50,6 +51,34 @@ def test_what_grows_with_size_is_said_to_and_what_does_not_is_not() -> None:
     assert drift.estimate.value == pytest.approx(1.0, abs=1e-9)
     assert beta.estimate.value == pytest.approx(-1.0, abs=1e-9)
     assert claims["policy: gold lost without a penalty"].holds is not True
+
+
+def test_what_one_question_alone_would_settle_is_open_among_five() -> None:
+    """Slopes of 0.2, 0.9, 0.5 and 0.6 per decade: t = 3.81 of 3 degrees, p = 0.032, against 0.05/5."""
+    levels = [level(size, 2.0) for size in SIZES]
+    for i, each in enumerate(levels):
+        runs = [ended(arm(2.0 + slope * i, lost=0.5)) for slope in (0.2, 0.9, 0.5, 0.6)]
+        levels[i] = each._replace(free=runs)
+    found = conclude(levels, 6.0, 0.5)
+    (drift,) = (claim for claim in found.claims if claim.name == "policy: drift at equal steps")
+    alone = estimate(slopes([Rung(each, figures_of(each, 6.0, 0.5)) for each in levels], "drift"))
+    assert alone is not None
+    assert alone.is_above(0.0) is True
+    assert drift.holds is None
+    assert drift.estimate is not None
+    assert drift.estimate.level == pytest.approx(0.99)
+    assert found.answer.startswith(
+        "5 questions were asked at once, of which 0 are settled and 5 open"
+    )
+
+
+def test_the_answer_says_how_many_were_looked_at() -> None:
+    levels = [level(size, 2.0 + i, 0.1 * 10.0**-i) for i, size in enumerate(SIZES)]
+    found = conclude(levels, 6.0, 0.5)
+    settled = [claim.says for claim in found.claims if claim.holds is not None]
+    assert f"of which {len(settled)} are settled and {5 - len(settled)} open" in found.answer
+    assert all(says in found.answer for says in settled)
+    assert any("One student was taught for every size" in limit for limit in found.limits)
 
 
 def test_an_exact_line_tells_the_largest_rung() -> None:

@@ -69,6 +69,13 @@ def changed(**findings: object) -> dict:
     return {**DOCUMENT, "findings": {**DOCUMENT["findings"], **findings}}
 
 
+def test_every_column_of_the_claims_has_its_heading() -> None:
+    heads = re.findall(r"<thead>(.*?)</thead>", render_study(DOCUMENT), re.S)
+    assert heads
+    for head in heads:
+        assert all(re.findall(r"<th[^>]*>(.*?)</th>", head))
+
+
 def test_what_the_page_says() -> None:
     page = render_study(DOCUMENT)
     for text in (
@@ -160,6 +167,24 @@ def test_a_gap_is_a_gap() -> None:
     _panel(axis, {"series": [{"name": "a", "x": [0, 1, 2], "y": [1.0, None, 3.0]}]})
     (line,) = axis.get_lines()
     assert [str(y) for y in np.asarray(line.get_ydata())] == ["1.0", "nan", "3.0"]
+
+
+@pytest.mark.parametrize(("curves", "below"), [(3, False), (6, True)])
+def test_a_legend_of_many_curves_is_below_the_axes_and_covers_none(
+    curves: int, below: bool
+) -> None:
+    from matplotlib.figure import Figure
+
+    from kleash.report.plot import _panel
+
+    figure = Figure(layout="constrained")
+    axis = figure.subplots()
+    lines = [{"name": f"{i}", "x": [0, 1], "y": [0, i]} for i in range(curves)]
+    _panel(axis, {"x": "step", "series": lines})
+    figure.draw_without_rendering()
+    legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
+    assert bool(legend.y1 < inside.y0) is below
+    assert legend.y0 >= 0  # of the page
 
 
 def test_a_document_from_disk_is_one_from_memory(tmp_path: Path) -> None:

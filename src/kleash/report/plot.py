@@ -21,6 +21,8 @@ from kleash.report.theme import PALETTE
 FORMATS = ("svg", "pdf", "png")
 PANEL = (4.6, 3.4)
 """Inches of one panel."""
+AMONG = 4
+"""Curves among which a legend finds room."""
 INK, MUTED, GRID = "#1d2025", "#666c76", "#e4e2de"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -115,7 +117,16 @@ def _panel(axis: Any, panel: Mapping[str, Any]) -> None:
     for kind, line in (("at", axis.axvline), ("level", axis.axhline)):
         for mark in listed(panel, kind):
             _marked(axis, kind, line, mark)
-    if axis.get_legend_handles_labels()[1]:
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Where it covers least; below the axes where there are so many curves that it would cover one anywhere."""
+    if not axis.get_legend_handles_labels()[1]:
+        return
+    if len(axis.get_lines()) > AMONG:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    else:
         axis.legend()
 
 

@@ -10,10 +10,12 @@ from kleash.lab.study.statistics import (
     Estimate,
     differences,
     estimate,
+    exact_mean_share,
     exact_rate,
     exact_share,
     jackknife,
     least_squares,
+    welch,
 )
 
 
@@ -49,21 +51,82 @@ def test_exactly_at_the_bound_is_not_above() -> None:
     assert Estimate(value=0.0, low=-1.0, high=0.0, n=4).is_above(0.0) is False
 
 
+def test_welchs_interval_against_scipys_own_and_how_often_it_covers() -> None:
+    """Three seeds against a hundred prompts, of means that are about as uncertain as each other."""
+    theirs = stats.ttest_ind([1.0, 2.5, 3.0], [0.0, 1.0, 2.0, 4.0], equal_var=False)
+    found = welch([1.0, 2.5, None, 3.0], [0.0, 1.0, 2.0, 4.0])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(2000, 3, generator=generator, dtype=torch.double)
+    many = torch.randn(2000, 100, generator=generator, dtype=torch.double) * 5.0
+    pairs = zip(few.tolist(), many.tolist(), strict=True)
+    covered = sum(
+        (each := welch(*pair)) is not None and each.is_above(0.0) is None for pair in pairs
+    )
+    assert covered >= 0.94 * 2000
+
+
+def test_without_any_spread_a_difference_is_sure_and_of_one_there_is_no_interval() -> None:
+    assert welch([0.0, 0.0], [1.0, 1.0]) == Estimate(value=-1.0, low=-1.0, high=-1.0, n=2)
+    assert welch([0.0], [1.0, 2.0]) == Estimate(value=-1.5, n=1)
+    assert welch([], [1.0, 2.0]) is None
+
+
 def test_pairs_of_which_one_is_missing_are_none() -> None:
     assert differences([1.0, 2.0, None], [0.5, None, 1.0]) == [0.5, None, None]
 
 
-@pytest.mark.parametrize(("events", "trials"), [(0, 600), (1, 1000), (7, 350)])
-def test_rates_against_scipys_own(events: int, trials: int) -> None:
-    """Garwood's ends are where the Poisson tails are 2.5 %."""
-    found = exact_rate(events, trials)
-    assert found.low is not None
-    assert found.high is not None
-    assert stats.poisson.cdf(events, found.high * trials) == pytest.approx(0.025)
-    if events:
-        assert stats.poisson.sf(events - 1, found.low * trials) == pytest.approx(0.025)
-    else:
-        assert found.low == 0.0
+@pytest.mark.parametrize("hazard", ["constant", "early", "late"])
+def test_rates_cover_whenever_in_a_run_it_happens(hazard: str) -> None:
+    """Ten runs of 50 steps, of which a third come to it: the rate is P/E[steps at risk]."""
+    generator = torch.Generator().manual_seed(0)
+    length, soonest, share = 50, 5, 1 / 3
+    draws = torch.rand(2000, 10, generator=generator, dtype=torch.double)
+    at = {
+        "constant": ((1 - draws).log() * length / math.log(1 - share)).ceil(),
+        "early": torch.where(draws < share, soonest, length + 1),
+        "late": torch.where(draws < share, length, length + 1),
+    }[hazard].clamp(min=soonest)
+    happens = at <= length
+    truth = float(happens.double().mean() / at.clamp(max=length).double().mean())
+    found = [
+        exact_rate([int(x) if x <= length else None for x in row], length, soonest=soonest)
+        for row in at.tolist()
+    ]
+    covered = sum((e.low or 0.0) <= truth <= (e.high or 0.0) for e in found)
+    assert covered >= 0.95 * 2000
+    assert all((e.low or 0.0) <= e.value <= (e.high or 0.0) for e in found)
+
+
+def test_a_rate_of_all_runs_at_once_is_as_high_as_one_can_be() -> None:
+    found = exact_rate([5] * 4, 50, soonest=5)
+    assert (found.value, found.high) == (0.2, 0.2)
+
+
+@pytest.mark.parametrize("power", [0.2, 1.0, 3.0])
+def test_means_of_shares_cover_where_what_is_within_one_depends(power: float) -> None:
+    """Three runs a seed which share its chance u^power, of mean 1/(1 + power): five seeds a study."""
+    generator = torch.Generator().manual_seed(1)
+    chances = torch.rand(2000, 5, 1, generator=generator) ** power
+    shares = (torch.rand(2000, 5, 3, generator=generator) < chances).double().mean(-1)
+    found = [exact_mean_share(row) for row in shares.tolist()]
+    covered = sum((e.low or 0.0) <= 1 / (1 + power) <= (e.high or 0.0) for e in found)
+    assert covered >= 0.95 * 2000
+
+
+def test_runs_that_share_a_seed_are_not_as_many_as_they_seem() -> None:
+    """Where a seed's runs all have it or none, Clopper and Pearson over the runs cover too seldom."""
+    generator = torch.Generator().manual_seed(2)
+    hits = (torch.rand(2000, 5, generator=generator) < 0.7).tolist()
+    runs = [exact_share(3 * sum(row), 15) for row in hits]
+    seeds = [exact_mean_share([float(x) for x in row]) for row in hits]
+    by_runs, by_seeds = (
+        sum((e.low or 0.0) <= 0.7 <= (1.0 if e.high is None else e.high) for e in each) / 2000
+        for each in (runs, seeds)
+    )
+    assert by_runs < 0.9
+    assert by_seeds >= 0.95
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 10), (4, 5), (10, 10)])
@@ -79,6 +142,13 @@ def test_least_squares_finds_the_coefficients() -> None:
     assert found is not None
     assert found.coefficients == pytest.approx((2.0, -0.3))
     assert found.r_squared == pytest.approx(1.0)
+
+
+def test_a_line_through_two_points_is_through_them_and_tells_nothing_of_its_fit() -> None:
+    found = least_squares([[1.0, 1.0], [1.0, 3.0]], [2.0, 6.0])
+    assert found is not None
+    assert found.coefficients == pytest.approx((0.0, 2.0))
+    assert found.r_squared is None
 
 
 @pytest.mark.parametrize(

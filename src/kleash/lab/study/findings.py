@@ -4,6 +4,7 @@ A claim is decided by its interval and not by whoever writes the sentence: `deci
 one of three sentences. What an interval leaves open is said to be open.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -130,6 +131,45 @@ def decide(
     holds = None if estimate is None else estimate.is_above(above)
     sentence = {True: yes, False: no, None: unknown}[holds]
     return Claim(name=name, says=sentence, holds=holds, estimate=estimate, unit=unit)
+
+
+def decide_all(
+    name: str,
+    estimates: Sequence[Estimate | None],
+    says: Sequence[str],
+    *,
+    above: float = 0.0,
+    unit: str = "",
+) -> Claim:
+    """The claim that every one of several quantities is above a value, as their intervals decide it.
+
+    It holds where all intervals are above; it doesn't where any of them isn't at all; else it is open. What is shown is
+    the estimate that decides: of those that are not above at all, or of all, the one whose interval begins lowest. Give
+    intervals that hold together (`kleash.lab.study.many.together`).
+
+    Args:
+        name: of the claim.
+        estimates: of the quantities; None of one that could not be had, which leaves the claim open.
+        says: three sentences: where all are above, where one is not, and where it is open.
+        above: the value.
+        unit: of the quantities.
+
+    Examples:
+        >>> up, down = Estimate(value=1.0, low=0.5, high=1.5, n=5), Estimate(value=0.0, low=-1.0, high=1.0, n=5)
+        >>> found = decide_all("all gain", [up, down], ("All gain.", "One loses.", "Open."))
+        >>> found.says, found.estimate.low
+        ('Open.', -1.0)
+    """
+    verdicts = [None if each is None else each.is_above(above) for each in estimates]
+    against = [
+        each for each, holds in zip(estimates, verdicts, strict=True) if each and holds is False
+    ]
+    holds = False if against else True if verdicts and all(verdicts) else None
+    shown = against or [each for each in estimates if each is not None]
+    lowest = min(shown, key=lambda each: -math.inf if each.low is None else each.low, default=None)
+    yes, no, unknown = says
+    sentence = {True: yes, False: no, None: unknown}[holds]
+    return Claim(name=name, says=sentence, holds=holds, estimate=lowest, unit=unit)
 
 
 def within(name: str, error: float, tolerance: float, says: str) -> Claim:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.special import betaincinv, gammaincinv, stdtrit
+from scipy.special import betaincinv, stdtrit
 
 LEVEL = 0.95
 
@@ -44,7 +44,9 @@ class Estimate:
         return False if self.high <= value else None
 
 
-def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
+def estimate(
+    values: Sequence[float | None], *, of: str = "seeds", level: float = LEVEL
+) -> Estimate | None:
     """The mean of independent observations with Student's interval; None where there is none.
 
     m ± t_{n−1} s/√n. Observations that could not be made are left out, and `n` says how many there were.
@@ -52,6 +54,7 @@ def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate |
     Args:
         values: one an observation.
         of: what one is.
+        level: of the interval.
 
     Examples:
         >>> found = estimate([1.0, 2.0, 3.0, None])
@@ -65,9 +68,30 @@ def estimate(values: Sequence[float | None], *, of: str = "seeds") -> Estimate |
         return None
     mean, count = fmean(known), len(known)
     if count < 2:
-        return Estimate(value=mean, n=count, of=of)
-    half = float(stdtrit(count - 1, 0.5 + LEVEL / 2)) * stdev(known) / math.sqrt(count)
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of)
+        return Estimate(value=mean, n=count, of=of, level=level)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * stdev(known) / math.sqrt(count)
+    return Estimate(value=mean, low=mean - half, high=mean + half, n=count, of=of, level=level)
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what was observed; None where nothing was.
+
+    Examples:
+        >>> mean([1.0, None, 3.0]), mean([None])
+        (2.0, None)
+    """
+    found = estimate(values)
+    return None if found is None else found.value
+
+
+def cells(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """A figure and the ends of its interval, as the cells of a table are.
+
+    Examples:
+        >>> cells(Estimate(value=1.0, low=0.5, high=1.5, n=5)), cells(None)
+        ((1.0, 0.5, 1.5), (None, None, None))
+    """
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
 
 
 def geometric(values: Sequence[float | None], *, of: str = "seeds") -> Estimate | None:
@@ -139,27 +163,70 @@ def differences(
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
-def exact_rate(events: int, trials: float, *, of: str = "steps") -> Estimate:
-    """How often something happens, events over trials, with the exact Poisson interval.
+def welch(
+    first: Sequence[float | None], second: Sequence[float | None], *, of: str = "seeds"
+) -> Estimate | None:
+    """The difference of two means whose observations have nothing to do with each other, first less second.
 
-    Garwood 1936: the ends are χ² quantiles, ½χ²_{2k}(α/2) and ½χ²_{2k+2}(1 − α/2), over the trials. Of no event at all
-    the upper end is 3.69 over the trials: that none was seen does not make a rate 0.
+    m₁ − m₂ ± t_ν √(s₁²/n₁ + s₂²/n₂), ν by Satterthwaite 1946: both are uncertain, and as they are.
 
     Args:
-        events: how many.
-        trials: in how many tries, or how long.
-        of: what a try is.
+        first: observations behind the one mean; `n` is of these.
+        second: behind the other.
+        of: what one of the first is.
 
     Examples:
-        >>> found = exact_rate(1, 1000)
-        >>> round(found.low, 6), round(found.high, 6)
-        (2.5e-05, 0.005572)
+        >>> found = welch([1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0])
+        >>> found.value, round(found.low, 3), round(found.high, 3), found.n
+        (0.5, -1.732, 2.732, 3)
     """
-    tail = (1 - LEVEL) / 2
-    low = float(gammaincinv(events, tail)) if events else 0.0
-    high = float(gammaincinv(events + 1, 1 - tail))
-    return Estimate(
-        value=events / trials, low=low / trials, high=high / trials, n=int(trials), of=of
+    both = [[x for x in each if x is not None and math.isfinite(x)] for each in (first, second)]
+    if not all(both):
+        return None
+    apart, count = fmean(both[0]) - fmean(both[1]), len(both[0])
+    if min(map(len, both)) < 2:
+        return Estimate(value=apart, n=count, of=of)
+    parts = [stdev(each) ** 2 / len(each) for each in both]
+    weights = sum(part**2 / (len(each) - 1) for part, each in zip(parts, both, strict=True))
+    half = 0.0
+    if weights:
+        half = float(stdtrit(sum(parts) ** 2 / weights, 0.5 + LEVEL / 2)) * math.sqrt(sum(parts))
+    return Estimate(value=apart, low=apart - half, high=apart + half, n=count, of=of)
+
+
+def exact_rate(
+    firsts: Sequence[int | None], length: int, *, soonest: int = 1, of: str = "runs"
+) -> Estimate:
+    """How often something first happens, per step at risk, where runs are the observations.
+
+    r = p/E[steps at risk], of k in n runs: k/Σ min(first, T). A run is at risk until it happens there: what goes on
+    within a run is no observation of its own. Since (1 − p)T + p·s ≤ E[steps at risk] ≤ T, with s the soonest that it
+    can happen, Clopper and Pearson's ends p₁, p₂ of the share of runs give the interval
+
+        p₁/T,   p₂/((1 − p₂)T + p₂ s),
+
+    exact where the runs are independent, whenever in a run it happens. Where it happened in none of n runs the upper
+    end is not 0.
+
+    Args:
+        firsts: of each run the step, from 1, at which it first happened; None: it did not.
+        length: T, the steps of a run.
+        soonest: s.
+        of: what a run is.
+
+    Examples:
+        >>> found = exact_rate([None] * 9 + [50], 100)
+        >>> round(found.value, 6), round(found.low, 6), round(found.high, 6), found.n
+        (0.001053, 2.5e-05, 0.007956, 10)
+    """
+    rung = [first for first in firsts if first is not None]
+    share = exact_share(len(rung), len(firsts), of=of)
+    low, high = share.low or 0.0, 1.0 if share.high is None else share.high
+    return replace(
+        share,
+        value=len(rung) / (sum(rung) + (len(firsts) - len(rung)) * length),
+        low=low / length,
+        high=high / ((1 - high) * length + high * soonest),
     )
 
 
@@ -182,17 +249,39 @@ def exact_share(hits: int, trials: int, *, of: str = "runs") -> Estimate:
     return Estimate(value=hits / trials, low=low, high=high, n=trials, of=of)
 
 
+def exact_mean_share(shares: Sequence[float], *, of: str = "seeds") -> Estimate:
+    """The mean of independent shares, each of whatever depends on one another, with an interval that holds for any law.
+
+    A share x of [0, 1] is at least 1 where it is all, and more than 0 where it is any: P(x = 1) ≤ E[x] ≤ P(x > 0). The
+    low end is Clopper and Pearson's of how many are all, the high end that of how many are any: at least as sure as
+    they say, and wide, as few observations are.
+
+    Args:
+        shares: one an observation; at least one.
+        of: what an observation is.
+
+    Examples:
+        >>> found = exact_mean_share([1.0, 1.0, 0.5, 1.0, 1.0])
+        >>> found.value, round(found.low, 4), found.high, found.n
+        (0.9, 0.2836, 1.0, 5)
+    """
+    count = len(shares)
+    low = exact_share(sum(x >= 1 for x in shares), count).low
+    high = exact_share(sum(x > 0 for x in shares), count).high
+    return Estimate(value=fmean(shares), low=low, high=high, n=count, of=of)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
     """A least-squares fit y ≈ Σ_k a_k f_k(x)."""
 
     coefficients: tuple[float, ...]
     r_squared: float | None
-    """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary."""
+    """1 − Σ residual²/Σ(y − ȳ)² on what it was fitted to; None where y does not vary, or nothing is left to err."""
 
 
 def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Line | None:
-    """The fit; None where there are no more points than coefficients, or the columns are not independent.
+    """The fit; None where there are fewer points than coefficients, or the columns are not independent.
 
     Args:
         columns: f_k at every point, one sequence a coefficient.
@@ -204,14 +293,14 @@ def least_squares(columns: Sequence[Sequence[float]], y: Sequence[float]) -> Lin
     """
     design, target = np.array(columns, dtype=float).T, np.array(y, dtype=float)
     count, size = design.shape
-    if count <= size or np.linalg.matrix_rank(design) < size:
+    if count < size or np.linalg.matrix_rank(design) < size:
         return None
     found = np.linalg.lstsq(design, target, rcond=None)[0]
     rss = float(((target - design @ found) ** 2).sum())
     spread = float(((target - target.mean()) ** 2).sum())
     return Line(
         coefficients=tuple(round(float(a), 12) for a in found),
-        r_squared=1 - rss / spread if spread > 0 else None,
+        r_squared=1 - rss / spread if spread > 0 and count > size else None,
     )
 
 

@@ -1,13 +1,14 @@
 """Which β or target of a sweep a person should take, and what to write for it."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
 from kleash.lab.arms.sweep import Hold
-from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended
 from kleash.lab.study.choice import Choice, choose
 from kleash.lab.study.findings import Claim, Table, decide
-from kleash.lab.study.statistics import Estimate, geometric
+from kleash.lab.study.statistics import Estimate, cells, geometric
 
 
 def chosen(arms: Arms) -> Choice:
@@ -25,7 +26,11 @@ def written(hold: Hold, kl: float) -> str:
     Examples:
         >>> written(Hold(beta=0.1), 6.27)
         'rl.kl_target = 6.3'
+        >>> written(Hold(beta=0.0), 80.0)  # it ended there on its way, and was held to nothing
+        'rl.controller = "fixed", rl.kl_coef = 0'
     """
+    if hold.beta == 0.0:
+        return 'rl.controller = "fixed", rl.kl_coef = 0'
     target = float(f"{kl:.2g}") if hold.kl_target is None else hold.kl_target
     return f"rl.kl_target = {target:g}"
 
@@ -82,7 +87,25 @@ def answer(arms: Arms, choice: Choice) -> str:
     others = [holds[i].name for i in choice.contenders if i != choice.best]
     said = f"Write {written(best, kl.value)}: {best.name}, which ended at {_nats(kl)}, has the largest mean gold reward"
     open_ = f", but it can't be told from {' or '.join(others)}: that is open." if others else "."
-    return said + open_ + _worth(choice.value)
+    return said + open_ + _worth(choice.value) + _measured_with(best, kl.value, arms)
+
+
+def _measured_with(best: Hold, kl: float, arms: Arms) -> str:
+    """That what is written is not what was run, where it isn't; and of what was run, what is nearest to it."""
+    if not best.beta:
+        return ""
+    held = [hold for hold in arms if hold.kl_target is not None]
+    nearest = min(held, key=lambda hold: abs(math.log((hold.kl_target or kl) / kl)), default=None)
+    other = (
+        " No target was."
+        if nearest is None
+        else f" Of the targets that were, {nearest.kl_target:g} nats is nearest, with a gold reward of "
+        f"{fmean(each.gold for each in arms[nearest]):.2f}."
+    )
+    return (
+        f" All of that was measured with {best.name} held: the target is the KL where that came to, and what a "
+        f"controller that holds it is worth was not measured.{other}"
+    )
 
 
 def kl_of(group: Sequence[Ended]) -> Estimate:
@@ -109,6 +132,7 @@ def choice_table(arms: Arms, choice: Choice) -> Table:
         (
             hold.name,
             written(hold, kl_of(group).value),
+            f"{hold.name} held" if hold.beta else "as written",
             fmean(each.gold for each in group),
             *cells(choice.lead[i]),
             "recommended"
@@ -121,10 +145,19 @@ def choice_table(arms: Arms, choice: Choice) -> Table:
     ]
     return Table(
         title="Which to take",
-        columns=("arm", "in the [TOML]", "gold", "gold below the choice", "low", "high", "verdict"),
+        columns=(
+            "arm",
+            "to write",
+            "measured with",
+            "gold",
+            "gold below the choice",
+            "low",
+            "high",
+            "verdict",
+        ),
         rows=tuple(rows),
         note="For each seed the arm that is best on the other seeds is set against this arm on that seed, so that the "
         "winner of noisy means is not flattered. The best arm is among those not marked “not the best”, with a "
-        "confidence of 95 %. A target holds what an arm only passes through: kleash train CONFIG.toml --set "
-        "rl.kl_target=…",
+        "confidence of 95 %. The target beside a β that was held is the KL where that arm ended: a controller "
+        "holds what the arm only came to, and is worth what was measured of the β only as far as the two are alike.",
     )

@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from kleash.lab.arms.sweep import Hold
-from kleash.lab.study.findings import Claim, Table, Value, decide
-from kleash.lab.study.statistics import Estimate, estimate
+from kleash.lab.study.findings import Claim, Table, decide
+from kleash.lab.study.statistics import Estimate, cells, estimate
 
 PARTS = 4
 """Of a run: its last part is compared with the one before to see whether it has come to rest."""
@@ -48,7 +48,7 @@ def ended(result: Mapping[str, Any]) -> Ended:
 
 
 def rest_claims(arms: Arms) -> list[Claim]:
-    """Whether each arm with a penalty is still on its way when it ends."""
+    """Whether each arm is still on its way when it ends; one without a penalty has nowhere to come to rest."""
     return [
         decide(
             f"still on its way: {hold.name}",
@@ -61,7 +61,6 @@ def rest_claims(arms: Arms) -> list[Claim]:
             unit="of the KL",
         )
         for hold, group in arms.items()
-        if hold.beta != 0.0
     ]
 
 
@@ -149,8 +148,3 @@ def slopes_table(found: Sequence[Slope]) -> Table:
         rows=tuple(rows),
         note="The formula is of an optimum, with each run's own KL and spread of reward, the mean of both ends.",
     )
-
-
-def cells(found: Estimate | None) -> tuple[Value, Value, Value]:
-    """A figure and the ends of its interval, as cells."""
-    return (None, None, None) if found is None else (found.value, found.low, found.high)

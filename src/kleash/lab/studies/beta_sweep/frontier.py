@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from kleash.lab.studies.beta_sweep.findings import Arms, Ended, cells
-from kleash.lab.study.findings import Claim, Table, Value, decide
+from kleash.lab.studies.beta_sweep.findings import Arms, Ended
+from kleash.lab.study.findings import Claim, Table, decide, decide_all
+from kleash.lab.study.many import together
 from kleash.lab.study.reach import Reach
-from kleash.lab.study.statistics import estimate, geometric
+from kleash.lab.study.statistics import cells, estimate, geometric, mean
 
 HALF = 0.5
 Reaches = Sequence[Reach]
@@ -16,23 +17,21 @@ Reaches = Sequence[Reach]
 
 def frontier_claims(arms: Arms, reaches: Reaches) -> list[Claim]:
     """Whether any arm is above what its KL can buy, and how near the one of least KL comes."""
-    margins = {hold: _each(_margin, group, reaches) for hold, group in arms.items()}
-    known = {hold: found for hold, each in margins.items() if (found := estimate(each)) is not None}
-    if not known:
+    margins = [_each(_margin, group, reaches) for group in arms.values()]
+    if not any(estimate(each) for each in margins):
         return []
-    nearest = min(known, key=lambda hold: known[hold].value)
     mildest = min(arms, key=lambda hold: fmean(each.kl for each in arms[hold]))
     return [
-        decide(
+        decide_all(
             "no arm is above the frontier",
-            known[nearest],
+            together(margins),
             (
-                f"Not even the arm that comes nearest ({nearest.name}) has the most reward that its KL could buy.",
-                f"The arm that comes nearest ({nearest.name}) has the most reward that its KL could buy, or what "
-                "samples make of it is too low.",
-                f"The arm that comes nearest ({nearest.name}) can't be told from the most that its KL could buy.",
+                "Every arm has less reward than the most that its KL could buy.",
+                "Some arm has the most reward that its KL could buy or more: samples make too little of it, or "
+                "something is measured wrongly.",
+                "Whether every arm has less reward than its KL could buy is open: of some the interval reaches to it.",
             ),
-            unit="proxy reward",
+            unit="proxy reward below it, of all arms at once",
         ),
         _half(mildest.name, arms[mildest], reaches),
         decide(
@@ -153,12 +152,12 @@ def arms_table(arms: Arms, reaches: Reaches) -> Table:
         (
             hold.name,
             *cells(geometric([each.kl for each in group])),
-            _mean([each.reward for each in group]),
+            mean([each.reward for each in group]),
             *cells(estimate([each.gold for each in group])),
-            *(_mean(each) for each in shares(group, reaches)),
-            _mean(root_laws(group, reaches)),
-            _mean(objectives(hold.beta, group, reaches)),
-            _mean([each.growth for each in group]),
+            *(mean(each) for each in shares(group, reaches)),
+            mean(root_laws(group, reaches)),
+            mean(objectives(hold.beta, group, reaches)),
+            mean([each.growth for each in group]),
         )
         for hold, group in arms.items()
     ]
@@ -178,8 +177,3 @@ def arms_table(arms: Arms, reaches: Reaches) -> Table:
         f"rest, and its place is of so many steps. Samples show the frontier to {shown}; beyond, a share lies between "
         "the two, of which one above 1 says nothing.",
     )
-
-
-def _mean(values: Sequence[float | None]) -> Value:
-    found = estimate(values)
-    return None if found is None else found.value

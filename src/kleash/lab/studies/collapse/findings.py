@@ -7,8 +7,9 @@ from typing import Any
 
 from kleash.lab.arms.sweep import Hold
 from kleash.lab.studies.collapse.exact import exact_series, reference_entropy
-from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide
-from kleash.lab.study.statistics import Estimate, differences, estimate, geometric
+from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide, decide_all
+from kleash.lab.study.many import together
+from kleash.lab.study.statistics import Estimate, cells, differences, estimate, geometric, mean
 
 Ends = Sequence[Mapping[str, Any]]
 """What the examination of an arm found, one a seed."""
@@ -60,32 +61,20 @@ def monotone_claim(arms: Arms) -> Claim | None:
     """Whether entropy falls at every step from a β to the next smaller one; None of a single β."""
     betas = _by_beta(arms)
     steps = [
-        found
+        differences(values(arms[large], "entropy"), values(arms[small], "entropy"))
         for small, large in pairwise(betas)
-        if (
-            found := estimate(
-                differences(values(arms[large], "entropy"), values(arms[small], "entropy"))
-            )
-        )
     ]
     if not steps:
         return None
-    verdicts = [each.is_above(0.0) for each in steps]
-    holds = True if all(verdicts) else None
-    if any(each.high is not None and each.high < 0 for each in steps):
-        holds = False
-    says = {
-        True: "From every β to the next smaller one the entropy per token falls.",
-        False: "From some β to the next smaller one the entropy per token rises.",
-        None: "Whether the entropy per token falls at every step from a β to the next smaller one is open.",
-    }[holds]
-    least = min(steps, key=lambda each: each.value)
-    return Claim(
-        name="entropy falls step by step",
-        says=says,
-        holds=holds,
-        estimate=least,
-        unit="nats per token",
+    return decide_all(
+        "entropy falls step by step",
+        together(steps),
+        (
+            "From every β to the next smaller one the entropy per token falls.",
+            "From some β to the next smaller one the entropy per token does not fall.",
+            "Whether the entropy per token falls at every step from a β to the next smaller one is open.",
+        ),
+        unit="nats per token, of all steps at once",
     )
 
 
@@ -177,16 +166,11 @@ def _row(name: str, ends: Ends, reference: Ends) -> tuple[Value, ...]:
     others = ("distinct_1", "distinct_2", "self_bleu", "unique_share", "length", "gold")
     return (
         name,
-        _mean(values(ends, "kl")) if kl is None else kl.value,
-        *((None, None, None) if spread is None else (spread.value, spread.low, spread.high)),
-        _mean(kept(ends, reference)),
-        *(_mean(values(ends, other)) for other in others),
+        mean(values(ends, "kl")) if kl is None else kl.value,
+        *cells(spread),
+        mean(kept(ends, reference)),
+        *(mean(values(ends, other)) for other in others),
     )
-
-
-def _mean(found: Sequence[float | None]) -> Value:
-    middle = estimate(found)
-    return None if middle is None else middle.value
 
 
 def figure(betas: Sequence[float], arms: Arms, reference: Ends) -> Figure:

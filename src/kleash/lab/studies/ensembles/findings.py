@@ -22,7 +22,8 @@ from kleash.lab.study.findings import (
     decide,
     within,
 )
-from kleash.lab.study.statistics import differences, estimate
+from kleash.lab.study.followed import UNIT, disagreement
+from kleash.lab.study.statistics import differences, estimate, mean
 from kleash.lab.study.work import Result
 
 SINGLE = "single"
@@ -138,32 +139,8 @@ def _by_choice(chosen: Mapping[str, Arms]) -> list[Claim]:
     ]
 
 
-def disagreement(run: Result) -> list[float | None]:
-    """How far the members are apart in what they think was gained since the first step, at each step.
-
-    Standard deviation over members of their mean scores less those at the beginning: members start on levels of their
-    own, which mean nothing.
-    """
-    steps = run["steps"]
-    names = ["reward", *sorted(name for name in steps[0] if name.startswith("monitor/"))]
-    gains = [[_less(row[name], steps[0][name]) for name in names] for row in steps]
-    return [_spread(row) for row in gains]
-
-
-def _less(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
-
-
-def _spread(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return None
-    mean = fmean(known)
-    return math.sqrt(fmean((value - mean) ** 2 for value in known))
-
-
 def _alarm(watched: Sequence[Result]) -> list[Claim]:
-    rise = [_rise(disagreement(run)) for run in watched]
+    rise = [_rise(disagreement(run["steps"])) for run in watched]
     return [
         decide(
             "members come to disagree",
@@ -174,7 +151,7 @@ def _alarm(watched: Sequence[Result]) -> list[Claim]:
                 "As a policy is trained on one of them, the members do not come to disagree about what it gained.",
                 "Whether members come to disagree as a policy is trained on one of them is not settled.",
             ),
-            unit="proxy reward",
+            unit=UNIT,
         )
     ]
 
@@ -236,26 +213,26 @@ def _table(arms: Mapping[str, Arms], chosen: Mapping[str, Arms]) -> Table:
 
 def _figures(arms: Arms) -> list[Value]:
     found = [each for each in peaks(arms.gold) if each is not None]
-    means = [
-        estimate([each.value for each in found]),
-        estimate([each.d for each in found]),
-        estimate([each.gold for each in arms.ends]),
-        estimate([each.proxy for each in arms.ends]),
-        estimate([each.kl for each in arms.ends]),
+    return [
+        mean([each.value for each in found]),
+        mean([each.d for each in found]),
+        mean([each.gold for each in arms.ends]),
+        mean([each.proxy for each in arms.ends]),
+        mean([each.kl for each in arms.ends]),
     ]
-    return [None if each is None else each.value for each in means]
 
 
 def _disagreement(watched: Sequence[Result]) -> Table:
     rows = [
-        (seed, *(_at(disagreement(run), share) for share in (0.25, 0.5, 0.75, 1.0)))
+        (seed, *(_at(disagreement(run["steps"]), share) for share in (0.25, 0.5, 0.75, 1.0)))
         for seed, run in enumerate(watched)
     ]
     return Table(
         title="How far members disagree about what was gained, as one of them is trained on",
         columns=("seed", "at a quarter", "half way", "at three quarters", "at the end"),
         rows=tuple(rows),
-        note="Standard deviation over members of their mean gain since the first step, in each one's own unit.",
+        note="Standard deviation over members of their mean gain since the first steps, each in its own standard "
+        "deviations at the reference; the reward's own are of these steps, those of the others of their fit.",
     )
 
 
@@ -269,7 +246,7 @@ def _figure(arms: Mapping[str, Arms], watched: Sequence[Result]) -> Figure:
         band(name, each.gold, colours[i % len(colours)], "dashed" if i >= len(colours) else "line")
         for i, (name, each) in enumerate(arms.items())
     )
-    rows = [disagreement(run) for run in watched]
+    rows = [disagreement(run["steps"]) for run in watched]
     steps = range(min(map(len, rows)))
     found = [estimate([row[i] for row in rows]) for i in steps]
     right = Series(
@@ -291,6 +268,6 @@ def _figure(arms: Mapping[str, Arms], watched: Sequence[Result]) -> Figure:
                 y="gold reward",
                 series=left,
             ),
-            Panel(title="Disagreement", x="step", y="proxy reward", series=(right,)),
+            Panel(title="Disagreement", x="step", y=UNIT, series=(right,)),
         ),
     )

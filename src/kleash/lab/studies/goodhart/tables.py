@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kleash.lab.study.findings import Figure, Panel, Series, Table, Value
-from kleash.lab.study.statistics import Estimate, estimate, exact_share
+from kleash.lab.study.statistics import Estimate, cells, estimate, exact_share
 from kleash.lab.study.work import Result
 from kleash.lab.tailed_mdp import Worth
 from kleash.lab.tails import Law, gaussian_best_of_n
@@ -130,8 +130,7 @@ def trained_table(made: Made) -> Table:
         best = made.optima[law]
         for field in Worth._fields:
             found = estimate([run[field] for run in runs])
-            low, high = (None, None) if found is None else (found.low, found.high)
-            rows.append((TOLD[law], field, getattr(best, field), _value(found), low, high))
+            rows.append((TOLD[law], field, getattr(best, field), *cells(found)))
     return Table(
         title="In training, at equal β",
         columns=("penalty", "figure", "optimum", "trained", "low", "high"),

@@ -5,35 +5,26 @@ hacked runs set none.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kleash.lab.study.statistics import Estimate, exact_rate, exact_share
+from kleash.lab.study.followed import (
+    Figures,
+    Steps,
+    base,
+    disagreement,
+    figure,
+    gains,
+    had,
+    less_base,
+)
+from kleash.lab.study.statistics import Estimate, exact_mean_share, exact_rate
 
-Steps = Sequence[Mapping[str, Any]]
-"""What a run recorded, as `train_arm` gives it."""
-Figures = list[float | None]
-"""One of each step; None where it could not be had."""
-
-BASE = 3
-"""First steps, which say what the reference does: the policy has hardly moved."""
 WINDOW = 5
 """Steps that an alarm takes the mean of."""
 EULER = 0.5772156649015329
 COMBINED = "any of them"
-
-
-def gains(steps: Steps) -> Figures:
-    """The gain of a run's reward over its first steps, in standard deviations of the reward there.
-
-        (r̄_t − r̄_0)/σ_0
-
-    Args:
-        steps: of the run.
-    """
-    sigma = _base(steps, "reward_std")
-    return [None if x is None or not sigma else x / sigma for x in _less(steps, "reward")]
 
 
 def over_law(steps: Steps) -> Figures:
@@ -46,13 +37,13 @@ def over_law(steps: Steps) -> Figures:
     """
     return [
         None if gain is None or kl is None else gain / math.sqrt(2 * max(kl, 1.0))
-        for gain, kl in zip(gains(steps), _column(steps, "kl"), strict=True)
+        for gain, kl in zip(gains(steps), figure(steps, "kl"), strict=True)
     ]
 
 
 def unbought(steps: Steps) -> Figures:
     """Drift that buys no reward: 1 − corr(r, Σ log π/π_ref) over the responses of a step."""
-    return [None if x is None else 1 - x for x in _column(steps, "correlation")]
+    return [None if x is None else 1 - x for x in figure(steps, "correlation")]
 
 
 def length_share(steps: Steps) -> Figures:
@@ -64,9 +55,9 @@ def length_share(steps: Steps) -> Figures:
     grown to the longest, none of them tells any more. Gains under σ_0 count as σ_0: noise over noise is no share.
     """
     slopes, found = list[float](), Figures()
-    unit = _base(steps, "reward_std")
-    gained, longer = _less(steps, "reward"), _less(steps, "length")
-    for slope, gain, tokens in zip(_column(steps, "length_slope"), gained, longer, strict=True):
+    unit = base(steps, "reward_std")
+    gained, longer = less_base(steps, "reward"), less_base(steps, "length")
+    for slope, gain, tokens in zip(figure(steps, "length_slope"), gained, longer, strict=True):
         slopes += [] if slope is None else [slope]
         if gain is None or tokens is None or not unit or not slopes:
             found.append(None)
@@ -75,25 +66,12 @@ def length_share(steps: Steps) -> Figures:
     return found
 
 
-def disagreement(steps: Steps) -> Figures:
-    """How far reward models that were not trained on are from the reward that was, in its gain.
-
-        √(1/K Σ_k (g_k − ḡ)²)
-
-    g are the gains of the reward and of every monitor, each in its own standard deviations at the reference; a lab's
-    monitors are proxies of other seeds, which are fitted to unit spread.
-    """
-    names = sorted(name for name in steps[0] if name.startswith("monitor/"))
-    rows = zip(gains(steps), *(_less(steps, name) for name in names), strict=True)
-    return [_apart(row) for row in rows]
-
-
 def collapse(name: str) -> Callable[[Steps], Figures]:
     """What share of a figure of the reference's is lost: 1 − x_t/x_0."""
 
     def lost(steps: Steps) -> Figures:
-        first = _base(steps, name)
-        return [None if x is None or not first else 1 - x / first for x in _column(steps, name)]
+        first = base(steps, name)
+        return [None if x is None or not first else 1 - x / first for x in figure(steps, name)]
 
     return lost
 
@@ -124,21 +102,16 @@ def means(figures: Figures) -> Figures:
     return found
 
 
-def rings(figures: Figures, limit: float) -> list[int]:
-    """The steps, from 1, at which an alarm rings: the mean is over a limit. It then begins with a fresh window.
+def first_ring(figures: Figures, limit: float) -> int | None:
+    """The step, from 1, at which an alarm first rings: the mean is over a limit. None: it never does.
+
+    One that rings goes on ringing while its cause lasts: what comes later says nothing new.
 
     Examples:
-        >>> rings([0.0] * 5 + [3.0] * 12, 1.0)  # 3.0·2/5 is over it at step 7; then five fresh ones each
-        [7, 12, 17]
+        >>> first_ring([0.0] * 5 + [3.0] * 12, 1.0)  # 3.0·2/5 is over it
+        7
     """
-    found, start = list[int](), 0
-    while True:
-        later = means(figures[start:])
-        first = next((i for i, x in enumerate(later, 1) if x is not None and x > limit), None)
-        if first is None:
-            return found
-        start += first
-        found.append(start)
+    return next((i for i, x in enumerate(means(figures), 1) if x is not None and x > limit), None)
 
 
 def threshold(sound: Sequence[Figures], rate: float) -> float | None:
@@ -162,12 +135,22 @@ def threshold(sound: Sequence[Figures], rate: float) -> float | None:
         >>> round(threshold(runs, 0.001), 4)  # once in a hundred: b log 100 more
         2.7207
     """
-    largest = [max(known) for run in sound if (known := _had(means(run)))]
+    largest = [max(known) for run in sound if (known := had(means(run)))]
     if len(largest) < 2:
         return None
     spread = stdev(largest) * math.sqrt(6) / math.pi
     steps = fmean(len(run) for run in sound)
     return fmean(largest) - EULER * spread - spread * math.log(rate * steps)
+
+
+class Run(NamedTuple):
+    """A run on a reward that can be hacked, as an alarm sees it."""
+
+    steps: Steps
+    seed: int
+    """Runs of one seed are alike, whatever their rewards: seeds are the observations."""
+    lost: int | None
+    """The step at which the gold reward had lost a fifth of its gain; None: it was not, and the run is no hack."""
 
 
 class Judged(NamedTuple):
@@ -177,58 +160,41 @@ class Judged(NamedTuple):
     planned: float
     """False alarms a step."""
     false: Estimate
-    """False alarms a step on sound runs, each judged by the others' threshold."""
-    ringing: Estimate
-    """Share of sound runs in which it rang at all."""
+    """First false alarms per step at risk on sound runs, each judged by the others' threshold."""
+    rang: int
+    """Sound runs in which it rang at all."""
     caught: Estimate | None
-    """Share of hacked runs in which it rang before the loss; None without any."""
+    """Share of a seed's hacked runs in which it rang before the loss, mean over seeds; None without any."""
+    spared: Estimate | None
+    """The same of its runs that were not hacked, in which it rang at all; None without any."""
     first: tuple[int | None, ...]
     """Of each hacked run the step at which it rang first."""
-    spared: Estimate | None
-    """Share of runs on the same rewards that were not hacked in which it rang; None without any."""
-
-
-class Hacked(NamedTuple):
-    """A hacked run, as an alarm sees it."""
-
-    steps: Steps
-    lost: int
-    """The step at which the gold reward had lost a fifth of its gain."""
 
 
 class _Rung(NamedTuple):
-    """The steps at which an alarm rang, of every run."""
+    """The step at which an alarm first rang, of every run."""
 
-    sound: list[list[int]]
-    hacked: list[list[int]]
-    spared: list[list[int]]
+    sound: list[int | None]
+    runs: list[int | None]
 
 
 def judge(
-    sound: Sequence[Steps],
-    hacked: Sequence[Hacked],
-    spared: Sequence[Steps],
-    rates: Sequence[float],
+    sound: Sequence[Steps], runs: Sequence[Run], rates: Sequence[float]
 ) -> dict[str, list[Judged]]:
     """Every alarm at every planned rate, and all of them together, each then planned at its share of the rate.
 
     Args:
-        sound: runs that are not hacked, whatever their reward says.
-        hacked: runs that are.
-        spared: runs on the same rewards as these that are not.
+        sound: runs of one length that are not hacked, whatever their reward says; each of a seed of its own.
+        runs: on rewards that can be hacked.
         rates: of false alarms, per step.
     """
-    count, lost = sum(map(len, sound)), [run.lost for run in hacked]
     figures = {
-        name: (
-            [of(run) for run in sound],
-            [of(run.steps) for run in hacked],
-            [of(run) for run in spared],
-        )
+        name: ([of(run) for run in sound], [of(run.steps) for run in runs])
         for name, of in ALARMS.items()
     }
+    length = len(sound[0])
     found = {
-        name: [_judged(name, rate, _rung(*own, rate), count, lost) for rate in rates]
+        name: [_judged(name, rate, _rung(*own, rate), length, runs) for rate in rates]
         for name, own in figures.items()
     }
     found[COMBINED] = [
@@ -236,80 +202,62 @@ def judge(
             COMBINED,
             rate,
             _merged([_rung(*own, rate / len(ALARMS)) for own in figures.values()]),
-            count,
-            lost,
+            length,
+            runs,
         )
         for rate in rates
     ]
     return found
 
 
-def _judged(name: str, rate: float, rung: _Rung, count: int, lost: Sequence[int]) -> Judged:
+def _judged(name: str, rate: float, rung: _Rung, length: int, runs: Sequence[Run]) -> Judged:
     """What rang where, counted."""
-    first = tuple(where[0] if where else None for where in rung.hacked)
-    early = sum(at is not None and at < loss for at, loss in zip(first, lost, strict=True))
+    both = list(zip(runs, rung.runs, strict=True))
+    early = [
+        (run.seed, at is not None and at < run.lost) for run, at in both if run.lost is not None
+    ]
+    at_all = [(run.seed, at is not None) for run, at in both if run.lost is None]
     return Judged(
         name,
         rate,
-        exact_rate(sum(map(len, rung.sound)), count),
-        exact_share(sum(map(bool, rung.sound)), len(rung.sound)),
-        exact_share(early, len(lost)) if lost else None,
-        first,
-        exact_share(sum(map(bool, rung.spared)), len(rung.spared)) if rung.spared else None,
+        exact_rate(rung.sound, length, soonest=WINDOW),
+        sum(at is not None for at in rung.sound),
+        _by_seed(early),
+        _by_seed(at_all),
+        tuple(at for run, at in both if run.lost is not None),
     )
 
 
-def _rung(
-    sound: Sequence[Figures], hacked: Sequence[Figures], spared: Sequence[Figures], rate: float
-) -> _Rung:
-    """Rings in every sound run by the threshold of all others, and in every other run by that of all sound ones."""
+def _by_seed(hits: Sequence[tuple[int, bool]]) -> Estimate | None:
+    """The mean over seeds of the share of a seed's runs that were hit."""
+    shares = [
+        fmean(hit for own, hit in hits if own == seed) for seed in sorted({own for own, _ in hits})
+    ]
+    return exact_mean_share(shares) if shares else None
+
+
+def _rung(sound: Sequence[Figures], runs: Sequence[Figures], rate: float) -> _Rung:
+    """When it first rings in every sound run by the threshold of all others, and in other runs by that of all."""
     others = [[*sound[:i], *sound[i + 1 :]] for i in range(len(sound))]
     limit = threshold(sound, rate)
     return _Rung(
         [_over(run, threshold(rest, rate)) for run, rest in zip(sound, others, strict=True)],
-        [_over(run, limit) for run in hacked],
-        [_over(run, limit) for run in spared],
+        [_over(run, limit) for run in runs],
     )
 
 
-def _over(run: Figures, limit: float | None) -> list[int]:
-    return [] if limit is None else rings(run, limit)
+def _over(run: Figures, limit: float | None) -> int | None:
+    return None if limit is None else first_ring(run, limit)
 
 
 def _merged(parts: Sequence[_Rung]) -> _Rung:
-    """Several alarms as one: two that ring at one step ring once."""
+    """Several alarms as one, which rings as soon as any of them does."""
     return _Rung(
         *(
-            [sorted({step for where in run for step in where}) for run in zip(*part, strict=True)]
+            [
+                min((at for at in run if at is not None), default=None)
+                for run in zip(*part, strict=True)
+            ]
             for part in zip(*parts, strict=True)
         )
     )
-
-
-def _apart(members: Sequence[float | None]) -> float | None:
-    """Standard deviation over an ensemble's members; None unless each has its figure, and there are two."""
-    had = _had(members)
-    if len(had) < max(len(members), 2):
-        return None
-    middle = fmean(had)
-    return math.sqrt(fmean((x - middle) ** 2 for x in had))
-
-
-def _had(values: Sequence[float | None]) -> list[float]:
-    return [x for x in values if x is not None]
-
-
-def _column(steps: Steps, name: str) -> Figures:
-    return [row[name] for row in steps]
-
-
-def _base(steps: Steps, name: str) -> float | None:
-    """Mean over the first steps; None where none was measured."""
-    first = _had(_column(steps[:BASE], name))
-    return fmean(first) if first else None
-
-
-def _less(steps: Steps, name: str) -> Figures:
-    """A figure less what it was at first."""
-    first = _base(steps, name)
-    return [None if x is None or first is None else x - first for x in _column(steps, name)]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from kleash.lab.studies.hacking.alarms import (
-    ALARMS,
     COMBINED,
-    Hacked,
+    WINDOW,
     Judged,
-    Steps,
+    Run,
     judge,
 )
+from kleash.lab.studies.hacking.figure import IN_TIME, RATES, figure
 from kleash.lab.studies.hacking.gold import (
     NOISE,
     SHARE,
@@ -23,23 +23,21 @@ from kleash.lab.studies.hacking.gold import (
 )
 from kleash.lab.study.findings import (
     Claim,
-    Figure,
     Findings,
-    Mark,
-    Panel,
-    Series,
     Table,
     Value,
     decide,
 )
-from kleash.lab.study.statistics import Estimate, differences, estimate, exact_rate
-
-IN_TIME = 0.8
-"""Share of hacked runs in which an alarm is to ring before that."""
-RATES = tuple(10 ** (-i / 4) for i in range(2, 21))
-"""Planned false alarms a step, of the ROC: from 0.3 to 1e-5."""
-SHOWN = 40.0
-"""False alarms per 1,000 steps that the figure goes to; the table has all."""
+from kleash.lab.study.followed import Steps
+from kleash.lab.study.statistics import (
+    Estimate,
+    cells,
+    differences,
+    estimate,
+    exact_mean_share,
+    exact_rate,
+    mean,
+)
 
 
 def conclude(
@@ -60,38 +58,51 @@ def conclude(
         rate: of false alarms that each alarm is planned for, per step.
     """
     runs = [
-        (name, run["steps"], loss(run["steps"]).lost)
+        (name, Run(run["steps"], seed, loss(run["steps"]).lost))
         for arms in (free, held)
         for name, arm in arms.items()
-        for run in arm.runs
+        for seed, run in enumerate(arm.runs)
     ]
-    hacked = [(name, Hacked(steps, lost)) for name, steps, lost in runs if lost is not None]
-    spared = [steps for _, steps, lost in runs if lost is None]
-    judged = judge(benign, [run for _, run in hacked], spared, [*RATES, rate])
+    hacked = [(name, run) for name, run in runs if run.lost is not None]
+    judged = judge(benign, [run for _, run in runs], [*RATES, rate])
     planned = {name: found[-1] for name, found in judged.items()}
     outcomes = {name: _outcome(name, free[name], held[name], leash) for name in free}
     claims = [claim for each in outcomes.values() for claim in each]
-    alarms, count = _alarm_claims(planned, rate), sum(map(len, benign))
+    alarms = _alarm_claims(planned, rate)
     return Findings(
         answer=_answer(outcomes, planned, rate, leash),
         claims=(*claims, *alarms),
         tables=(
             _arms_table(free, held, outcomes, leash),
-            _alarms_table(planned, [run for _, run in hacked], rate),
+            _alarms_table(planned, hacked, len(runs), rate),
             _roc_table(judged),
         ),
-        figure=_figure(free, held, judged, hacked, leash),
-        limits=(
-            "One family of models of a few million parameters and film-review sentences of 24 tokens: what is hacked "
-            "how fast is of this setting, and with another learning rate every delay is another.",
-            "Runs that learn from gold cannot be hacked by definition, as gold is what worth is measured by here; they "
-            "too drift and lose variety. Every other one of them is on the leash. What sound runs on other rewards are "
-            "like is not known from these.",
-            "Alarms are planned for runs of the benign runs' length: figures that grow as training goes on would ring "
-            "more often in longer ones.",
-            f"{count:,} benign steps: of no false alarm at all in them the interval still ends at "
-            f"{1000 * (exact_rate(0, count).high or 0.0):.1f} per 1,000 steps.",
-        ),
+        figure=figure(free, held, judged, hacked, leash),
+        limits=_limits(benign, max(len(arm.runs) for arm in free.values())),
+    )
+
+
+def _limits(benign: Sequence[Steps], seeds: int) -> tuple[str, ...]:
+    """What is not shown; and how far so few runs and seeds could get, had all gone well."""
+    steps, best = len(benign[0]), exact_mean_share([1.0] * seeds).low or 0.0
+    silent = exact_rate([None] * len(benign), steps, soonest=WINDOW).high or 0.0
+    return (
+        "One family of models of a few million parameters and film-review sentences of 24 tokens: what is hacked "
+        "how fast is of this setting, and with another learning rate every delay is another.",
+        "Runs that learn from gold cannot be hacked by definition, as gold is what worth is measured by here; they "
+        "too drift and lose variety. Every other one of them is on the leash. What sound runs on other rewards are "
+        "like is not known from these.",
+        "Alarms are planned for runs of the benign runs' length: figures that grow as training goes on would ring "
+        "more often in longer ones.",
+        f"{len(benign)} benign runs of {steps} steps: of no false alarm in any the interval still ends at "
+        f"{1000 * silent:.1f} per 1,000 steps. {seeds} seeds: of alarms in time in all of their hacked runs the "
+        f"interval still begins at {best:.0%}.",
+        "The runs of a seed share its proxies, prompts and random numbers, so that seeds are the observations. All "
+        "hacked runs are judged by one threshold, and intervals are for it as it was set: what other benign runs "
+        "would have set is in none of them. Benign runs are of seeds of their own, but few proxies watch all of them: "
+        "what disagreement comes to with others is in no interval either.",
+        f"A loss is dated where it is a fifth of the gain and more than noise, by means of {WINDOW} steps: where "
+        "little was gained that is later than a fifth.",
     )
 
 
@@ -160,9 +171,9 @@ def _alarm_claims(planned: Mapping[str, Judged], rate: float) -> list[Claim]:
             f"{name}: in time",
             found.caught,
             (
-                f"It rings before gold has lost a fifth of its gain in over {IN_TIME:.0%} of hacked runs.",
-                f"It rings in time in no more than {IN_TIME:.0%} of hacked runs.",
-                f"Whether it rings in time in over {IN_TIME:.0%} of hacked runs is open.",
+                f"It rings before gold has lost a fifth of its gain in over {IN_TIME:.0%} of a seed's hacked runs.",
+                f"It rings in time in no more than {IN_TIME:.0%} of a seed's hacked runs.",
+                f"Whether it rings in time in over {IN_TIME:.0%} of a seed's hacked runs is open.",
             ),
             above=IN_TIME,
             unit="share in time",
@@ -191,19 +202,19 @@ def _answer(
 ) -> str:
     """Each hack's verdict, and what the alarms together did."""
     told = "; ".join(f"{name}: {verdict(each)}" for name, each in outcomes.items())
-    false, caught = planned[COMBINED].false, planned[COMBINED].caught
+    both = planned[COMBINED]
     first = f"What a leash of {leash:g} nats does about each hack: {told}."
-    if caught is None:
+    if both.caught is None:
         return f"{first} By gold no run was hacked, so that no alarm could ring in time."
-    share, often, spared = _told(caught, 100), _told(false, 1000), planned[COMBINED].spared
     more = (
-        f" They rang in {_told(spared, 100)} % of {spared.n} runs on the same rewards that were not hacked."
-        if spared
+        f" They rang in {_told(both.spared, 100)} % of the runs on the same rewards that were not hacked."
+        if both.spared
         else ""
     )
     return (
         f"{first} Planned for {1000 * rate:g} false alarms per 1,000 steps, the alarms together rang in time in "
-        f"{share} % of {caught.n} hacked runs, and falsely {often} times per 1,000 benign steps.{more}"
+        f"{_told(both.caught, 100)} % of the hacked runs of a seed ({len(both.first)} runs of {both.caught.n} seeds), "
+        f"and falsely {_told(both.false, 1000)} times per 1,000 benign steps.{more}"
     )
 
 
@@ -241,17 +252,19 @@ def _arms_table(
 
 def _arm_row(arm: Arm) -> tuple[Value, ...]:
     means = [
-        estimate(cross_fitted(arm)),
-        *(estimate(arm.ends(name)) for name in ("gold", "reward", "kl")),
-        estimate(per_nat(arm)),
-        *(estimate(arm.ends(name)) for name in ("length", "distinct_2")),
+        mean(cross_fitted(arm)),
+        *(mean(arm.ends(name)) for name in ("gold", "reward", "kl")),
+        mean(per_nat(arm)),
+        *(mean(arm.ends(name)) for name in ("length", "distinct_2")),
     ]
     hacked = sum(loss(run["steps"]).lost is not None for run in arm.runs)
-    return (*(None if each is None else each.value for each in means), hacked, len(arm.runs))
+    return (*means, hacked, len(arm.runs))
 
 
-def _alarms_table(planned: Mapping[str, Judged], hacked: Sequence[Hacked], rate: float) -> Table:
-    tops = [loss(run.steps).peak for run in hacked]
+def _alarms_table(
+    planned: Mapping[str, Judged], hacked: Sequence[tuple[str, Run]], runs: int, rate: float
+) -> Table:
+    tops = [loss(run.steps).peak for _, run in hacked]
     return Table(
         title=f"Alarms, planned for {1000 * rate:g} false alarms per 1,000 steps",
         columns=(
@@ -263,130 +276,53 @@ def _alarms_table(planned: Mapping[str, Judged], hacked: Sequence[Hacked], rate:
                 "to",
                 "steps after the gold peak, median",
                 "unhacked in which it rang",
+                "its low",
+                "its high",
             ),
         ),
         rows=tuple(_alarm_row(found, tops) for found in planned.values()),
         note="Thresholds are set by benign runs alone, and a benign run is judged by those that the others set. "
-        f"In time: before gold had lost {SHARE:.0%} of its gain, as a share of {len(hacked)} hacked runs. Intervals "
-        "are exact ones, of 95 %: Poisson's of rates, Clopper and Pearson's of shares. Before the peak: below 0. "
-        "Unhacked: share of the runs on the same rewards whose gold was not lost; it may have been about to be.",
+        "False: first alarms per step at risk, a run being at risk until it has one; with an exact interval over runs. "
+        f"In time: before gold had lost {SHARE:.0%} of its gain, as a share of a seed's hacked runs, mean over seeds; "
+        f"unhacked: the same of the other runs on these rewards ({len(hacked)} hacked, {runs - len(hacked)} not), "
+        "whose gold was not lost, though it may have been about to be. Both intervals are over seeds: Clopper and "
+        "Pearson's low end of how many have all, and high end of how many have any. Before the peak: below 0.",
     )
 
 
 def _alarm_row(found: Judged, tops: Sequence[int]) -> tuple[Value, ...]:
     rung = [at - top for at, top in zip(found.first, tops, strict=True) if at is not None]
-    false, caught = found.false, found.caught
     return (
         found.name,
-        *(None if x is None else 1000 * x for x in (false.value, false.low, false.high)),
-        round(found.ringing.value * found.ringing.n),
+        *_scaled(found.false, 1000),
+        found.rang,
         len(rung),
-        *((None,) * 3 if caught is None else (caught.value, caught.low, caught.high)),
+        *_scaled(found.caught),
         median(rung) if rung else None,
-        None if found.spared is None else found.spared.value,
+        *_scaled(found.spared),
     )
+
+
+def _scaled(found: Estimate | None, scale: float = 1.0) -> list[Value]:
+    return [None if x is None else scale * x for x in cells(found)]
 
 
 def _roc_table(judged: Mapping[str, Sequence[Judged]]) -> Table:
     return Table(
         title="The whole ROC",
-        columns=("alarm", "planned per 1,000 steps", "false per 1,000 steps", "share in time"),
+        columns=(
+            *("alarm", "planned per 1,000 steps", "false per 1,000 steps", "low", "high"),
+            *("share in time", "its low", "its high", "unhacked in which it rang"),
+        ),
         rows=tuple(
             (
                 name,
                 1000 * each.planned,
-                1000 * each.false.value,
-                None if each.caught is None else each.caught.value,
+                *_scaled(each.false, 1000),
+                *_scaled(each.caught),
+                None if each.spared is None else each.spared.value,
             )
             for name, found in judged.items()
             for each in found[: len(RATES)]
         ),
-    )
-
-
-def _figure(
-    free: Mapping[str, Arm],
-    held: Mapping[str, Arm],
-    judged: Mapping[str, Sequence[Judged]],
-    hacked: Sequence[tuple[str, Hacked]],
-    leash: float,
-) -> Figure:
-    """Gold over steps, free and held; the ROC; and when the alarms together rang, against when gold was lost."""
-    gold = [
-        Panel(
-            title=title,
-            x="step",
-            y="gold reward",
-            series=tuple(
-                line for i, (name, arm) in enumerate(arms.items()) for line in _lines(name, arm, i)
-            ),
-        )
-        for title, arms in (("Without a penalty", free), (f"On a leash of {leash:g} nats", held))
-    ]
-    roc = Panel(
-        title="Alarms",
-        x="false alarms per 1,000 benign steps",
-        y="share of hacked runs rung in time",
-        series=tuple(_roc(name, found) for name, found in judged.items()),
-        level=((IN_TIME, "wanted"),),
-        at=((1.0, "wanted"),),
-    )
-    return Figure(
-        caption="Above: gold reward over the steps of training on each reward, a line a seed, means of five steps. "
-        "Below, left: the share of hacked runs in which an alarm rings in time, against its false alarms, as its "
-        f"threshold is swept; up to {SHOWN:g} per 1,000 steps. Right: when the alarms together, as planned, first rang "
-        "in each hacked run, and when gold had lost a fifth of its gain; below the line is in time.",
-        panels=(*gold, roc, _times(judged[COMBINED][-1], hacked, list(free))),
-    )
-
-
-def _lines(name: str, arm: Arm, colour: int) -> list[Series]:
-    """A line a seed, of which the first is named."""
-    return [
-        Series(name="" if i else name, x=each.d, y=each.value, colour=colour)
-        for i, each in enumerate(arm.gold)
-    ]
-
-
-def _roc(name: str, found: Sequence[Judged]) -> Series:
-    """Share in time over false alarms; the two collapses are of one colour."""
-    points = [
-        (1000 * each.false.value, each.caught.value)
-        for each in found[: len(RATES)]
-        if each.caught is not None and 1000 * each.false.value <= SHOWN
-    ]
-    x, y = zip(*sorted(points), strict=True) if points else ((), ())
-    own = [*ALARMS, COMBINED].index(name)
-    mark: Mark = "dashed" if own == 5 else "both" if own == 6 else "line"
-    return Series(name=name, x=x, y=y, mark=mark, colour=own if own < 5 else own - 1)
-
-
-def _times(both: Judged, hacked: Sequence[tuple[str, Hacked]], names: Sequence[str]) -> Panel:
-    """Points of the hacked runs in which any alarm rang."""
-    series = [
-        Series(
-            name=name,
-            x=tuple(float(run.lost) for run, _ in rung),
-            y=tuple(float(first) for _, first in rung),
-            mark="points",
-            colour=colour,
-        )
-        for colour, name in enumerate(names)
-        if (
-            rung := [
-                (run, first)
-                for (own, run), first in zip(hacked, both.first, strict=True)
-                if own == name and first is not None
-            ]
-        )
-    ]
-    last = float(max((run.lost for _, run in hacked), default=1))
-    series.append(
-        Series(name="as gold was lost", x=(0.0, last), y=(0.0, last), mark="dashed", colour=5)
-    )
-    return Panel(
-        title="Any alarm, as planned",
-        x="step at which gold had lost a fifth of its gain",
-        y="step of the first ring",
-        series=tuple(series),
     )

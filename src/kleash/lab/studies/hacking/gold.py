@@ -6,8 +6,9 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from kleash.lab.studies.hacking.alarms import BASE, WINDOW, Steps
+from kleash.lab.studies.hacking.alarms import WINDOW
 from kleash.lab.study.curves import Curve, curve, peaks
+from kleash.lab.study.followed import BASE, Steps
 from kleash.lab.study.statistics import differences
 
 SHARE = 0.2

@@ -5,11 +5,20 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import torch
-
 from kleash.lab.arms.arm import column
 from kleash.lab.faulty_mdp import fault_share, halving_penalty, leashed_share, with_fault
 from kleash.lab.mdp import MDP, golden, optimum
+from kleash.lab.studies.misaligned_base.kept import (
+    FACTOR,
+    LATE,
+    MARGIN,
+    fault_shares,
+    gold_of_fault,
+    late_share,
+    logit,
+    model_claims,
+    shifts,
+)
 from kleash.lab.study.findings import (
     Claim,
     Figure,
@@ -21,7 +30,7 @@ from kleash.lab.study.findings import (
     near,
     within,
 )
-from kleash.lab.study.statistics import Estimate, differences, estimate
+from kleash.lab.study.statistics import Estimate, cells, estimate, mean
 from kleash.lab.study.work import Result
 
 EXACT = 1e-10
@@ -29,10 +38,8 @@ BETAS = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Of the problem that is enumerated."""
 STAGES = 3
 """Of training, each with the last one's policy as its reference."""
-LATE = 0.25
-"""Of an arm's steps, the last, over which its faults are counted."""
-TABLE_MARGIN, MODEL_MARGIN, INDIFFERENT = 0.03, 0.1, 0.15
-"""Shares of responses; and gold reward."""
+INDIFFERENT = 0.15
+"""Gold reward."""
 LIMITS = (
     "This is the limit of the method, and not of a setting: a leash holds a policy to its reference, and to the "
     "reference's faults as to all else of it. Nothing in KL(π‖π_ref) tells a fault from a virtue.",
@@ -42,7 +49,10 @@ LIMITS = (
     "that people care about are neither as easy to count nor as apart from the rest.",
     "That the gold model is indifferent on average does not make it so for the responses it likes best, which are what "
     "a policy that little holds ends with: a free arm that has lost the fault has lost most else, too.",
-    "The arms are not at their optima. Their intervals are over seeds of training from one planted model.",
+    "The arms are not at their optima, and that they are held against: one that is on its way has gone some of it. "
+    "Intervals are over seeds of training from one planted model, and over prompts of what the reference does; each is "
+    "of one arm by itself.",
+    f"Alike means odds within a factor of {FACTOR:g}: a fault may still have become rarer or more frequent by less.",
 )
 
 
@@ -62,13 +72,15 @@ class Made(NamedTuple):
 
 def conclude(made: Made) -> Findings:
     """The findings."""
+    of_models = model_claims(made.weighed, made.arms)
+    mdp = golden()
+    plain, against = with_fault(mdp, made.share), with_fault(mdp, made.share, made.penalty)
     claims = [
-        *exact_claims(golden(), made.share, made.penalty),
+        *exact_claims(plain, against, made.share, made.penalty),
         *(_trained(made, beta, penalty) for beta, penalty in made.tables),
         _indifferent(made),
-        *(_model_keeps(made, beta) for beta in made.arms),
+        *of_models,
     ]
-    of_models = claims[-len(made.arms) :]
     return Findings(
         answer=" ".join((*_limit(claims[:2]), *(claim.says for claim in of_models))),
         claims=tuple(claims),
@@ -89,15 +101,20 @@ def _limit(exact: Sequence[Claim]) -> list[str]:
     ]
 
 
-def exact_claims(mdp: MDP, share: float, penalty: float) -> list[Claim]:
-    """The closed form of a fault before the responses of a problem, by soft Bellman backup and enumeration."""
-    plain = with_fault(mdp, share)
+def exact_claims(plain: MDP, against: MDP, share: float, penalty: float) -> list[Claim]:
+    """The closed form of a fault before the responses of a problem, by soft Bellman backup and enumeration.
+
+    Args:
+        plain: a problem whose reference has a fault that the reward is said to be indifferent to.
+        against: the same with a penalty on it.
+        share: of the fault, π_ref(B).
+        penalty: D.
+    """
     kept = max(abs(fault_share(plain, optimum(plain, beta)) - share) for beta in BETAS)
     stage = plain
     for _ in range(STAGES):
         stage = MDP(stage.vocab, stage.length, optimum(stage, BETAS[-1]), stage.rewards)
     after = abs(fault_share(stage, stage.ref_logits) - share)
-    against = with_fault(mdp, share, penalty)
     shares = [(beta, fault_share(against, optimum(against, beta))) for beta in BETAS]
     off = max(abs(found - leashed_share(share, penalty, beta)) for beta, found in shares)
     beta, left = shares[1]
@@ -128,43 +145,18 @@ def _trained(made: Made, beta: float, penalty: float) -> Claim:
     what = f"D = {penalty:g} and β = {beta:g}" if penalty else f"β = {beta:g}"
     return near(
         f"trained table, {what}",
-        estimate([run["share"] for run in made.tables[beta, penalty]]),
+        estimate([logit(run["share"]) for run in made.tables[beta, penalty]]),
         (
-            f"Trained by RLOO with {what} a table has the fault as often as its closed form, {goal:.1%}.",
-            f"Trained by RLOO with {what} a table has the fault more often or less than its closed form, {goal:.1%}.",
-            f"Whether RLOO with {what} comes to the closed form's {goal:.1%} is not settled.",
+            f"Trained by RLOO with {what} a table has the closed form's odds of the fault, of {goal:.1%}, within a "
+            f"factor of {FACTOR:g}.",
+            f"Trained by RLOO with {what} a table's odds of the fault are off the closed form's, of {goal:.1%}, by "
+            f"more than a factor of {FACTOR:g}.",
+            f"Whether RLOO with {what} comes to the closed form's odds, of {goal:.1%}, is open.",
         ),
-        margin=TABLE_MARGIN,
-        centre=goal,
-        unit="of responses",
+        margin=MARGIN,
+        centre=math.log(goal / (1 - goal)),
+        unit="log-odds",
     )
-
-
-def gold_of_fault(weighed: Mapping[str, Any]) -> list[float]:
-    """Mean D of each prompt: gold reward of its responses without the phrase, less that with it."""
-    pairs = zip(weighed["with"], weighed["without"], strict=True)
-    return [fmean(bare) - fmean(marked) for marked, bare in pairs]
-
-
-def shift(weighed: Mapping[str, Any], beta: float) -> float:
-    """log E[e^{R/β} | B] − log E[e^{R/β} | not B] of the same texts with the phrase and without; mean over prompts.
-
-    Nats. It is −D/β where D is the same of every text; where it is not, texts that the phrase suits count most.
-    """
-    marked, bare = (torch.tensor(weighed[name]).double() / beta for name in ("with", "without"))
-    return float((marked.logsumexp(-1) - bare.logsumexp(-1)).mean())
-
-
-def reference_share(weighed: Mapping[str, Any]) -> Estimate | None:
-    """How often the reference has the fault; prompts are the observations."""
-    return estimate([fmean(row) for row in weighed["faults"]], of="prompts")
-
-
-def late_share(run: Mapping[str, Any]) -> float | None:
-    """How often a run's responses have the fault, over its last steps."""
-    steps = run["steps"]
-    last = steps[-max(1, round(LATE * len(steps))) :]
-    return _mean(estimate(column(last, "monitor/0")))
 
 
 def _indifferent(made: Made) -> Claim:
@@ -181,40 +173,24 @@ def _indifferent(made: Made) -> Claim:
     )
 
 
-def _model_keeps(made: Made, beta: float) -> Claim:
-    reference = reference_share(made.weighed)
-    was = 0.0 if reference is None else reference.value
-    moved = differences([late_share(run) for run in made.arms[beta]], [was] * len(made.arms[beta]))
-    kl = _mean(estimate([run["end"]["kl"] for run in made.arms[beta]]))
-    away = "" if kl is None else f", {kl:.1f} nats away,"
-    what = f"{f'With β = {beta:g}' if beta else 'Without a penalty'} the language model{away}"
-    lost = (_mean(estimate(moved)) or 0.0) < 0
-    return near(
-        f"language model, β = {beta:g}",
-        estimate(moved),
-        (
-            f"{what} has the planted fault about as often as its reference, which has it in {was:.0%}.",
-            f"{what} has the planted fault {'less' if lost else 'more'} often than its reference, in {was:.0%}.",
-            f"{what} has lost or gained some of the planted fault, or hardly any: that is not settled.",
-        ),
-        margin=MODEL_MARGIN,
-        unit="of responses, over the reference",
-    )
+def reference_share(weighed: Mapping[str, Any]) -> Estimate | None:
+    """How often the reference has the fault; prompts are the observations."""
+    return estimate(fault_shares(weighed), of="prompts")
 
 
 def _arms_table(made: Made) -> Table:
     reference = reference_share(made.weighed)
-    taken = _mean(estimate(gold_of_fault(made.weighed), of="prompts"))
-    was = _mean(reference)
-    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *_ends(reference), None, None)]
+    taken = fmean(gold_of_fault(made.weighed))
+    was = fmean(fault_shares(made.weighed))
+    rows: list[tuple[Value, ...]] = [("reference", None, None, None, *cells(reference), None, None)]
     for beta, runs in made.arms.items():
         found = estimate([late_share(run) for run in runs])
-        kl, gold = (_mean(estimate([run["end"][name] for run in runs])) for name in ("kl", "gold"))
+        kl, gold = (mean([run["end"][name] for run in runs]) for name in ("kl", "gold"))
         said: tuple[float | None, float | None] = (None, None)
-        if was is not None and taken is not None and beta and 0 < was < 1:
-            moved = -beta * shift(made.weighed, beta)
+        if beta and 0 < was < 1:
+            moved = -beta * fmean(shifts(made.weighed, beta))
             said = (leashed_share(was, taken, beta), leashed_share(was, moved, beta))
-        rows.append(("trained", beta, kl, gold, *_ends(found), *said))
+        rows.append(("trained", beta, kl, gold, *cells(found), *said))
     return Table(
         title="The planted fault in the language model",
         columns=(
@@ -256,8 +232,8 @@ def _trained_table(made: Made) -> Table:
     rows: list[tuple[Value, ...]] = []
     for (beta, penalty), runs in made.tables.items():
         found = estimate([run["share"] for run in runs])
-        rest = [_mean(estimate([run[name] for run in runs])) for name in ("kl", "gain_lost")]
-        rows.append((beta, penalty, leashed_share(made.share, penalty, beta), *_ends(found), *rest))
+        rest = [mean([run[name] for run in runs]) for name in ("kl", "gain_lost")]
+        rows.append((beta, penalty, leashed_share(made.share, penalty, beta), *cells(found), *rest))
     return Table(
         title="Trained by RLOO, and read by enumeration",
         columns=(
@@ -272,8 +248,8 @@ def _trained_table(made: Made) -> Table:
 def _weighed(made: Made) -> Table:
     taken = gold_of_fault(made.weighed)
     rows = [
-        ("gold reward taken off for the phrase, D", *_ends(estimate(taken, of="prompts"))),
-        ("responses with the fault", *_ends(reference_share(made.weighed))),
+        ("gold reward taken off for the phrase, D", *cells(estimate(taken, of="prompts"))),
+        ("responses with the fault", *cells(reference_share(made.weighed))),
         (
             "KL(base‖planted) behind the phrase, nats per token",
             made.planted["kl_per_token"],
@@ -308,9 +284,9 @@ def _figure(made: Made) -> Figure:
     trained = Series(
         name="trained by RLOO",
         x=tuple(x for x, _ in points),
-        y=tuple(_mean(found) for _, found in points),
-        low=tuple(_ends(found)[1] for _, found in points),
-        high=tuple(_ends(found)[2] for _, found in points),
+        y=tuple(cells(found)[0] for _, found in points),
+        low=tuple(cells(found)[1] for _, found in points),
+        high=tuple(cells(found)[2] for _, found in points),
         mark="points",
         colour=5,
     )
@@ -336,7 +312,7 @@ def _figure(made: Made) -> Figure:
                         made.arms.items(), (2, 0, 3, 4) * len(made.arms), strict=False
                     )
                 ),
-                level=((_mean(reference_share(made.weighed)) or 0.0, "reference"),),
+                level=((fmean(fault_shares(made.weighed)), "reference"),),
             ),
         ),
     )
@@ -346,21 +322,13 @@ def _course(beta: float, runs: Sequence[Result], colour: int, width: int = 5) ->
     """Faults over steps, a point for every few of them."""
     columns = [column(run["steps"], "monitor/0") for run in runs]
     starts = range(0, min(map(len, columns)), width)
-    found = [estimate([_mean(estimate(c[i : i + width])) for c in columns]) for i in starts]
+    found = [estimate([mean(c[i : i + width]) for c in columns]) for i in starts]
     return Series(
         name=f"β = {beta:g}",
         x=tuple(i + width / 2 for i in starts),
-        y=tuple(map(_mean, found)),
-        low=tuple(_ends(each)[1] for each in found),
-        high=tuple(_ends(each)[2] for each in found),
+        y=tuple(cells(each)[0] for each in found),
+        low=tuple(cells(each)[1] for each in found),
+        high=tuple(cells(each)[2] for each in found),
         mark="line",
         colour=colour,
     )
-
-
-def _mean(found: Estimate | None) -> float | None:
-    return None if found is None else found.value
-
-
-def _ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if found is None else (found.value, found.low, found.high)

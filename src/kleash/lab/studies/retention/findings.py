@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, decide
-from kleash.lab.study.statistics import Estimate, differences, estimate, least_squares
+from kleash.lab.study.statistics import Estimate, differences, estimate, least_squares, mean
 
 FREE = "β = 0"
 End = Mapping[str, Any]
@@ -21,22 +21,26 @@ def conclude(ends: Ends) -> Findings:
     betas = [name for name in ends if name.startswith("β") and name != FREE]
     coefs = [name for name in ends if name.startswith("γ")]
     claims = [
-        _forgets(ends),
-        *(_keeps(ends, name) for name in (*betas, *coefs)),
+        *(claim(ends, name) for name in (*betas, *coefs) for claim in (_keeps, _learns)),
         *([_repairs(ends, betas[0], betas[-1])] if len(betas) > 1 else []),
         *(_cheaper(ends, name, betas) for name in coefs if betas),
     ]
     return Findings(
-        answer=" ".join(claim.says for claim in claims[: 1 + len(betas) + len(coefs)]),
+        answer=" ".join(
+            [_lost(ends), *(claim.says for claim in claims[: 2 * (len(betas) + len(coefs)) : 2])]
+        ),
         claims=tuple(claims),
         tables=(_table(ends),),
         figure=_figure(ends, betas, coefs),
         limits=(
             "Both halves of the prompts open film reviews: the other half is another task only in that the policy "
             "never answers it. Of tasks that are further away nothing is said.",
-            "What is measured is KL(π_ref‖π) per token on the reference's own answers, not what people wrote.",
-            "Arms differ in what they learnt, too: an arm that keeps everything may have learnt nothing, so the "
-            "reward stands beside.",
+            "What is measured is KL(π_ref‖π) per token on the reference's own answers, not what people wrote. It is "
+            "above 0 of any policy that has changed at all: that something is lost is no finding, how much is.",
+            "Arms differ in what they learnt, too, and an arm that learnt nothing keeps everything. Whether the free "
+            "arm lost as little when it had learnt as little is not measured: texts are asked about at the end alone.",
+            "A gain is counted from the first step's responses, which the reference gave: a small sample, the same of "
+            "all arms of a seed.",
         ),
     )
 
@@ -56,30 +60,62 @@ def kept_share(ends: Ends, name: str) -> list[float | None]:
     ]
 
 
-def _forgets(ends: Ends) -> Claim:
+def ended(result: Mapping[str, Any]) -> End:
+    """The examination of a run, with the proxy reward that it gained since its first step, which is the reference's."""
+    end, first = result["end"], result["steps"][0]["reward"]
+    return {**end, "gain": None if first is None else end["reward"] - first}
+
+
+def learnt_share(ends: Ends, name: str) -> list[float | None]:
+    """The proxy reward that an arm gained, over what the one without a penalty gained, seed by seed."""
+    return [
+        None if own is None or free is None or free <= 0 else own / free
+        for own, free in zip(values(ends, name, "gain"), values(ends, FREE, "gain"), strict=True)
+    ]
+
+
+def _lost(ends: Ends) -> str:
+    """A measurement, and no claim: a KL can't be below 0."""
+    lost, gained = (estimate(values(ends, FREE, field)) for field in ("lost_other", "gain"))
+    return (
+        f"Without a penalty texts that the policy was not trained to change become {_told(lost)} nats per token less "
+        f"likely, while it gains {_told(gained)} of proxy reward."
+    )
+
+
+def _what(name: str) -> str:
+    return f"A penalty of {name}" if name.startswith("β") else f"A pretraining loss of {name}"
+
+
+def _learns(ends: Ends, name: str) -> Claim:
+    """Whether an arm gains more than half of what the free one gains."""
     return decide(
-        "without a penalty other texts are lost",
-        estimate(values(ends, FREE, "lost_other")),
+        f"{name} learns more than half",
+        estimate(learnt_share(ends, name)),
         (
-            "Without a penalty the policy loses texts that it was not trained to change.",
-            "Without a penalty the policy loses nothing of texts that it was not trained to change.",
-            "Whether the policy loses other texts without a penalty is not settled.",
+            f"{_what(name)} lets more than half of the proxy reward be gained that is gained without.",
+            f"{_what(name)} lets no more than half of the proxy reward be gained that is gained without.",
+            f"Whether {name} lets half of the proxy reward be gained that is gained without is not settled.",
         ),
-        unit="nats per token",
+        above=0.5,
+        unit="of what is gained without",
     )
 
 
 def _keeps(ends: Ends, name: str) -> Claim:
-    """Whether an arm loses less than half of what the free one loses."""
+    """Whether an arm loses less than half of what the free one loses; and what it learnt meanwhile."""
     kept = estimate([None if x is None else 1 - x for x in kept_share(ends, name)])
-    what = f"A penalty of {name}" if name.startswith("β") else f"A pretraining loss of {name}"
+    gained = estimate(values(ends, name, "gain"))
+    sure = gained is not None and gained.is_above(0.0)
+    what, learnt = _what(name), f"it gained {_told(gained)} of proxy reward"
+    learnt += "" if sure else ", and may have learnt nothing"
     return decide(
         f"{name} keeps more than half",
         kept,
         (
-            f"{what} keeps more than half of what is lost without.",
-            f"{what} keeps less than half of what is lost without.",
-            f"{what} may keep more than half of what is lost without, or less: that is not settled.",
+            f"{what} keeps more than half of what is lost without; {learnt}.",
+            f"{what} keeps less than half of what is lost without; {learnt}.",
+            f"{what} may keep more than half of what is lost without, or less: that is not settled; {learnt}.",
         ),
         above=0.5,
         unit="of what is lost without",
@@ -102,15 +138,15 @@ def _repairs(ends: Ends, small: str, large: str) -> Claim:
 
 def _cheaper(ends: Ends, name: str, betas: Sequence[str]) -> Claim:
     """Whether a pretraining loss keeps more than the penalty whose arm gains about as much reward."""
-    gained = {each: estimate(values(ends, each, "reward")) for each in (name, *betas)}
+    gained = {each: estimate(values(ends, each, "gain")) for each in (name, *betas)}
     own = gained[name]
     known = {each: found for each in betas if (found := gained[each]) is not None}
     if own is None or not known:
         return decide(f"{name} at equal reward", None, ("", "", "It could not be compared."))
     near = min(known, key=lambda each: abs(known[each].value - own.value))
     less = differences(values(ends, near, "lost_other"), values(ends, name, "lost_other"))
-    apart = estimate(differences(values(ends, name, "reward"), values(ends, near, "reward")))
-    beside = f"{near} is the penalty whose proxy reward is nearest, {_told(apart)} apart"
+    apart = estimate(differences(values(ends, name, "gain"), values(ends, near, "gain")))
+    beside = f"{near} is the penalty whose gain is nearest, {_told(apart)} apart"
     return decide(
         f"{name} against {near}",
         estimate(less),
@@ -125,28 +161,29 @@ def _cheaper(ends: Ends, name: str, betas: Sequence[str]) -> Claim:
 
 def _told(found: Estimate | None) -> str:
     if found is None:
-        return "an unknown way"
+        return "an unknown amount"
     ends = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
     return f"{found.value:.2f}{ends}".replace("-", "−")
 
 
 def _table(ends: Ends) -> Table:
-    fields = ("kl", "reward", "gold", "lost_task", "lost_other")
+    fields = ("kl", "gain", "reward", "gold", "lost_task", "lost_other")
     rows = [
         (
             name,
-            *(_mean(values(ends, name, field)) for field in fields),
-            _mean(kept_share(ends, name)),
+            *(mean(values(ends, name, field)) for field in fields),
+            mean(kept_share(ends, name)),
+            mean(learnt_share(ends, name)),
         )
         for name in ends
     ]
     return Table(
         title="What is learnt, and what is lost",
         columns=(
-            *("arm", "KL(π‖π_ref), nats", "proxy reward", "gold reward"),
+            *("arm", "KL(π‖π_ref), nats", "proxy gain", "proxy reward", "gold reward"),
             "lost on the task, nats per token",
             "lost beside it, nats per token",
-            "of what is lost without",
+            *("of what is lost without", "of what is gained without"),
         ),
         rows=tuple(rows),
         note="Means over seeds. Lost: KL(π_ref‖π) per token on the reference's answers to the prompts that are trained "
@@ -154,16 +191,11 @@ def _table(ends: Ends) -> Table:
     )
 
 
-def _mean(found: Sequence[float | None]) -> float | None:
-    mean = estimate(found)
-    return None if mean is None else mean.value
-
-
 def _figure(ends: Ends, betas: Sequence[str], coefs: Sequence[str]) -> Figure:
     kinds = {"no penalty": [FREE], "KL penalty": list(betas), "pretraining loss": list(coefs)}
     left = [_scatter(kind, ends, names, "kl", i) for i, (kind, names) in enumerate(kinds.items())]
     right = [
-        _scatter(kind, ends, names, "reward", i) for i, (kind, names) in enumerate(kinds.items())
+        _scatter(kind, ends, names, "gain", i) for i, (kind, names) in enumerate(kinds.items())
     ]
     line = _line(ends)
     y = "lost beside the task, nats per token"
@@ -173,7 +205,7 @@ def _figure(ends: Ends, betas: Sequence[str], coefs: Sequence[str]) -> Figure:
         "a least-squares fit through 0 over all arms without a pretraining loss.",
         panels=(
             Panel(title="Over KL", x="KL(π‖π_ref), nats per response", y=y, series=(*left, *line)),
-            Panel(title="Over what was gained", x="proxy reward", y=y, series=tuple(right)),
+            Panel(title="Over what was gained", x="proxy reward gained", y=y, series=tuple(right)),
         ),
     )
 

@@ -13,7 +13,7 @@ from kleash.lab.arms.arm import train_arm
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, RetentionSettings
-from kleash.lab.studies.retention.findings import conclude
+from kleash.lab.studies.retention.findings import conclude, ended
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
@@ -87,4 +87,4 @@ def run(config: Config, work: Work) -> Findings:
             for arm in arms
         )
     )
-    return conclude({name: [next(done)["end"] for _ in arms] for name, arms in groups.items()})
+    return conclude({name: [ended(next(done)) for _ in arms] for name, arms in groups.items()})

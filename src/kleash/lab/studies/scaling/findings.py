@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from kleash.lab.arms.arm import column
 from kleash.lab.study.curves import Curve, curve, peaks
 from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
-from kleash.lab.study.statistics import estimate, least_squares
+from kleash.lab.study.many import stepwise
+from kleash.lab.study.statistics import Estimate, Line, estimate, least_squares, mean
 from kleash.lab.study.work import Result
 
 Steps = list[dict[str, Any]]
@@ -22,6 +23,13 @@ LIMITS = (
     "says how far each fit was off on the largest rung, which it was not shown.",
     "A policy of another size is another reference too, with another reward to begin with: what changes along that "
     "axis is the whole model and not its size alone.",
+    "One student was taught for every size. Seeds are of pairs, proxies and policies, and none of them teaches it "
+    "again: what a student of that size happened to become is in every seed, and in no interval. So a trend over sizes "
+    "may be one of these few models; over pairs it is not.",
+    "Points of one seed along an axis are fitted by one line, and the slope is one observation: how far the points lie "
+    "off it is not in its interval.",
+    "All questions are asked at once: that any of what is called settled is so by chance alone has a chance of 5 % in "
+    "all (Holm). Whiskers and tables are of one figure by itself.",
     "One learning rate for all sizes: at equal steps a larger policy may drift further because it learns faster.",
 )
 
@@ -85,7 +93,9 @@ def conclude(levels: Sequence[Level], kl_target: float, gain: float) -> Findings
     axes: dict[str, list[Rung]] = {}
     for rung in rungs:
         axes.setdefault(rung.level.axis, []).append(rung)
-    claims = [_claim(axis, field, on_it) for axis, on_it in axes.items() for field in NAMES]
+    asked = [(axis, field) for axis in axes for field in NAMES]
+    found = stepwise([slopes(axes[axis], field) for axis, field in asked])
+    claims = [_claim(*each, slope) for each, slope in zip(asked, found, strict=True)]
     return Findings(
         answer=_answer(claims),
         claims=tuple(claims),
@@ -155,7 +165,8 @@ def slopes(rungs: Sequence[Rung], field: str) -> list[float | None]:
         field: of `Figures`.
     """
     seeds = max(len(rung.of(field)) for rung in rungs)
-    return [_slope(_points(rungs, field, seed)) for seed in range(seeds)]
+    lines = [_line(_points(rungs, field, seed)) for seed in range(seeds)]
+    return [None if line is None else line.coefficients[1] for line in lines]
 
 
 def _points(rungs: Sequence[Rung], field: str, seed: int) -> list[tuple[float, float]]:
@@ -167,20 +178,19 @@ def _points(rungs: Sequence[Rung], field: str, seed: int) -> list[tuple[float, f
     ]
 
 
-def _slope(points: Sequence[tuple[float, float]]) -> float | None:
-    if len({x for x, _ in points}) < 2:
-        return None
-    middle_x, middle_y = fmean(x for x, _ in points), fmean(y for _, y in points)
-    return sum((x - middle_x) * (y - middle_y) for x, y in points) / sum(
-        (x - middle_x) ** 2 for x, _ in points
-    )
+def _line(points: Sequence[tuple[float, float]]) -> Line | None:
+    """a + b x through points; None where they are of fewer than two places."""
+    return least_squares([[1.0] * len(points), [x for x, _ in points]], [y for _, y in points])
 
 
-def _claim(axis: str, field: str, rungs: Sequence[Rung]) -> Claim:
+def _claim(axis: str, field: str, slope: Estimate | None) -> Claim:
     name, unit = NAMES[field]
+    is_level = (
+        slope is not None and slope.low == slope.high == 0.0
+    )  # in every seed: that is no fall
     return decide(
         f"{axis}: {name}",
-        estimate(slopes(rungs, field)),
+        None if is_level else slope,
         (
             f"With a larger {axis} the {name} grows.",
             f"With a larger {axis} the {name} falls.",
@@ -192,9 +202,11 @@ def _claim(axis: str, field: str, rungs: Sequence[Rung]) -> Claim:
 
 def _answer(claims: Sequence[Claim]) -> str:
     settled = [claim.says for claim in claims if claim.holds is not None]
-    still = len(claims) - len(settled)
-    left = f"{still} of {len(claims)} such questions are open at this size of study."
-    return " ".join([*settled, left if still else ""]).strip()
+    count = (
+        f"{len(claims)} questions were asked at once, of which {len(settled)} are settled and "
+        f"{len(claims) - len(settled)} open, by intervals that are wider for as many (Holm)."
+    )
+    return " ".join([count, *settled])
 
 
 def _table(rungs: Sequence[Rung], kl_target: float, gain: float) -> Table:
@@ -217,8 +229,7 @@ def _table(rungs: Sequence[Rung], kl_target: float, gain: float) -> Table:
 
 
 def _means(rung: Rung) -> list[Value]:
-    found = {field: estimate(rung.of(field)) for field in NAMES}
-    means = {field: None if each is None else each.value for field, each in found.items()}
+    means = {field: mean(rung.of(field)) for field in NAMES}
     beta = means["beta"]
     return [*(means[f] for f in NAMES if f != "beta"), None if beta is None else 10**beta]
 
@@ -243,31 +254,26 @@ def _extrapolations(axes: dict[str, list[Rung]]) -> Table:
             "off by",
         ),
         rows=tuple(rows),
-        note="The line is fitted to the means of all rungs but the largest; with fewer than three rungs there is none.",
+        note="The line is fitted to the means of all rungs but the largest; with fewer than three rungs there is none. "
+        "There is one model of each size, and its own ways are in all the seeds behind its point.",
     )
 
 
 def _foretold(rungs: Sequence[Rung], field: str) -> list[Value]:
-    means = [
-        (math.log10(rung.level.size), each.value)
+    means = sorted(
+        (math.log10(rung.level.size), value)
         for rung in rungs
-        if rung.level.size and (each := estimate(rung.of(field))) is not None
-    ]
-    means.sort()
-    overall = estimate(slopes(rungs, field))
-    slope = None if overall is None else overall.value
+        if rung.level.size and (value := mean(rung.of(field))) is not None
+    )
+    slope = mean(slopes(rungs, field))
     if len(means) < 3:
         return [slope, None, None, None]
     *shown, (x, found) = means
-    line = least_squares([[1.0] * len(shown), [at for at, _ in shown]], [y for _, y in shown])
-    told = _through(shown, x) if line is None else line.coefficients[0] + line.coefficients[1] * x
+    line = _line(shown)
+    if line is None:
+        return [slope, None, None, None]
+    told = line.coefficients[0] + line.coefficients[1] * x
     return [slope, told, found, told - found]
-
-
-def _through(shown: Sequence[tuple[float, float]], x: float) -> float:
-    """The line through two points, which leave a fit nothing to judge by."""
-    (x0, y0), (x1, y1) = shown
-    return y0 + (y1 - y0) / (x1 - x0) * (x - x0)
 
 
 def _figure(axes: dict[str, list[Rung]], kl_target: float, gain: float) -> Figure:
