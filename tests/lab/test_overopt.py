@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -16,12 +17,17 @@ D = tuple(0.1 * i for i in range(1, 61))
 KIND = (0, 0)
 
 
-def noisy(draw: random.Random, value: object, *, spread: float = 0.02) -> Curve:
-    return Curve(D, tuple(value(d) + draw.gauss(0, spread) for d in D))  # pyright: ignore[reportCallIssue]
+def noisy(draw: random.Random, value: Callable[[float], float], *, spread: float = 0.02) -> Curve:
+    return Curve(D, tuple(value(d) + draw.gauss(0, spread) for d in D))
 
 
 def arms(
-    draw: random.Random, gold: object, seeds: int, *, spread: float = 0.02, end: float = 6.0
+    draw: random.Random,
+    gold: Callable[[float], float],
+    seeds: int,
+    *,
+    spread: float = 0.02,
+    end: float = 6.0,
 ) -> Arms:
     """Seeds whose proxy reward is d, and whose gold reward is as said; they end where their curves do, or before."""
     proxy, golds = (
@@ -42,7 +48,9 @@ def pool(seeds: int) -> dict:
     return {"gold": gold, "rewards": [gold] * seeds, "logprobs": logprobs}
 
 
-def found(gold: object, *, seeds: int = 5, held: object = None) -> Findings:
+def found(
+    gold: Callable[[float], float], *, seeds: int = 5, held: Callable[[float], float] | None = None
+) -> Findings:
     draw = random.Random(1)
     free = arms(draw, gold, seeds)
     others = {} if held is None else {0.1: arms(draw, held, seeds, end=3.0)}
