@@ -71,6 +71,11 @@ class Problem:
         cost = log_ratio + 0.5 * chi_squared * log_ratio.expm1()
         return (logprobs.sum(-1).exp() * (self.rewards - KL_COEF * cost)).sum()
 
+    def twice(self) -> None:
+        """Every sequence twice as often: then the least charge of the others is that of all, as of endlessly many."""
+        self.rows = self.rows.repeat(2)
+        self.groups = torch.arange(len(self.rows))
+
     def pairs(self) -> None:
         """Every two responses to one prompt as often as their probability says: an expectation over groups of two."""
         count = len(self.rows)
@@ -185,11 +190,12 @@ def test_the_loss_descends_the_objective_exactly(
     """−∇ loss = ∇ ( E[R] − β KL(π‖π_ref) ), pitfall 43: wherever the penalty stands, all of it, sign and weight."""
     if not baseline:
         problem.values.zero_()
+    problem.twice()
     ascent, targets = problem.ascent(PLAIN, penalty)
     truth = _gradient_of_the_objective(problem, penalty)
     assert float(truth.abs().max()) > 0.1
     torch.testing.assert_close(ascent, truth, rtol=0, atol=1e-12)
-    assert targets.kl_coef_effective == KL_COEF
+    assert targets.kl_coef_effective == pytest.approx(KL_COEF, rel=1e-12)
 
 
 @pytest.mark.parametrize("penalty", WHOLE, ids=named)
@@ -199,6 +205,7 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     problem: Problem, scale: str, whiten_rewards: bool, penalty: Penalty
 ) -> None:
     """Pitfall 41."""
+    problem.twice()
     whitened = {"scale": scale, "whiten_rewards": whiten_rewards}
     ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened), penalty)
     truth = _gradient_of_the_objective(problem, penalty)
@@ -208,7 +215,8 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     assert float(cosine) > 1 - 1e-9
     # The one factor by which everything was divided is the one that β was divided by.
     torch.testing.assert_close(ascent * (KL_COEF / effective), truth, rtol=0, atol=1e-6)
-    assert (effective == KL_COEF) == (scale == "none" and not whiten_rewards)
+    is_whole = effective == pytest.approx(KL_COEF, rel=1e-12)
+    assert is_whole == (scale == "none" and not whiten_rewards)
 
 
 @pytest.mark.parametrize("penalty", WHOLE, ids=named)
@@ -224,6 +232,23 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
         ascent, share * _gradient_of_the_objective(problem, penalty), rtol=0, atol=1e-12
     )
     assert targets.kl_coef_effective == pytest.approx(share * KL_COEF, rel=1e-12)
+
+
+@pytest.mark.parametrize("penalty", WHOLE, ids=named)
+@pytest.mark.parametrize("baseline", ["value", "none", "batch"])
+def test_without_a_baseline_of_the_group_two_responses_to_a_prompt_leave_it_exact(
+    problem: Problem, baseline: str, penalty: Penalty
+) -> None:
+    """What is charged for χ² is from where the *other* response is, and so no bias; or cancels."""
+    problem.pairs()
+    ascent, targets = problem.ascent(PLAIN.model_copy(update={"baseline": baseline}), penalty)
+    # The mean of all others, which is as much larger as all are more than all but one.
+    tolerance = 1 / len(problem.rows) if baseline == "batch" else 1e-12
+    truth = _gradient_of_the_objective(problem, penalty)
+    torch.testing.assert_close(ascent, truth, rtol=0, atol=tolerance)
+    if penalty.chi_squared:
+        assert targets.bound is not None
+        assert not bool(targets.bound.any())
 
 
 @pytest.mark.slow
@@ -262,9 +287,7 @@ def test_at_the_optimum_nothing_is_left_to_follow(
     """There R − β (Σ u + c e^{Σ u}) is the same for every response: whatever is sampled, the update is none."""
     mdp = MDP(3, 3, problem.ref_logits, problem.rewards)
     problem.logits = chi_squared_optimum(mdp, KL_COEF, penalty.chi_squared).logits
-    # Charges for χ² are from the least of a prompt on: to compare them there may be one alone for "batch".
-    several = 1 if baseline == "batch" and penalty.chi_squared else 16
-    problem.groups = torch.arange(len(problem.rows)) % several
+    problem.groups = torch.arange(len(problem.rows)) % 16
     plain = PLAIN.model_copy(update={"baseline": baseline})
     mixed = plain.model_copy(update={"control_variate": True})
     noise = problem.ascent(plain, penalty)[0]
