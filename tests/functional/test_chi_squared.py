@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kleash.functional.advantages import mean_of_others
 from kleash.functional.chi_squared import (
     LARGEST_LOG_RATIO,
     chi_squared_charge,
@@ -31,50 +32,45 @@ def _reference() -> Tensor:
 def _gradient(own: Tensor, ref: Tensor, logits: Tensor, num: int, *, is_compared: bool) -> Tensor:
     """E[(1/n) Σ_i A_i ∇ log π(y_i)] over every group of so many responses, each as often as π says.
 
-    A is the charge; where responses are compared, less the mean of the others'.
+    A is the charge, less the mean of the others' where responses are compared.
     """
-    every = torch.arange(len(own))
-    drawn = torch.cartesian_prod(*[every] * num).view(-1, num)
+    drawn = torch.cartesian_prod(*[torch.arange(len(own))] * num)
     chance = own.detach()[drawn].sum(-1).exp()
     prompts = torch.arange(len(drawn)).repeat_interleave(num)
-    charge = chi_squared_charge(
-        (own - ref).detach()[drawn].flatten(),
-        torch.zeros(drawn.numel()),
-        prompts,
-        1.0,
-        is_compared=is_compared,
-    )
+    log_ratios = (own - ref).detach()[drawn].flatten()
+    charge = chi_squared_charge(log_ratios, torch.zeros(len(prompts)), prompts, 1.0)
     assert not charge.amounts.requires_grad
     assert not bool(charge.is_bound.any())
-    amounts = charge.amounts.view(-1, num)
+    amounts = charge.amounts
     if is_compared:
-        amounts = (num * amounts - amounts.sum(-1, keepdim=True)) / (num - 1)
-    total = (chance[:, None] * amounts * own[drawn]).sum() / num
+        amounts = amounts - mean_of_others(amounts[:, None], prompts)[:, 0]
+    total = (chance[:, None] * amounts.view(-1, num) * own[drawn]).sum() / num
     return torch.autograd.grad(total, logits, retain_graph=True)[0]
 
 
-@pytest.mark.parametrize("is_compared", [True, False], ids=["rloo", "ppo"])
-@pytest.mark.parametrize(("p", "num"), [(0.6, 2), (0.9, 2), (0.99, 2), (0.9, 4)])
-def test_the_charge_has_the_gradient_of_half_chi_squared(
-    p: float, num: int, is_compared: bool
+@pytest.mark.parametrize(
+    ("p", "num", "alone"), [(0.6, 2, 0.4), (0.9, 2, 0.1), (0.99, 2, 0.01), (0.9, 4, 0.271)]
+)
+def test_charges_that_are_compared_have_the_gradient_of_half_chi_squared(
+    p: float, num: int, alone: float
 ) -> None:
-    """In expectation over groups drawn from π, whether a baseline of the others follows or none: all of it.
+    """All of it, in expectation over groups drawn from π; by themselves 1 − p^{n−1}, as their least may be their own.
 
-    Of a policy of p and 1 − p over a reference of a half each. With the response in its own baseline and no other,
-    0.40, 0.10 and 0.01 of it would be left of groups of two.
+    Of a policy of p and 1 − p over a reference of a half each.
     """
     logits = torch.tensor([math.log(p / (1 - p)), 0.0], dtype=torch.double, requires_grad=True)
     own, ref = logits.log_softmax(-1), torch.full((2,), 0.5, dtype=torch.double).log()
     (truth,) = torch.autograd.grad(0.5 * chi_squared(own, ref), logits, retain_graph=True)
 
     assert float(truth[0]) == pytest.approx(2 * p * (1 - p) * (2 * p - 1))
-    found = _gradient(own, ref, logits, num, is_compared=is_compared)
-    torch.testing.assert_close(found, truth, rtol=1e-12, atol=0)
+    for share, is_compared in ((1.0, True), (alone, False)):
+        found = _gradient(own, ref, logits, num, is_compared=is_compared)
+        torch.testing.assert_close(found, share * truth, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("is_compared", [True, False], ids=["rloo", "ppo"])
-def test_of_sequences_it_has_it_as_well(is_compared: bool) -> None:
-    """Of two tokens in a row, over all 81 and 729 groups of two and of three responses."""
+@pytest.mark.parametrize("num", [2, 3])
+def test_of_sequences_they_have_it_too(num: int) -> None:
+    """Of two tokens in a row, over all 81 and 729 groups."""
     draw = torch.Generator().manual_seed(3)
     mdp = MDP(3, 2, torch.randn(4, 3, generator=draw, dtype=torch.double), torch.zeros(9))
     logits = torch.randn(4, 3, generator=draw, dtype=torch.double).requires_grad_()
@@ -82,34 +78,8 @@ def test_of_sequences_it_has_it_as_well(is_compared: bool) -> None:
     (truth,) = torch.autograd.grad(0.5 * chi_squared(own, ref), logits, retain_graph=True)
 
     assert float(truth.abs().max()) > 0.05
-    for num in (2, 3):
-        found = _gradient(own, ref, logits, num, is_compared=is_compared)
-        torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
-
-
-def test_a_charge_knows_nothing_of_its_own_response_but_how_far_it_is() -> None:
-    """What is taken off is the least of the others, of the prompt, or of all where each prompt has one response."""
-    ratios, same = torch.tensor([2.0, 3.0, 7.0, 7.0, 9.0]).log().double(), torch.ones(5)
-    cases = {
-        (0, 0, 1, 1, 1): [-1.0, 1.0, 0.0, 0.0, 2.0],
-        (0, 1, 2, 3, 4): [-1.0, 1.0, 5.0, 5.0, 7.0],
-        (0, 1, 1, 1, 1): [1.0, -4.0, 4.0, 4.0, 6.0],  # alone, with nothing to be compared with
-    }
-    for prompts, expected in cases.items():
-        charge = chi_squared_charge(ratios, same, torch.tensor(prompts), 1.0, is_compared=False)
-        assert charge.amounts.tolist() == pytest.approx(expected)
-    alone = chi_squared_charge(ratios[4:], same[4:], torch.tensor([3]), 0.5, is_compared=False)
-    assert alone.amounts.tolist() == pytest.approx([4.0])
-
-
-def test_it_is_bound_on_both_sides_where_the_least_may_be_below_0() -> None:
-    ratios, rewards = (
-        torch.tensor([1.0, 9.0, 3.0, 5.0]).log().double(),
-        torch.tensor([0.0, 3, 1, 1]),
-    )
-    charge = chi_squared_charge(ratios, rewards, torch.tensor([0, 0, 1, 1]), 1.0, is_compared=False)
-    assert charge.amounts.tolist() == pytest.approx([-3.0, 3.0, -2.0, 2.0])
-    assert charge.is_bound.tolist() == [True, True, False, False]
+    found = _gradient(own, ref, logits, num, is_compared=True)
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
 
 
 def test_only_a_responses_own_tokens_count() -> None:
@@ -122,18 +92,14 @@ def test_only_a_responses_own_tokens_count() -> None:
 def test_the_charge_is_finite_in_the_numbers_of_a_loss_and_no_number_stays_none() -> None:
     far = torch.tensor([-torch.inf, 0.0, LARGEST_LOG_RATIO - 1, 60.0, 1e4, torch.inf]).double()
     same, prompt = torch.ones(6), torch.zeros(6, dtype=torch.long)
-    charge = chi_squared_charge(far, same, prompt, 0.5, is_compared=True)
+    charge = chi_squared_charge(far, same, prompt, 0.5)
 
     expected = [0.0, 1.0, *map(math.exp, (39, 40, 40, 40))]
     assert (2 * charge.amounts).tolist() == pytest.approx(expected)
     assert not bool(charge.is_bound.any())
     assert bool(charge.amounts.float().square().isfinite().all())
-    for is_compared in (True, False):
-        several = chi_squared_charge(far, same, prompt, 0.5, is_compared=is_compared)
-        assert bool(several.amounts.float().square().isfinite().all())
-        nan = torch.tensor([torch.nan])
-        broken = chi_squared_charge(nan, same[:1], prompt[:1], 1.0, is_compared=is_compared)
-        assert bool(broken.amounts.isnan())
+    broken = chi_squared_charge(torch.tensor([torch.nan]), same[:1], prompt[:1], 1.0)
+    assert bool(broken.amounts.isnan())
 
 
 def test_no_charge_is_over_what_rewards_differ_by() -> None:
@@ -141,12 +107,10 @@ def test_no_charge_is_over_what_rewards_differ_by() -> None:
     log_ratios = torch.tensor([3.0, 5.0, 11.0, 20.0, 26.0]).log().double()
     rewards, prompts = torch.tensor([7.0, 7.0, 0.0, 1.0, 4.0]), torch.tensor([5, 5, 2, 2, 2])
     for coef in (1.0, 0.25):
-        charge = chi_squared_charge(log_ratios, rewards, prompts, coef, is_compared=True)
+        charge = chi_squared_charge(log_ratios, rewards, prompts, coef)
         free = coef * torch.tensor([0.0, 2.0, 0.0, 9.0, 15.0])
         assert charge.amounts.tolist() == pytest.approx(free.clamp(max=4).tolist())
         assert charge.is_bound.tolist() == (free > 4).tolist()
-    alone = chi_squared_charge(log_ratios, rewards, torch.arange(5), 1.0, is_compared=True)
-    assert alone.amounts.tolist() == pytest.approx([0.0, 2.0, 7.0, 7.0, 7.0])
 
 
 @given(st.lists(st.integers(0, POOL - 1), min_size=2, max_size=12), st.floats(-3, 1))
@@ -154,15 +118,12 @@ def test_at_the_optimum_no_charge_is_bound(drawn: list[int], log_beta: float) ->
     """Whatever is drawn there: two charges never differ by more than their rewards."""
     beta = 10**log_beta
     log_weights, _ = chi_squared_tilt(GOLDEN.rewards, _reference(), beta, 2.0)
-    prompt, no_rewards = torch.zeros(len(drawn), dtype=torch.long), torch.zeros(len(drawn))
-    for is_compared in (True, False):
-        bound, free = (
-            chi_squared_charge(
-                log_weights[drawn], rewards, prompt, 2 * beta, is_compared=is_compared
-            ).amounts
-            for rewards in (GOLDEN.rewards[drawn], no_rewards)
-        )
-        torch.testing.assert_close(bound, free, rtol=0, atol=1e-9)
+    prompt = torch.zeros(len(drawn), dtype=torch.long)
+    bound, free = (
+        chi_squared_charge(log_weights[drawn], rewards, prompt, 2 * beta).amounts
+        for rewards in (GOLDEN.rewards[drawn], torch.zeros(len(drawn)))
+    )
+    torch.testing.assert_close(bound, free, rtol=0, atol=1e-9)
 
 
 def _exact_along(logits: Tensor) -> Tensor:

@@ -71,11 +71,6 @@ class Problem:
         cost = log_ratio + 0.5 * chi_squared * log_ratio.expm1()
         return (logprobs.sum(-1).exp() * (self.rewards - KL_COEF * cost)).sum()
 
-    def twice(self) -> None:
-        """Every sequence twice as often: then the least charge of the others is that of all, as of endlessly many."""
-        self.rows = self.rows.repeat(2)
-        self.groups = torch.arange(len(self.rows))
-
     def pairs(self) -> None:
         """Every two responses to one prompt as often as their probability says: an expectation over groups of two."""
         count = len(self.rows)
@@ -190,7 +185,7 @@ def test_the_loss_descends_the_objective_exactly(
     """−∇ loss = ∇ ( E[R] − β KL(π‖π_ref) ), pitfall 43: wherever the penalty stands, all of it, sign and weight."""
     if not baseline:
         problem.values.zero_()
-    problem.twice()
+    problem.pairs()
     ascent, targets = problem.ascent(PLAIN, penalty)
     truth = _gradient_of_the_objective(problem, penalty)
     assert float(truth.abs().max()) > 0.1
@@ -205,7 +200,7 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     problem: Problem, scale: str, whiten_rewards: bool, penalty: Penalty
 ) -> None:
     """Pitfall 41."""
-    problem.twice()
+    problem.pairs()
     whitened = {"scale": scale, "whiten_rewards": whiten_rewards}
     ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened), penalty)
     truth = _gradient_of_the_objective(problem, penalty)
@@ -239,7 +234,7 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
 def test_without_a_baseline_of_the_group_two_responses_to_a_prompt_leave_it_exact(
     problem: Problem, baseline: str, penalty: Penalty
 ) -> None:
-    """What is charged for χ² is from where the *other* response is, and so no bias; or cancels."""
+    """What is charged for χ² is less what the *other* response is, which is no bias; or that of all."""
     problem.pairs()
     ascent, targets = problem.ascent(PLAIN.model_copy(update={"baseline": baseline}), penalty)
     # The mean of all others, which is as much larger as all are more than all but one.

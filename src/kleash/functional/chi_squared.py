@@ -50,61 +50,41 @@ def chi_squared_charge(
     rewards: Float[Tensor, " B"],
     index: Int[Tensor, " B"],
     coef: float,
-    *,
-    is_compared: bool,
 ) -> Charge:
-    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens; U₀ is the least of its group.
+    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens; U₀ is the least of its prompt.
 
-    E_π[e^U ∇ log π] is ∇ ½χ². The least of a group is taken off, as far out it is many times what a reward is, and
-    whatever were divided by its deviation would be nothing. Where responses of a group are compared it cancels.
-    Elsewhere it is the least of the *others*, which knows nothing of the response, and so is a baseline without bias
-    (with the response's own in it E[(e^U − e^{U₀}) ∇ log π] is less than ∇ ½χ², the less the fewer there are).
+    E_π[e^U ∇ log π] is ∇ ½χ². What a prompt's responses have in common is taken off, as far out it is many times what
+    a reward is. Their least may be the response's own, and so is no baseline: charges are to be compared, each with the
+    mean of the others of its prompt, where it cancels. By themselves they have less than the gradient.
 
     e^U is heavy-tailed, and unbounded one response decides the gradient. At the optimum the charges of two responses
-    to one prompt never differ by more than their rewards do, as R − β (U + c e^U) is the same for both. So no charge
-    is further from 0 than the largest difference of two rewards in any one group: at the optimum that bounds nothing,
-    as long as groups are of one prompt. Where no rewards differ there is no such bound.
+    to one prompt never differ by more than their rewards do, as R − β (U + c e^U) is the same for both. So no charge is
+    over the largest difference of two rewards to any one prompt: at the optimum that bounds nothing. Where no rewards
+    differ there is no such bound.
 
     Args:
         log_ratios: U, nats; counts as at most `LARGEST_LOG_RATIO`, so that a float32 loss can square the charge.
         rewards: R.
-        index: which group each is in, the responses to one prompt; where each is alone, all are one group.
+        index: which prompt each is to, or what else is compared.
         coef: β c.
-        is_compared: whether a response's advantage is what it is over others of its group.
 
     Examples:
         >>> log_ratios, prompts = torch.tensor([1.0, 2.0, 4.0, 8.0]).log(), torch.tensor([0, 0, 1, 1])
-        >>> rewards = torch.tensor([0.0, 1.5, 2.0, 4.0])
-        >>> charge = chi_squared_charge(log_ratios, rewards, prompts, coef=1.0, is_compared=True)
+        >>> charge = chi_squared_charge(log_ratios, torch.tensor([0.0, 1.5, 2.0, 4.0]), prompts, coef=1.0)
         >>> charge.amounts.round(decimals=3), charge.is_bound
         (tensor([0., 1., 0., 2.]), tensor([False, False, False,  True]))
-        >>> chi_squared_charge(log_ratios, rewards, prompts, coef=1.0, is_compared=False).amounts.round(decimals=3)
-        tensor([-1.,  1., -2.,  2.])
     """
-    groups, group = index.unique(return_inverse=True)
-    if len(groups) == len(index):
-        group = torch.zeros_like(group)
-    exact = rewards.double()
-    most = float((-_least(-exact, group) - _least(exact, group)).max()) or torch.inf
     amounts = coef * log_ratios.detach().clamp(max=LARGEST_LOG_RATIO).expm1()
-    amounts = amounts - (_least if is_compared else _least_of_others)(amounts, group)
-    return Charge(amounts.clamp(-most, most), amounts.abs() > most)
+    prompts, group = index.unique(return_inverse=True)
 
+    def least(of: Tensor) -> Tensor:
+        blank = of.new_full((len(prompts),), torch.inf)
+        return blank.scatter_reduce(0, group, of, "amin")
 
-def _least(values: Tensor, group: Tensor) -> Tensor:
-    """For each the least of its group."""
-    blank = values.new_full((len(values),), torch.inf)
-    return blank.scatter_reduce(0, group, values, "amin")[group]
-
-
-def _least_of_others(values: Tensor, group: Tensor) -> Tensor:
-    """For each the least of the others in its group; 0 where there are none."""
-    least = _least(values, group)
-    is_least = values == least
-    shared = torch.zeros_like(group).index_add_(0, group, is_least.long())[group] > 1
-    others = _least(torch.where(is_least, torch.inf, values), group)
-    found = torch.where(is_least & ~shared, others, least)
-    return torch.where(found.isposinf(), 0.0, found)
+    exact = rewards.double()
+    most = float((-least(-exact) - least(exact))[group].max()) or torch.inf
+    amounts = amounts - least(amounts)[group]
+    return Charge(amounts.clamp(max=most), amounts > most)
 
 
 def chi_squared_reading(
