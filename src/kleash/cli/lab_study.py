@@ -13,7 +13,7 @@ from rich.text import Text
 from kleash.cli.console import Screen, Steps, jsonable
 from kleash.cli.options import AsJson, Overrides, lab_extra
 from kleash.config import build, override, read_toml, resolved
-from kleash.errors import ResourceError
+from kleash.errors import InputError, ResourceError
 from kleash.lab.catalogue import STUDIES, Study
 from kleash.report import write_report
 from kleash.report.findings import counted, render_book, render_study
@@ -138,6 +138,7 @@ def _make(
 
     count = jobs or cores()
     for plan in plans:
+        _check_out(out / plan.study.name)
         screen.note(f"{plan.study.name}: {told(plan.seconds, count)}, less what is done already")
     documents: list[dict[str, Any]] = []
     with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
@@ -147,6 +148,18 @@ def _make(
             bars.show(plan.study.title, 1, 1)
             _write(documents[-1], out / plan.study.name)
     return documents
+
+
+def _check_out(directory: Path) -> None:
+    """That a directory is there or can be made, before there is anything to leave in it."""
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"{there} is no directory",
+            expected="a directory for the study's files, or the name of a new one",
+            got="a file",
+            do="name another with --out",
+        )
 
 
 def _observer(bars: Steps) -> "Callable[[Event], None]":
