@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, jsonable
-from kleash.cli.options import AsJson, Overrides, lab_extra
+from kleash.cli.options import AsJson, lab_extra
+from kleash.cli.settings import as_toml
 from kleash.config import build, override, read_toml, resolved
 from kleash.errors import InputError, ResourceError
 from kleash.lab.catalogue import STUDIES, Study
@@ -31,6 +32,20 @@ Out = Annotated[
 StudyConfig = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG.toml]", help="The study's settings; none: the whole study."),
+]
+StudyOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, as in seeds=3 or setting.steps=20; --settings shows them all.",
+    ),
+]
+Settings = Annotated[
+    bool,
+    typer.Option(
+        "--settings", help="Print every setting as TOML, with the value it has; make nothing."
+    ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A small version: some minutes on two cores.")]
 Jobs = Annotated[
@@ -64,13 +79,19 @@ def study_command(study: Study) -> Callable[..., None]:
     def command(
         config: StudyConfig = None,
         quick: Quick = False,
-        overrides: Overrides = None,
+        overrides: StudyOverrides = None,
+        settings: Settings = False,
         out: Out = DEFAULT_OUT,
         jobs: Jobs = None,
         as_json: AsJson = False,
     ) -> None:
         screen = Screen(as_json=as_json)
         plan = _plan(study, config, overrides or (), quick=quick)
+        if settings:
+            values = resolved(plan.config)
+            screen.say(f"# {plan.command}\n{as_toml(values)}")
+            screen.document({"study": study.name, "command": plan.command, "config": values})
+            return
         documents = _make(screen, [plan], out, jobs)
         _show(screen, documents[0])
         page = out / study.name / "report.html"
