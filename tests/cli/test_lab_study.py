@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pyarrow import parquet
 
 from kleash.cli import main as cli
 from kleash.cli.lab_study import _merged, _plan
+from kleash.config import resolved
 from kleash.errors import ConfigError
 from kleash.lab.catalogue import STUDIES
 
@@ -91,6 +93,36 @@ def test_a_setting_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path)
     with pytest.raises(ConfigError) as caught:
         _plan(STUDIES["overopt"], None, ["setting.stepps=7"], quick=False)
     assert "setting.steps" in caught.value.do
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_shows_its_settings_as_a_file_that_sets_them(
+    name: str, quick: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every one, with what --quick and --set make of it; and nothing is made."""
+    words = [*(["--quick"] if quick else []), "--set", "seeds=4", "--out", str(tmp_path / "out")]
+    assert cli.run(["lab", name, *words, "--settings"]) == 0
+    written = capsys.readouterr().out
+    path = tmp_path / "mine.toml"
+    path.write_text(written, encoding="utf-8")
+    config = _plan(STUDIES[name], None, ["seeds=4"], quick=quick).config
+    assert _plan(STUDIES[name], path, [], quick=False).config == config
+    assert tomllib.loads(written) == resolved(config)
+
+    assert cli.run(["lab", name, *words, "--settings", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"] == resolved(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_help_names_settings_that_a_study_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in STUDIES:
+        assert cli.run(["lab", name, "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.replace("│", "").split())
+        assert "--settings" in said
+        assert "rl." not in said
+    plan = _plan(STUDIES["overopt"], None, ["seeds=3", "setting.steps=20"], quick=False)
+    assert (plan.config.seeds, plan.config.setting.steps) == (3, 20)
 
 
 @pytest.mark.parametrize("name", STUDIES)

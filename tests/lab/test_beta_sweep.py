@@ -428,7 +428,7 @@ def test_quick_is_quick() -> None:
 
 def test_of_one_arm_there_is_no_choice() -> None:
     with pytest.raises(ValidationError, match="at least two arms"):
-        beta_sweep.Config(betas=(0.1, 0.1), kl_targets=())
+        beta_sweep.Config(betas=(0.1,), kl_targets=())
 
 
 def test_targets_are_arms_of_their_own() -> None:

@@ -226,6 +226,23 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
     assert targets.kl_coef_effective == pytest.approx(share * KL_COEF, rel=1e-12)
 
 
+@pytest.mark.parametrize("penalty", WHOLE, ids=named)
+@pytest.mark.parametrize("baseline", ["value", "none", "batch"])
+def test_without_a_baseline_of_the_group_two_responses_to_a_prompt_leave_it_exact(
+    problem: Problem, baseline: str, penalty: Penalty
+) -> None:
+    """The prompt's least charge for χ² may be the response's own: it is not taken off, but for that of all."""
+    problem.pairs()
+    ascent, targets = problem.ascent(PLAIN.model_copy(update={"baseline": baseline}), penalty)
+    # The mean of all others, which is as much larger as all are more than all but one.
+    tolerance = 1 / len(problem.rows) if baseline == "batch" else 1e-12
+    truth = _gradient_of_the_objective(problem, penalty)
+    torch.testing.assert_close(ascent, truth, rtol=0, atol=tolerance)
+    if penalty.chi_squared:
+        assert targets.bound is not None
+        assert not bool(targets.bound.any())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("penalty", [p for p in WHOLE if not p.chi_squared], ids=named)
 def test_the_log_ratio_drawn_in_place_of_the_exact_kl_is_no_bias(
@@ -262,9 +279,7 @@ def test_at_the_optimum_nothing_is_left_to_follow(
     """There R − β (Σ u + c e^{Σ u}) is the same for every response: whatever is sampled, the update is none."""
     mdp = MDP(3, 3, problem.ref_logits, problem.rewards)
     problem.logits = chi_squared_optimum(mdp, KL_COEF, penalty.chi_squared).logits
-    # Charges for χ² are from the least of a prompt on: to compare them there may be one alone for "batch".
-    several = 1 if baseline == "batch" and penalty.chi_squared else 16
-    problem.groups = torch.arange(len(problem.rows)) % several
+    problem.groups = torch.arange(len(problem.rows)) % 16
     plain = PLAIN.model_copy(update={"baseline": baseline})
     mixed = plain.model_copy(update={"control_variate": True})
     noise = problem.ascent(plain, penalty)[0]

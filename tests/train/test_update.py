@@ -253,13 +253,14 @@ def test_with_chi_squared_the_line_says_what_it_is_and_what_is_maximised(
     learner: Learner, experience: Experience
 ) -> None:
     """objective = E[R] − β (KL + (c/2) χ²); where no float holds χ² neither is measured."""
-    targets, proposal = _propose(learner, experience)
-    penalised = targets._replace(penalty=EXACT._replace(chi_squared=0.5))
+    _, proposal = _propose(learner, experience)
+    penalty = EXACT._replace(chi_squared=0.5)
     settings = Settings(kl_coef=0.3, kl_target=None, learning_rate=1e-3)
 
     def line(of: Experience) -> dict[str, float | int | None]:
         measured = replace(measure(learner, experience, CONFIG, applied=True), experience=of)
-        return step_metrics(1, measured, penalised, proposal, ACCEPTED, settings)
+        targets = PPO.targets(of, settings.kl_coef, CONFIG.algorithm, penalty)
+        return step_metrics(1, measured, targets, proposal, ACCEPTED, settings)
 
     said, metered, count = line(experience), experience.metered, len(experience.scores)
     log_ratios = metered.log_ratio.double().sum(-1)

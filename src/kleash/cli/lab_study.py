@@ -11,9 +11,10 @@ import typer
 from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, jsonable
-from kleash.cli.options import AsJson, Overrides, lab_extra
+from kleash.cli.options import AsJson, lab_extra
+from kleash.cli.settings import as_toml
 from kleash.config import build, override, read_toml, resolved
-from kleash.errors import ResourceError
+from kleash.errors import InputError, ResourceError
 from kleash.lab.catalogue import STUDIES, Study
 from kleash.report import write_report
 from kleash.report.findings import counted, render_book, render_study
@@ -31,6 +32,20 @@ Out = Annotated[
 StudyConfig = Annotated[
     Path | None,
     typer.Argument(metavar="[CONFIG.toml]", help="The study's settings; none: the whole study."),
+]
+StudyOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting, as in seeds=3 or setting.steps=20; --settings shows them all.",
+    ),
+]
+Settings = Annotated[
+    bool,
+    typer.Option(
+        "--settings", help="Print every setting as TOML, with the value it has; make nothing."
+    ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="A small version: some minutes on two cores.")]
 Jobs = Annotated[
@@ -64,13 +79,19 @@ def study_command(study: Study) -> Callable[..., None]:
     def command(
         config: StudyConfig = None,
         quick: Quick = False,
-        overrides: Overrides = None,
+        overrides: StudyOverrides = None,
+        settings: Settings = False,
         out: Out = DEFAULT_OUT,
         jobs: Jobs = None,
         as_json: AsJson = False,
     ) -> None:
         screen = Screen(as_json=as_json)
         plan = _plan(study, config, overrides or (), quick=quick)
+        if settings:
+            values = resolved(plan.config)
+            screen.say(f"# {plan.command}\n{as_toml(values)}")
+            screen.document({"study": study.name, "command": plan.command, "config": values})
+            return
         documents = _make(screen, [plan], out, jobs)
         _show(screen, documents[0])
         page = out / study.name / "report.html"
@@ -138,6 +159,7 @@ def _make(
 
     count = jobs or cores()
     for plan in plans:
+        _check_out(out / plan.study.name)
         screen.note(f"{plan.study.name}: {told(plan.seconds, count)}, less what is done already")
     documents: list[dict[str, Any]] = []
     with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
@@ -147,6 +169,18 @@ def _make(
             bars.show(plan.study.title, 1, 1)
             _write(documents[-1], out / plan.study.name)
     return documents
+
+
+def _check_out(directory: Path) -> None:
+    """That a directory is there or can be made, before there is anything to leave in it."""
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(
+            f"{there} is no directory",
+            expected="a directory for the study's files, or the name of a new one",
+            got="a file",
+            do="name another with --out",
+        )
 
 
 def _observer(bars: Steps) -> "Callable[[Event], None]":

@@ -134,8 +134,14 @@ def _differences(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 def _descended(
     policy: Tensor, ref: Tensor, penalty: Penalty, algorithm: Algorithm, temperature: float
 ) -> Tensor:
-    """The gradient of the loss without a reward at β = 1, each answer weighing what it is likely."""
+    """The gradient of the loss without a reward at β = 1, every two answers to a prompt weighing what they are likely.
+
+    Of two: a baseline may be another answer to the prompt, and it is none where it is not drawn by itself.
+    """
     tokens, states = _answers()
+    every = torch.arange(len(tokens))
+    pairs = torch.cartesian_prod(every, every).flatten()
+    tokens, states = tokens[pairs], states[pairs]
     everywhere = torch.arange(STATES)
     # States as unit vectors, logits as the head: what reads real models reads this one.
     unit = torch.eye(STATES, dtype=torch.double)
@@ -147,7 +153,8 @@ def _descended(
         ref_old = token_logprobs(log_softmax(ref, temperature)[states], tokens)
     experience = _experience(tokens, old, ref_old, kl)
     targets = algorithm.targets(experience, 1.0, PLAIN, penalty)
-    weights = old.sum(-1).exp()[:, None].expand(-1, 2).flatten()
+    likely = old.sum(-1).exp().view(-1, 2).prod(-1) / 2
+    weights = likely.repeat_interleave(2 * tokens.shape[1])
 
     def token_loss(read: TokenKL, rows: slice) -> Tensor:
         batch = Minibatch(
@@ -169,13 +176,13 @@ def _descended(
 
 
 def _experience(tokens: Tensor, old: Tensor, ref_old: Tensor, kl: Tensor) -> Experience:
-    """The nine answers as a rollout without a reward, metered."""
+    """Answers as a rollout without a reward, metered, two to a prompt."""
     count, nothing = len(tokens), torch.zeros_like(old)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     rollout = Rollout(
         prompts=("",) * count,
         responses=("",) * count,
-        prompt_index=torch.arange(count),
+        prompt_index=torch.arange(count) // 2,
         prompt_ids=torch.zeros(count, 1, dtype=torch.long),
         prompt_mask=mask[:, :1],
         response_ids=tokens,

@@ -6,11 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kleash.functional.chi_squared import (
-    chi_squared_charge,
-    chi_squared_reading,
-    response_log_ratio,
-)
+from kleash.functional.chi_squared import chi_squared_reading, response_log_ratio
 from kleash.functional.diversity import distinct_n, unique_share
 from kleash.functional.losses import explained_variance
 from kleash.functional.masking import masked_mean
@@ -55,7 +51,7 @@ def step_metrics(
     experience, readings = measured.experience, measured.readings
     reward = float(experience.scores.mean())
     count = len(experience.scores)
-    chi_squared = _chi_squared_metrics(experience, targets.penalty, settings.kl_coef)
+    chi_squared = _chi_squared_metrics(experience, targets)
     return {
         "step": step,
         "reward_mean": reward,
@@ -83,19 +79,19 @@ def step_metrics(
     }
 
 
-def _chi_squared_metrics(experience: Experience, penalty: Penalty, kl_coef: float) -> Metrics:
+def _chi_squared_metrics(experience: Experience, targets: Targets) -> Metrics:
     """χ²(π‖π_ref) as it reads, and where its charge was bound; nothing where it isn't penalised."""
-    if not penalty.chi_squared:
+    if not targets.penalty.chi_squared:
         return {}
-    rollout, mask = experience.rollout, experience.rollout.mask
+    mask = experience.rollout.mask
     log_ratios = response_log_ratio(experience.log_ratio, mask)
-    coef = kl_coef * penalty.chi_squared
-    charge = chi_squared_charge(log_ratios, experience.penalised, rollout.prompt_index, coef)
     kl = torch.where(mask, experience.metered.kl, 0.0).double().sum(-1)
     reading = float(chi_squared_reading(log_ratios, kl))
     return {
         "chi_squared_policy_ref_per_response": reading if math.isfinite(reading) else None,
-        "chi_squared_bound_share": float(charge.is_bound.double().mean()),
+        "chi_squared_bound_share": None
+        if targets.bound is None
+        else float(targets.bound.double().mean()),
     }
 
 

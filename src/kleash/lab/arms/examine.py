@@ -7,7 +7,7 @@ import torch
 
 from kleash.functional.diversity import distinct_n, self_bleu, unique_share
 from kleash.functional.intervals import clustered_mean
-from kleash.lab.arms.asked import asked
+from kleash.lab.arms.prompts import asked
 from kleash.lab.arms.settings import ArmSettings
 from kleash.rewards.scorers import Scorer
 from kleash.rollout.config import RolloutConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kleash.lab.arms.asked import asked
+from kleash.lab.arms.prompts import asked
 from kleash.lab.arms.proxy import located, scorer_name
 from kleash.lab.arms.settings import PoolSettings
 from kleash.lab.study.work import Desk, Result

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Beta, Distinct, Positive, setting_that_runs
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings
@@ -23,10 +24,12 @@ class SweepConfig(BaseModel):
     setting: Setting = Setting(steps=80, num_prompts=32)
     seeds: int = Field(default=5, gt=1)
     """Each with a proxy of its own."""
-    betas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+    betas: Distinct[Beta] = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Held throughout a run."""
-    kl_targets: tuple[float, ...] = (2.0, 6.0, 12.0)
+    kl_targets: Distinct[Positive] = (2.0, 6.0, 12.0)
     """Nats per response, held by the `tilt` controller."""
+
+    _runs = model_validator(mode="after")(setting_that_runs)
 
     @model_validator(mode="after")
     def _has_a_choice(self) -> Self:
@@ -69,8 +72,8 @@ class Hold(NamedTuple):
 
 def holds(config: SweepConfig) -> list[Hold]:
     """All of them: every β, from the smallest, and every target."""
-    betas = [Hold(beta=beta) for beta in sorted(set(config.betas))]
-    return betas + [Hold(kl_target=target) for target in sorted(set(config.kl_targets))]
+    betas = [Hold(beta=beta) for beta in sorted(config.betas)]
+    return betas + [Hold(kl_target=target) for target in sorted(config.kl_targets)]
 
 
 def proxies(config: SweepConfig) -> list[ProxySettings]:

@@ -15,7 +15,7 @@ from kleash.functional.advantages import (
     returns_to_go,
     whiten,
 )
-from kleash.functional.chi_squared import chi_squared_charge, response_log_ratio
+from kleash.functional.chi_squared import Charge, chi_squared_charge, response_log_ratio
 from kleash.functional.chunks import TokenKL
 from kleash.functional.losses import clipped_policy_loss, clipped_value_loss, step_penalty
 from kleash.functional.penalties import Penalty, charges, drawn_excess, loss_terms
@@ -65,11 +65,10 @@ def targets(
     rollout, metered = experience.rollout, experience.metered
     mask, index = rollout.mask, rollout.prompt_index
     charged = charges(penalty, metered.kl, experience.log_ratio, mask)
-    scores = experience.penalised
+    scores, bound = experience.penalised, None
     if penalty.chi_squared and kl_coef:
-        log_ratios = response_log_ratio(experience.log_ratio, mask)
-        charge = chi_squared_charge(log_ratios, scores, index, kl_coef * penalty.chi_squared)
-        scores = scores - charge.amounts.to(scores.dtype)
+        amounts, bound = _chi_squared(experience, kl_coef * penalty.chi_squared, config.baseline)
+        scores = scores - amounts.to(scores.dtype)
     rewards = shaped_rewards(scores, charged, mask, kl_coef)
     scale = torch.ones(len(mask), dtype=torch.double, device=mask.device)
     if config.whiten_rewards:
@@ -89,7 +88,19 @@ def targets(
         scale *= spread.double()
         advantages = advantages / spread[:, None]
     kl_coefs = kl_coef * compared.share / scale
-    return Targets(advantages, compared.returns, penalty, kl_coefs, compared.drawn)
+    return Targets(advantages, compared.returns, penalty, kl_coefs, compared.drawn, bound=bound)
+
+
+def _chi_squared(experience: Experience, coef: float, baseline: str) -> Charge:
+    """What responses are charged for χ², in groups of those that are compared: to a prompt, or all."""
+    rollout = experience.rollout
+    index, log_ratios = rollout.prompt_index, response_log_ratio(experience.log_ratio, rollout.mask)
+    if baseline == "batch" or len(index.unique()) == len(index):
+        index = torch.zeros_like(index)
+    is_compared = baseline in {"group", "leave_one_out", "batch"}
+    return chi_squared_charge(
+        log_ratios, experience.penalised, index, coef, is_compared=is_compared
+    )
 
 
 def _by_value(charged: Charged, config: AlgorithmConfig) -> Compared:

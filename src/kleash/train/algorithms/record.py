@@ -27,6 +27,8 @@ class Targets(NamedTuple):
 
     step_penalty: float = 0.0
     """Weight of KL(old‖new) in the loss."""
+    bound: Tensor | None = None
+    """[B], whether a response is charged less for χ² than it costs; None where χ² is not charged."""
 
     @property
     def kl_coef_effective(self) -> float:

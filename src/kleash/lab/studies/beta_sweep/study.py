@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, Field
 
+from kleash.lab.arms.checks import Positive, Several
 from kleash.lab.arms.enumerable import SolveSettings, solve_golden
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.setting import PoolSize
@@ -52,7 +53,7 @@ class Golden(BaseModel):
 
     model_config = FROZEN
 
-    betas: tuple[float, ...] = Field(default=(1.0, 0.5, 0.3, 0.2, 0.1), min_length=1)
+    betas: Several[Positive] = (1.0, 0.5, 0.3, 0.2, 0.1)
     seeds: int = Field(default=1, gt=0)
     steps: int = Field(default=2000, gt=0)
     responses: int = Field(default=1024, gt=0, multiple_of=8)

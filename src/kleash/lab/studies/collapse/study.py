@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
+from kleash.lab.arms.checks import Distinct, Positive
 from kleash.lab.arms.settings import ArmSettings
 from kleash.lab.arms.sweep import (
     QUICK_ARMS,
@@ -31,7 +32,7 @@ from kleash.lab.study.work import Piece, Work
 class Config(SweepConfig):
     """The study; its arms are those of `beta-sweep`."""
 
-    golden_betas: tuple[float, ...] = Field(
+    golden_betas: Distinct[Positive] = Field(
         default=(2.0, 1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001, 0.0001), min_length=2
     )
     """Of the optima on the golden problem; the smallest is to be a point mass."""

@@ -6,9 +6,10 @@ them without a KL penalty, so that what holds it back is the ensemble; the combi
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Several, setting_that_runs
 from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
@@ -40,12 +41,14 @@ class Config(BaseModel):
     setting: Setting = Setting(steps=80, num_prompts=32)
     seeds: int = Field(default=5, gt=1)
     members: int = Field(default=5, gt=1)
-    combine: tuple[Combine, ...] = ("mean", "worst", "uncertainty", "weights")
+    combine: Several[Combine] = ("mean", "worst", "uncertainty", "weights")
     """By which a policy is trained."""
-    sources: tuple[Source, ...] = ("data", "fit")
+    sources: Several[Source] = ("data", "fit")
     uncertainty_weight: float = Field(default=0.5, ge=0)
     """λ of mean − λ·variance."""
     pool: PoolSize = PoolSize(samples=256)
+
+    _runs = model_validator(mode="after")(setting_that_runs)
 
 
 QUICK: dict[str, Any] = {

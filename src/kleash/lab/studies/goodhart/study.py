@@ -4,10 +4,12 @@ Numbers alone: a gold reward, a proxy with an independent error of a light or a 
 χ² beside the KL, and best-of-n make of pools of them. Then the same in training, on a problem that can be enumerated.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
+from kleash.lab.arms.checks import Positive, Rising, Several
 from kleash.lab.arms.settings import FROZEN
 from kleash.lab.studies.goodhart.findings import conclude
 from kleash.lab.studies.goodhart.pieces import (
@@ -24,7 +26,7 @@ from kleash.lab.studies.goodhart.tables import LAWS, Made
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
 from kleash.lab.tailed_mdp import Worth, best, tailed
-from kleash.lab.tails import Law
+from kleash.lab.tails import NEARLY, Law
 
 ERRORS = ("normal", "t5", "t2", "cauchy")
 CHOSEN = ("normal", "t3", "cauchy")
@@ -39,33 +41,70 @@ TILT, CHI, CHOICE, SCORE, STEP = 4.5e-7, 1.2e-5, 2e-6, 3e-7, 0.025
 watched; a step of training."""
 
 
+FEWEST = 16
+"""Scores that a tail can be seen in."""
+LogSize = Annotated[int, Field(gt=0, le=26)]
+"""log₂ of a pool's size; 2^26 outcomes are a few gigabytes."""
+
+
 class Config(BaseModel):
     """The study."""
 
     model_config = FROZEN
 
-    kls: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 3.0)
+    kls: Rising[Positive] = (0.1, 0.5, 1.0, 2.0, 3.0)
     """Nats; 1 is among them."""
-    sizes: tuple[int, ...] = (12, 15, 18)
+    sizes: Rising[LogSize] = Field(default=(12, 15, 18), min_length=2)
     """Of pools, log₂, from small to large."""
     pools: int = Field(default=24, gt=1)
     """Of each size."""
     chi_squared_size: int = 15
     """Of the pools that χ² is asked of, log₂; one of `sizes`."""
-    scales: tuple[float, ...] = (1.0, 2.0)
+    scales: Several[Positive] = (1.0, 2.0)
     """s of the normal errors whose closed form is held against pools of the largest size."""
-    counts: tuple[int, ...] = (4, 16, 64, 256, 1024, 4096)
+    counts: Rising[Annotated[int, Field(gt=0)]] = (4, 16, 64, 256, 1024, 4096)
     """n of best-of-n."""
-    choice_size: int = 17
-    clip: float = 3.0
-    watched: tuple[int, ...] = (1024, 4096)
+    choice_size: LogSize = 17
+    """Of the pools that best-of-n chooses from, log₂."""
+    clip: Positive = 3.0
+    """The proxy is clipped to this on both sides."""
+    watched: Several[Annotated[int, Field(ge=FEWEST)]] = (1024, 4096)
     """Proxy scores that an alarm sees: best-of-16's for 64 prompts, and for 256."""
     samples: int = Field(default=4000, gt=1)
     """Of each kind that an alarm is tried on."""
-    beta: float = 1.0
+    beta: Positive = 1.0
     """Of what is trained."""
-    steps: int = 300
+    steps: int = Field(default=300, gt=0)
     seeds: int = Field(default=5, gt=1)
+
+    @model_validator(mode="after")
+    def _holds_what_is_looked_at(self) -> Self:
+        """What the claims and closed forms are of."""
+        if 1.0 not in self.kls:
+            raise ValueError("kls with 1.0 among them: errors are compared at 1 nat")
+        smallest, largest = (NEARLY * self.sizes[i] * math.log(2) for i in (0, -1))
+        if self.kls[-1] >= smallest:
+            raise ValueError(
+                f"kls of less than {smallest:.2f} nats: no tilt of the smallest pool, of 2^{self.sizes[0]} "
+                "outcomes, is further away"
+            )
+        if GAUSSIAN_KLS[-1] >= largest:
+            raise ValueError(
+                f"sizes up to 12 or more: the closed form is looked at up to {GAUSSIAN_KLS[-1]:g} nats, which "
+                "takes a pool of 2^12"
+            )
+        if self.chi_squared_size not in self.sizes:
+            raise ValueError(f"chi_squared_size among sizes: {', '.join(map(str, self.sizes))}")
+        if not self.counts or 16 not in self.counts[1:-1]:
+            raise ValueError(
+                "counts with 16 among them, and a smaller and a larger one to hold it against"
+            )
+        if self.counts[-1] > 2**self.choice_size:
+            raise ValueError(
+                f"counts of at most {2**self.choice_size}, the outcomes that choice_size = {self.choice_size} "
+                "leaves to choose from"
+            )
+        return self
 
 
 QUICK: dict[str, Any] = {

@@ -5,14 +5,16 @@ often each alarm is wrong.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Several, repeated, setting_that_runs
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, Reward
+from kleash.lab.studies.hacking.alarms import WINDOW
 from kleash.lab.studies.hacking.findings import conclude
 from kleash.lab.studies.hacking.gold import Arm
 from kleash.lab.study.cost import SCORING, seconds_of
@@ -31,7 +33,7 @@ class Config(BaseModel):
     model_config = FROZEN
 
     setting: Setting = Setting(steps=40, num_prompts=16)
-    rewards: tuple[str, ...] = (
+    rewards: Several[str] = (
         "kleash.lab.hacks:length",
         "kleash.lab.hacks:keywords",
         "kleash.lab.hacks:repetition",
@@ -39,13 +41,29 @@ class Config(BaseModel):
     )
     """As `reward.model` takes them; `proxy`: fitted to the setting's pairs, another for each seed."""
     seeds: int = Field(default=5, gt=1)
-    leash: float = Field(default=8.0, gt=0)
+    leash: float = Field(default=8.0, gt=0, allow_inf_nan=False)
     """Nats per response, held by `tilt`."""
     benign: int = Field(default=10, gt=2)
     """Runs that learn from gold; every other one is on the leash."""
-    benign_steps: int = Field(default=60, gt=0)
-    false_alarms: float = Field(default=1.0, gt=0)
+    benign_steps: int = Field(default=60, ge=WINDOW)
+    false_alarms: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Per 1,000 steps: what every alarm is planned for."""
+
+    _runs = model_validator(mode="after")(setting_that_runs)
+
+    @model_validator(mode="after")
+    def _can_be_followed(self) -> Self:
+        twice = repeated([_short(name) for name in self.rewards])
+        if twice is not None:
+            raise ValueError(
+                f"rewards of different names after the colon, by which they are shown; two are called {twice}"
+            )
+        if self.setting.steps < WINDOW:
+            raise ValueError(
+                f"setting.steps of at least {WINDOW}, which an alarm takes the mean of, and not "
+                f"{self.setting.steps}"
+            )
+        return self
 
 
 QUICK: dict[str, Any] = {

@@ -6,13 +6,13 @@ the gold model itself: there is no proxy to be at fault.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from kleash.errors import ConfigError
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Beta, Positive, Several, setting_that_runs
 from kleash.lab.arms.fault import COUNT, plant_fault
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, FaultSettings, WeighSettings
@@ -55,12 +55,20 @@ class Config(BaseModel):
     """π_ref(B) of the problems, and what the language model is taught."""
     penalty: float = Field(default=0.5, gt=0)
     """D, where there is one."""
-    table_betas: tuple[float, ...] = (0.2, 0.5, 1.0)
+    table_betas: Several[Positive] = (0.2, 0.5, 1.0)
     table_steps: int = Field(default=600, gt=0)
-    betas: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
+    betas: Several[Beta] = (0.0, 0.3, 1.0, 3.0)
     """Of the language model's arms."""
     samples: int = Field(default=32, gt=1)
     """Responses of the reference to each prompt, which the fault is counted in."""
+
+    _runs = model_validator(mode="after")(setting_that_runs)
+
+    @model_validator(mode="after")
+    def _begins_with_a_model(self) -> Self:
+        if not isinstance(self.setting.policy, str):
+            raise ValueError("setting.policy as a model by its name: the fault is planted in it")
+        return self
 
 
 QUICK: dict[str, Any] = {
@@ -87,10 +95,7 @@ class Plan(NamedTuple):
 def plan(config: Config) -> Plan:
     """What is to be made."""
     setting, seeds = config.setting, range(config.seeds)
-    if not isinstance(setting.policy, str):
-        raise ConfigError(
-            "setting.policy", expected="a model by its name: the fault is planted in it"
-        )
+    assert isinstance(setting.policy, str), "the configuration has been looked at"
     kinds = [(beta, 0.0) for beta in config.table_betas]
     kinds.append((config.table_betas[0], config.penalty))
     tables = {

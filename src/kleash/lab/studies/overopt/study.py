@@ -6,9 +6,10 @@ equal KL; and best-of-n, which chooses by the same proxies.
 
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Distinct, Pairs, Positive, Several, setting_that_runs
 from kleash.lab.arms.outcomes import arms_of
 from kleash.lab.arms.pool import draw_pool
 from kleash.lab.arms.proxy import fit_proxy
@@ -36,13 +37,15 @@ class Config(BaseModel):
 
     setting: Setting = Setting(steps=80, num_prompts=32)
     seeds: int = Field(default=5, gt=1)
-    proxies: tuple[Language, ...] = (BASE, StudentSettings(width=64, layers=2, steps=1500))
+    proxies: Several[Language] = (BASE, StudentSettings(width=64, layers=2, steps=1500))
     """Language models whose trunks the proxies begin with: their sizes."""
-    pairs: tuple[int, ...] = (300, 1200)
+    pairs: Several[Pairs] = (300, 1200)
     """Amounts of preference data."""
-    betas: tuple[float, ...] = (0.05, 0.2)
+    betas: Distinct[Positive] = (0.05, 0.2)
     """Of the arms with a penalty; they learn from the first proxy."""
     pool: PoolSize = PoolSize()
+
+    _runs = model_validator(mode="after")(setting_that_runs)
 
 
 QUICK: dict[str, Any] = {

@@ -5,11 +5,12 @@ less likely the reference's answers to the other half have become. Ouyang et al.
 that a larger β does not repair what is lost elsewhere, and that their pretraining loss, PPO-ptx, does.
 """
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Positive, Rising, setting_that_runs
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, RetentionSettings
@@ -17,6 +18,7 @@ from kleash.lab.studies.retention.findings import conclude, ended
 from kleash.lab.study.cost import seconds_of
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
+from kleash.train.data import load_prompts
 
 
 class Config(BaseModel):
@@ -26,12 +28,30 @@ class Config(BaseModel):
 
     setting: Setting = Setting(steps=80, num_prompts=32)
     seeds: int = Field(default=5, gt=1)
-    betas: tuple[float, ...] = (0.01, 0.1, 1.0)
+    betas: Rising[Positive] = (0.01, 0.1, 1.0)
     """Of the arms with a penalty, from small to large; there is one without, too."""
-    coefs: tuple[float, ...] = (0.3, 1.0, 3.0)
+    coefs: Rising[Positive] = (0.3, 1.0, 3.0)
     """γ of the arms with a pretraining loss and no penalty."""
     texts: int = Field(default=256, gt=15)
     """Of the reference, to each half of the prompts."""
+
+    _runs = model_validator(mode="after")(setting_that_runs)
+
+    @model_validator(mode="after")
+    def _has_two_halves(self) -> Self:
+        prompts = len(load_prompts(self.setting.prompts))
+        if prompts < 2:
+            raise ValueError(
+                f"setting.prompts of at least 2 prompts, one half to train on and one to ask about: "
+                f"{self.setting.prompts} has {prompts}"
+            )
+        half = (prompts + 1) // 2
+        if self.setting.num_prompts > half:
+            raise ValueError(
+                f"setting.num_prompts of at most {half}, as every other of the {prompts} prompts in "
+                f"{self.setting.prompts} is trained on, and not {self.setting.num_prompts}"
+            )
+        return self
 
 
 QUICK: dict[str, Any] = {

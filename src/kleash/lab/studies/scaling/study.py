@@ -6,11 +6,12 @@ same; models of a Hugging Face family take their places by name.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kleash.lab.arms.arm import train_arm
+from kleash.lab.arms.checks import Distinct, Pairs, setting_that_runs
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import Setting
 from kleash.lab.arms.settings import (
@@ -44,16 +45,26 @@ class Config(BaseModel):
 
     setting: Setting = Setting(steps=80, num_prompts=32)
     seeds: int = Field(default=5, gt=1)
-    policies: tuple[Language, ...] = LADDER
+    policies: Distinct[Language] = LADDER
     """Policies of several sizes; proxies then begin with `setting.policy`."""
-    proxies: tuple[Language, ...] = LADDER
+    proxies: Distinct[Language] = LADDER
     """Language models whose trunks the proxies begin with; the policy is `setting.policy`."""
-    pairs: tuple[int, ...] = (100, 300, 1000, 3000)
+    pairs: Distinct[Pairs] = (100, 300, 1000, 3000)
     """Amounts of preference data."""
     kl_target: float = Field(default=6.0, gt=0)
     """Nats per response, that a leash is asked to hold on every rung of every axis."""
     gain: float = Field(default=0.5, gt=0)
     """Proxy reward, in its own standard deviations, that arms are compared at."""
+
+    _runs = model_validator(mode="after")(setting_that_runs)
+
+    @model_validator(mode="after")
+    def _has_an_axis(self) -> Self:
+        if not (self.policies or self.proxies or self.pairs):
+            raise ValueError(
+                "policies, proxies or pairs: at least one of them with values, to grow along"
+            )
+        return self
 
 
 _SMALL = {"width": 64, "layers": 2, "steps": 250, "texts": 1536}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kleash.errors import InputError
-from kleash.lab.arms.asked import asked
+from kleash.lab.arms.prompts import asked
 from kleash.lab.arms.setting import PoolSize
 from kleash.lab.arms.settings import EvaluationSettings
 from kleash.train.data import load_prompts
