@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kleash.control import ControlConfig
 from kleash.errors import ConfigError
+from kleash.functional.chi_squared import chi_squared_charge, response_log_ratio
 from kleash.functional.chunks import TokenKL
 from kleash.functional.penalties import GRADIENTS, Penalty
 from kleash.ledger import read
@@ -34,6 +35,7 @@ from kleash.train.algorithms import (
 from kleash.train.algorithms.functions import value_loss
 from kleash.train.checks import Check, SelfTest
 from kleash.train.config import OptimizerConfig, PenaltyConfig, RunConfig, TrainConfig
+from kleash.train.experience import Experience
 from kleash.train.gradient_check import head_gradient_error, placement_gradient_error
 from kleash.train.learner import Learner, build_learner
 from kleash.train.run import prepare, train
@@ -331,6 +333,19 @@ def test_every_penalty_that_is_offered_passes(penalty: Penalty, temperature: flo
         assert placement_gradient_error(*_rows(), beside, PPO, temperature) < 1e-7
         without = PPO._replace(targets=lambda e, b, c, p: PPO.targets(e, b, c, p.of_kl))
         assert placement_gradient_error(*_rows(), beside, without, temperature) > 0.05
+        of_its_own = PPO._replace(targets=_charged_from_its_own)
+        assert placement_gradient_error(*_rows(), beside, of_its_own, temperature) > 0.05
+
+
+def _charged_from_its_own(
+    experience: Experience, kl_coef: float, config: AlgorithmConfig, penalty: Penalty
+) -> Targets:
+    """PPO as it once was: charged for χ² from the least of the prompt on, which may be the response's own."""
+    log_ratios = response_log_ratio(experience.log_ratio, experience.rollout.mask)
+    index, coef = experience.rollout.prompt_index, kl_coef * penalty.chi_squared
+    charge = chi_squared_charge(log_ratios, experience.penalised, index, coef).amounts
+    plain = PPO.targets(experience, kl_coef, config, penalty.of_kl)
+    return plain._replace(advantages=plain.advantages - charge[:, None])
 
 
 def _replaced(penalty: Penalty) -> Algorithm:
