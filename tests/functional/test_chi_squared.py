@@ -29,51 +29,47 @@ def _reference() -> Tensor:
     return GOLDEN.logprobs(GOLDEN.ref_logits).sum(-1)
 
 
-def _gradient(own: Tensor, ref: Tensor, logits: Tensor, num: int, follows: str) -> Tensor:
+def _gradient(own: Tensor, ref: Tensor, logits: Tensor, num: int, *, is_compared: bool) -> Tensor:
     """E[(1/n) Σ_i A_i ∇ log π(y_i)] over every group of so many responses, each as often as π says.
 
-    A is the charge, `compared` with the mean of the others' or `alone`; or, `uncompared`, one that was to be.
+    A is the charge, less the mean of the others' where responses are compared.
     """
     drawn = torch.cartesian_prod(*[torch.arange(len(own))] * num)
     chance = own.detach()[drawn].sum(-1).exp()
     prompts = torch.arange(len(drawn)).repeat_interleave(num)
-    charge = chi_squared_charge(
-        (own - ref).detach()[drawn].flatten(),
-        torch.zeros(len(prompts)),
-        prompts,
-        1.0,
-        is_compared=follows != "alone",
-    )
+    log_ratios = (own - ref).detach()[drawn].flatten()
+    charge = chi_squared_charge(log_ratios, torch.zeros(len(prompts)), prompts, 1.0)
     assert not charge.amounts.requires_grad
     assert not bool(charge.is_bound.any())
     amounts = charge.amounts
-    if follows == "compared":
+    if is_compared:
         amounts = amounts - mean_of_others(amounts[:, None], prompts)[:, 0]
     total = (chance[:, None] * amounts.view(-1, num) * own[drawn]).sum() / num
     return torch.autograd.grad(total, logits, retain_graph=True)[0]
 
 
 @pytest.mark.parametrize(
-    ("p", "num", "left"), [(0.6, 2, 0.4), (0.9, 2, 0.1), (0.99, 2, 0.01), (0.9, 4, 0.271)]
+    ("p", "num", "alone"), [(0.6, 2, 0.4), (0.9, 2, 0.1), (0.99, 2, 0.01), (0.9, 4, 0.271)]
 )
-def test_the_charge_has_the_gradient_of_half_chi_squared(p: float, num: int, left: float) -> None:
-    """All of it in expectation over groups drawn from π, where charges are compared (rloo) and where not (ppo).
+def test_charges_that_are_compared_have_the_gradient_of_half_chi_squared(
+    p: float, num: int, alone: float
+) -> None:
+    """All of it, in expectation over groups drawn from π; by themselves 1 − p^{n−1}, as their least may be their own.
 
-    Of a policy of p and 1 − p over a reference of a half each. Less their least, and then not compared, they would
-    have 1 − p^{n−1} of it.
+    Of a policy of p and 1 − p over a reference of a half each.
     """
     logits = torch.tensor([math.log(p / (1 - p)), 0.0], dtype=torch.double, requires_grad=True)
     own, ref = logits.log_softmax(-1), torch.full((2,), 0.5, dtype=torch.double).log()
     (truth,) = torch.autograd.grad(0.5 * chi_squared(own, ref), logits, retain_graph=True)
 
     assert float(truth[0]) == pytest.approx(2 * p * (1 - p) * (2 * p - 1))
-    for follows, share in (("compared", 1.0), ("alone", 1.0), ("uncompared", left)):
-        found = _gradient(own, ref, logits, num, follows)
+    for share, is_compared in ((1.0, True), (alone, False)):
+        found = _gradient(own, ref, logits, num, is_compared=is_compared)
         torch.testing.assert_close(found, share * truth, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("num", [2, 3])
-def test_of_sequences_it_has_it_too(num: int) -> None:
+def test_of_sequences_they_have_it_too(num: int) -> None:
     """Of two tokens in a row, over all 81 and 729 groups."""
     draw = torch.Generator().manual_seed(3)
     mdp = MDP(3, 2, torch.randn(4, 3, generator=draw, dtype=torch.double), torch.zeros(9))
@@ -82,9 +78,8 @@ def test_of_sequences_it_has_it_too(num: int) -> None:
     (truth,) = torch.autograd.grad(0.5 * chi_squared(own, ref), logits, retain_graph=True)
 
     assert float(truth.abs().max()) > 0.05
-    for follows in ("compared", "alone"):
-        found = _gradient(own, ref, logits, num, follows)
-        torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
+    found = _gradient(own, ref, logits, num, is_compared=True)
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-10)
 
 
 def test_only_a_responses_own_tokens_count() -> None:
@@ -94,51 +89,41 @@ def test_only_a_responses_own_tokens_count() -> None:
     assert response_log_ratio(log_ratio, mask).tolist() == [0.75, 1.0]
 
 
-@pytest.mark.parametrize("is_compared", [True, False])
-def test_the_charge_is_finite_in_the_numbers_of_a_loss_and_no_number_stays_none(
-    is_compared: bool,
-) -> None:
+def test_the_charge_is_finite_in_the_numbers_of_a_loss_and_no_number_stays_none() -> None:
     far = torch.tensor([-torch.inf, 0.0, LARGEST_LOG_RATIO - 1, 60.0, 1e4, torch.inf]).double()
     same, prompt = torch.ones(6), torch.zeros(6, dtype=torch.long)
-    charge = chi_squared_charge(far, same, prompt, 0.5, is_compared=is_compared)
+    charge = chi_squared_charge(far, same, prompt, 0.5)
 
     expected = [0.0, 1.0, *map(math.exp, (39, 40, 40, 40))]
-    assert (2 * charge.amounts + (not is_compared)).tolist() == pytest.approx(expected)
+    assert (2 * charge.amounts).tolist() == pytest.approx(expected)
     assert not bool(charge.is_bound.any())
     assert bool(charge.amounts.float().square().isfinite().all())
-    nan = torch.tensor([torch.nan])
-    broken = chi_squared_charge(nan, same[:1], prompt[:1], 1.0, is_compared=is_compared)
+    broken = chi_squared_charge(torch.tensor([torch.nan]), same[:1], prompt[:1], 1.0)
     assert bool(broken.amounts.isnan())
 
 
 def test_no_charge_is_over_what_rewards_differ_by() -> None:
-    """From the least of its own group on, or from 0; by the group whose rewards differ most. What is bound is said."""
-    log_ratios = torch.tensor([3.0, 4.5, 11.0, 20.0, 26.0]).log().double()
+    """From the least of its own prompt on; by the prompt whose rewards differ most."""
+    log_ratios = torch.tensor([3.0, 5.0, 11.0, 20.0, 26.0]).log().double()
     rewards, prompts = torch.tensor([7.0, 7.0, 0.0, 1.0, 4.0]), torch.tensor([5, 5, 2, 2, 2])
-    frees = {True: [0.0, 1.5, 0.0, 9.0, 15.0], False: [2.0, 3.5, 10.0, 19.0, 25.0]}
-    for is_compared, each in frees.items():
-        for coef in (1.0, 0.25):
-            charge = chi_squared_charge(log_ratios, rewards, prompts, coef, is_compared=is_compared)
-            free = coef * torch.tensor(each)
-            assert charge.amounts.tolist() == pytest.approx(free.clamp(max=4).tolist())
-            assert charge.is_bound.tolist() == (free > 4).tolist()
+    for coef in (1.0, 0.25):
+        charge = chi_squared_charge(log_ratios, rewards, prompts, coef)
+        free = coef * torch.tensor([0.0, 2.0, 0.0, 9.0, 15.0])
+        assert charge.amounts.tolist() == pytest.approx(free.clamp(max=4).tolist())
+        assert charge.is_bound.tolist() == (free > 4).tolist()
 
 
 @given(st.lists(st.integers(0, POOL - 1), min_size=2, max_size=12), st.floats(-3, 1))
 def test_at_the_optimum_no_charge_is_bound(drawn: list[int], log_beta: float) -> None:
-    """Two charges never differ by more than their rewards; of one that is no likelier than before none is over 0."""
+    """Whatever is drawn there: two charges never differ by more than their rewards."""
     beta = 10**log_beta
     log_weights, _ = chi_squared_tilt(GOLDEN.rewards, _reference(), beta, 2.0)
-    cases = [(drawn, True), ([*drawn, int(log_weights.argmin())], False)]
-    for of, is_compared in cases:
-        prompt = torch.zeros(len(of), dtype=torch.long)
-        bound, free = (
-            chi_squared_charge(
-                log_weights[of], rewards, prompt, 2 * beta, is_compared=is_compared
-            ).amounts
-            for rewards in (GOLDEN.rewards[of], torch.zeros(len(of)))
-        )
-        torch.testing.assert_close(bound, free, rtol=0, atol=1e-9)
+    prompt = torch.zeros(len(drawn), dtype=torch.long)
+    bound, free = (
+        chi_squared_charge(log_weights[drawn], rewards, prompt, 2 * beta).amounts
+        for rewards in (GOLDEN.rewards[drawn], torch.zeros(len(drawn)))
+    )
+    torch.testing.assert_close(bound, free, rtol=0, atol=1e-9)
 
 
 def _exact_along(logits: Tensor) -> Tensor:

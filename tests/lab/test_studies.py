@@ -148,7 +148,7 @@ def check_estimate(claim: dict[str, Any]) -> None:
         assert (found["n"], claim["holds"]) == (1, None)
         return
     assert found["low"] <= found["value"] <= found["high"]
-    assert found["level"] == 0.95
+    assert found["level"] >= 0.95  # more, of what is looked at with others
 
 
 @pytest.mark.slow
@@ -191,16 +191,18 @@ def test_hacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alarms = made.rows(1)
     assert alarms[-1]["alarm"] == "any of them"
     for row in alarms:
-        assert row["from"] is None or row["from"] <= row["false per 1,000 steps"]
-        assert 0 <= row["benign runs in which it rang"] <= 3
-    assert made.claims()["any of them: false alarms"]["estimate"]["n"] == 3 * 6
+        rang = row["benign runs in which it rang"]
+        assert 0 <= rang <= 3
+        # A run is at risk until it rings: from its first step to all six.
+        least, most = 1000 * rang / 18, 1000 * rang / (rang + 6 * (3 - rang))
+        assert least - 1e-9 <= row["false per 1,000 steps"] <= most + 1e-9
+    assert made.claims()["any of them: false alarms"]["estimate"]["n"] == 3
     roc = made.rows(2)
     names = [row["alarm"] for row in alarms]
     planned = {row["planned per 1,000 steps"] for row in roc}
     assert len(roc) == len(names) * len(planned)
-    for row in roc:  # counted in 18 steps
-        rings = row["false per 1,000 steps"] * 18 / 1000
-        assert rings == pytest.approx(round(rings), abs=1e-9)
+    for row in roc:
+        assert row["low"] <= row["false per 1,000 steps"] <= row["high"]
     at_one = [row for row in roc if row["planned per 1,000 steps"] == pytest.approx(1.0)]
     assert [row["false per 1,000 steps"] for row in at_one] == [
         row["false per 1,000 steps"] for row in alarms

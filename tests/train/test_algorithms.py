@@ -185,11 +185,12 @@ def test_the_loss_descends_the_objective_exactly(
     """−∇ loss = ∇ ( E[R] − β KL(π‖π_ref) ), pitfall 43: wherever the penalty stands, all of it, sign and weight."""
     if not baseline:
         problem.values.zero_()
+    problem.pairs()
     ascent, targets = problem.ascent(PLAIN, penalty)
     truth = _gradient_of_the_objective(problem, penalty)
     assert float(truth.abs().max()) > 0.1
     torch.testing.assert_close(ascent, truth, rtol=0, atol=1e-12)
-    assert targets.kl_coef_effective == KL_COEF
+    assert targets.kl_coef_effective == pytest.approx(KL_COEF, rel=1e-12)
 
 
 @pytest.mark.parametrize("penalty", WHOLE, ids=named)
@@ -199,6 +200,7 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     problem: Problem, scale: str, whiten_rewards: bool, penalty: Penalty
 ) -> None:
     """Pitfall 41."""
+    problem.pairs()
     whitened = {"scale": scale, "whiten_rewards": whiten_rewards}
     ascent, targets = problem.ascent(PLAIN.model_copy(update=whitened), penalty)
     truth = _gradient_of_the_objective(problem, penalty)
@@ -208,7 +210,8 @@ def test_whitening_changes_the_length_of_the_step_and_not_its_direction(
     assert float(cosine) > 1 - 1e-9
     # The one factor by which everything was divided is the one that β was divided by.
     torch.testing.assert_close(ascent * (KL_COEF / effective), truth, rtol=0, atol=1e-6)
-    assert (effective == KL_COEF) == (scale == "none" and not whiten_rewards)
+    is_whole = effective == pytest.approx(KL_COEF, rel=1e-12)
+    assert is_whole == (scale == "none" and not whiten_rewards)
 
 
 @pytest.mark.parametrize("penalty", WHOLE, ids=named)
@@ -231,7 +234,7 @@ def test_a_baseline_of_the_group_leaves_the_direction_exact(
 def test_without_a_baseline_of_the_group_two_responses_to_a_prompt_leave_it_exact(
     problem: Problem, baseline: str, penalty: Penalty
 ) -> None:
-    """The prompt's least charge for χ² may be the response's own: it is not taken off, but for that of all."""
+    """What is charged for χ² is less what the *other* response is, which is no bias; or that of all."""
     problem.pairs()
     ascent, targets = problem.ascent(PLAIN.model_copy(update={"baseline": baseline}), penalty)
     # The mean of all others, which is as much larger as all are more than all but one.

@@ -66,5 +66,12 @@ def test_chi_squared_goes_with_a_kl_of_whole_responses_and_one_reference() -> No
     several = {"model": {"reference": {"a": 0.5, "b": 0.5}}, "penalty": {"chi_squared": 0.5}}
     with pytest.raises(ConfigError, match=r"no penalty\.chi_squared with several references"):
         build(RunConfig, several, "run.toml")
+    alone = {
+        "rollout": {"num_prompts": 1, "group_size": 1},
+        "algorithm": {"num_minibatches": 1},
+        "penalty": {"chi_squared": 0.5},
+    }
+    with pytest.raises(ConfigError, match=r"rollout\.group_size of at least 2 with penalty\.chi"):
+        build(RunConfig, alone, "run.toml")
     with pytest.raises(ConfigError, match="greater than or equal to 0"):
         build(RunConfig, {"penalty": {"chi_squared": -0.1}}, "run.toml")

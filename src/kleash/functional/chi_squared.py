@@ -50,48 +50,40 @@ def chi_squared_charge(
     rewards: Float[Tensor, " B"],
     index: Int[Tensor, " B"],
     coef: float,
-    *,
-    is_compared: bool,
 ) -> Charge:
-    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens.
+    """β c (e^U − e^{U₀}) of each response, a multiplier of ∇ log π of all its tokens; U₀ is the least of its prompt.
 
-    E_π[e^U ∇ log π] is ∇ ½χ². Where the responses of a group are compared, U₀ is the least of the group: far out all of
-    them are many times what a reward is, and what they have in common cancels. Elsewhere U₀ is 0, as the least may be
-    the response's own: less it, the charge has less than the gradient, the less the fewer a group has.
+    E_π[e^U ∇ log π] is ∇ ½χ². What a prompt's responses have in common is taken off, as far out it is many times what
+    a reward is. Their least may be the response's own, and so is no baseline: charges are to be compared, each with the
+    mean of the others of its prompt, where it cancels. By themselves they have less than the gradient.
 
     e^U is heavy-tailed, and unbounded one response decides the gradient. At the optimum the charges of two responses
     to one prompt never differ by more than their rewards do, as R − β (U + c e^U) is the same for both. So no charge is
-    over the largest difference of two rewards in one group: at the optimum that bounds nothing, where from 0 as long as
-    a response of its prompt is there that is no likelier than under the reference. Where no rewards differ there is no
-    such bound.
+    over the largest difference of two rewards to any one prompt: at the optimum that bounds nothing. Where no rewards
+    differ there is no such bound.
 
     Args:
         log_ratios: U, nats; counts as at most `LARGEST_LOG_RATIO`, so that a float32 loss can square the charge.
         rewards: R.
-        index: which group each is in: the prompt it is to, or what else it is compared with.
+        index: which prompt each is to, or what else is compared.
         coef: β c.
-        is_compared: whether an advantage is what a response is over others of its group.
 
     Examples:
         >>> log_ratios, prompts = torch.tensor([1.0, 2.0, 4.0, 8.0]).log(), torch.tensor([0, 0, 1, 1])
-        >>> rewards = torch.tensor([0.0, 1.5, 2.0, 4.0])
-        >>> charge = chi_squared_charge(log_ratios, rewards, prompts, coef=1.0, is_compared=True)
+        >>> charge = chi_squared_charge(log_ratios, torch.tensor([0.0, 1.5, 2.0, 4.0]), prompts, coef=1.0)
         >>> charge.amounts.round(decimals=3), charge.is_bound
         (tensor([0., 1., 0., 2.]), tensor([False, False, False,  True]))
-        >>> chi_squared_charge(log_ratios, rewards, prompts, coef=1.0, is_compared=False).amounts.round(decimals=3)
-        tensor([0., 1., 2., 2.])
     """
     amounts = coef * log_ratios.detach().clamp(max=LARGEST_LOG_RATIO).expm1()
-    groups, group = index.unique(return_inverse=True)
+    prompts, group = index.unique(return_inverse=True)
 
     def least(of: Tensor) -> Tensor:
-        blank = of.new_full((len(groups),), torch.inf)
+        blank = of.new_full((len(prompts),), torch.inf)
         return blank.scatter_reduce(0, group, of, "amin")
 
     exact = rewards.double()
-    most = float((-least(-exact) - least(exact)).max()) or torch.inf
-    if is_compared:
-        amounts = amounts - least(amounts)[group]
+    most = float((-least(-exact) - least(exact))[group].max()) or torch.inf
+    amounts = amounts - least(amounts)[group]
     return Charge(amounts.clamp(max=most), amounts > most)
 
 

@@ -168,6 +168,10 @@ class RunConfig(BaseModel):
                 "no penalty.chi_squared with several references: it is of π/π_ref, and what several are held to by "
                 "weights is no distribution"
             )
+        if penalty.chi_squared and self.rollout.num_responses == 1:
+            raise ValueError(
+                "rollout.group_size of at least 2 with penalty.chi_squared: what is charged for it is compared"
+            )
         return self
 
     @model_validator(mode="after")

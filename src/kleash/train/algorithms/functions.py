@@ -92,15 +92,19 @@ def targets(
 
 
 def _chi_squared(experience: Experience, coef: float, baseline: str) -> Charge:
-    """What responses are charged for χ², in groups of those that are compared: to a prompt, or all."""
+    """What responses are charged for χ²: as it is to be compared, or less the mean of the others where nothing does.
+
+    Compared are the responses to a prompt; all, where the baseline is of all or each prompt has one.
+    """
     rollout = experience.rollout
     index, log_ratios = rollout.prompt_index, response_log_ratio(experience.log_ratio, rollout.mask)
     if baseline == "batch" or len(index.unique()) == len(index):
         index = torch.zeros_like(index)
-    is_compared = baseline in {"group", "leave_one_out", "batch"}
-    return chi_squared_charge(
-        log_ratios, experience.penalised, index, coef, is_compared=is_compared
-    )
+    charge = chi_squared_charge(log_ratios, experience.penalised, index, coef)
+    if baseline in {"value", "none"}:
+        others = mean_of_others(charge.amounts[:, None], index)[:, 0]
+        charge = charge._replace(amounts=charge.amounts - others)
+    return charge
 
 
 def _by_value(charged: Charged, config: AlgorithmConfig) -> Compared:
