@@ -25,7 +25,7 @@ EXTRAS = {
     "train": _TRAIN,
     "trl": _TRAIN | {"trl"},
     "pandas": frozenset({"numpy", "pandas"}),
-    "lab": _TRAIN | {"matplotlib"},
+    "lab": _TRAIN | {"matplotlib", "tomli_w"},
 }
 """Of each extra, the packages that are imported by name."""
 

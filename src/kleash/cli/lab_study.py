@@ -12,7 +12,6 @@ from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, jsonable
 from kleash.cli.options import AsJson, lab_extra
-from kleash.cli.settings import as_toml
 from kleash.config import build, override, read_toml, resolved
 from kleash.errors import InputError, ResourceError
 from kleash.lab.catalogue import STUDIES, Study
@@ -88,8 +87,11 @@ def study_command(study: Study) -> Callable[..., None]:
         screen = Screen(as_json=as_json)
         plan = _plan(study, config, overrides or (), quick=quick)
         if settings:
+            with lab_extra():
+                from tomli_w import dumps
+
             values = resolved(plan.config)
-            screen.say(f"# {plan.command}\n{as_toml(values)}")
+            screen.say(f"# {plan.command}\n{dumps(values)}")
             screen.document({"study": study.name, "command": plan.command, "config": values})
             return
         documents = _make(screen, [plan], out, jobs)
