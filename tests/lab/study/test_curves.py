@@ -17,6 +17,7 @@ from kleash.lab.study.curves import (
     mean_curve,
     peaks,
     predicted,
+    rest_above,
     values_at,
 )
 
@@ -74,6 +75,16 @@ def test_a_held_run_is_what_it_is_on_all_its_steps_and_not_on_its_first() -> Non
     d = (0.0, 1.0, 2.0, *(1.9, 2.1) * 50)
     found = at(Curve(d, (0.0, 3.0, 5.0, *[0.0] * 100)), 2.0)
     assert found == pytest.approx(0.05, abs=0.01)
+
+
+def test_what_never_meets_is_not_compared() -> None:
+    line = Curve((0.0, 1.0), (0.0, 1.0))
+    assert rest_above(Curve((0.0, 2.0, 3.0), (0.0, 5.0, 5.0)), line) is None
+    assert rest_above(Curve((0.5,), (2.0,)), line) == 1.5
+    # Of the last two of seven one is where the other never came.
+    assert (
+        rest_above(Curve((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 9.0), (0.0,) * 5 + (1.0, 9.0)), line) == 0.4
+    )
 
 
 def test_the_grid_ends_where_all_or_where_two_are() -> None:

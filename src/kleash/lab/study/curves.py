@@ -93,6 +93,20 @@ def grid(curves: Sequence[Curve], least: int = 2) -> list[float]:
     return [first + (last - first) * i / (POINTS - 1) for i in range(POINTS)]
 
 
+def rest_above(own: Curve, other: Curve) -> float | None:
+    """How far a curve is above another over its last third, at equal distances, on average; None where they don't meet.
+
+    Examples:
+        >>> line = Curve((0.0, 1.0, 2.0), (0.0, 1.0, 2.0))
+        >>> rest_above(Curve((0.0, 1.0, 0.9, 1.1, 1.0, 1.2), (9.0, 9.0, 9.0, 9.0, 1.5, 1.7)), line)
+        0.5
+    """
+    begin = len(own.d) - max(1, len(own.d) // 3)
+    pairs = zip(own.d[begin:], own.value[begin:], strict=True)
+    known = [value - there for d, value in pairs if (there := at(other, d)) is not None]
+    return fmean(known) if known else None
+
+
 def values_at(curves: Sequence[Curve], places: Sequence[float]) -> list[list[float | None]]:
     """The values of every curve at some distances: a list over distances of lists over curves."""
     return [[at(each, d) for each in curves] for d in places]

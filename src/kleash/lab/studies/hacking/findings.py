@@ -212,7 +212,7 @@ def _answer(
         else ""
     )
     return (
-        f"{first} Planned for {1000 * rate:g} false alarms per 1,000 steps, the alarms together rang in time in "
+        f"{first} Planned for a rate of {1000 * rate:g} false alarms in 1,000 steps, the alarms together rang in time in "
         f"{_told(both.caught, 100)} % of the hacked runs of a seed ({len(both.first)} runs of {both.caught.n} seeds), "
         f"and falsely {_told(both.false, 1000)} times per 1,000 benign steps.{more}"
     )
@@ -266,18 +266,18 @@ def _alarms_table(
 ) -> Table:
     tops = [loss(run.steps).peak for _, run in hacked]
     return Table(
-        title=f"Alarms, planned for {1000 * rate:g} false alarms per 1,000 steps",
+        title=f"Alarms, planned for a false rate of {1000 * rate:g} in 1,000 steps",
         columns=(
-            *("alarm", "false per 1,000 steps", "from", "to", "benign runs in which it rang"),
+            *("alarm", "false per 1,000 steps", "low", "high", "benign runs in which it rang"),
             *(
                 "hacked runs in which it rang",
                 "in time",
-                "from",
-                "to",
+                "in time, low",
+                "in time, high",
                 "steps after the gold peak, median",
                 "unhacked in which it rang",
-                "its low",
-                "its high",
+                "unhacked, low",
+                "unhacked, high",
             ),
         ),
         rows=tuple(_alarm_row(found, tops) for found in planned.values()),
@@ -312,7 +312,7 @@ def _roc_table(judged: Mapping[str, Sequence[Judged]]) -> Table:
         title="The whole ROC",
         columns=(
             *("alarm", "planned per 1,000 steps", "false per 1,000 steps", "low", "high"),
-            *("share in time", "its low", "its high", "unhacked in which it rang"),
+            *("share in time", "in time, low", "in time, high", "unhacked in which it rang"),
         ),
         rows=tuple(
             (

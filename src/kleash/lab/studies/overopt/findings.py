@@ -1,13 +1,12 @@
 """What the arms of the over-optimisation study show, in claims, tables and a figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from kleash.lab.arms.outcomes import Arms, band, best_of_n, peak_values
 from kleash.lab.studies.overopt.fits import fits_table, form_series
-from kleash.lab.study.curves import at, peaks
+from kleash.lab.study.curves import at, peaks, rest_above
 from kleash.lab.study.findings import (
     Claim,
     Figure,
@@ -66,7 +65,8 @@ def conclude(
             "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
             "all three together. They share the pool of the reference's responses that best-of-n chooses from.",
             "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps; what it "
-            "ends as is measured on fresh responses.",
+            "ends as is measured on fresh responses. At equal KL an arm with a penalty is taken over the last third of "
+            "its steps, where it may not be at rest yet.",
         ),
     )
 
@@ -117,22 +117,19 @@ def _turns(arms: Arms) -> list[Claim]:
 
 
 def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
-    """What arms with a penalty end as, against what those without were at that KL: is it more than stopping early?"""
+    """What arms with a penalty are in the end, against what those without were at that KL: more than stopping early?"""
     claims: list[Claim] = []
     for beta, arms in held.items():
-        rest = estimate([end.kl for end in arms.ends])
-        assert rest is not None
-        place = f"Where β = {beta:g} ends, at {rest.value:.2g} nats,"
-        for name, paths in (("gold", free.gold), ("proxy", free.proxy)):
-            without = [
-                at(path, math.sqrt(max(end.kl, 0.0)))
-                for path, end in zip(paths, arms.ends, strict=True)
-            ]
-            own = [getattr(end, name) for end in arms.ends]
+        rest = fmean(end.kl for end in arms.ends)
+        place = f"Where β = {beta:g} comes to, near {rest:.2g} nats,"
+        for name, own, other in (
+            ("gold", arms.gold, free.gold),
+            ("proxy", arms.proxy, free.proxy),
+        ):
             claims.append(
                 decide(
                     f"{name} at equal KL, β = {beta:g}",
-                    estimate(differences(own, without)),
+                    estimate([rest_above(a, b) for a, b in zip(own, other, strict=True)]),
                     (
                         f"{place} it has more {name} reward than the arm without a penalty had when it came by.",
                         f"{place} it has no more {name} reward than the arm without a penalty had when it came by.",
