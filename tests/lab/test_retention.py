@@ -68,9 +68,9 @@ def test_of_an_arm_that_may_have_learnt_nothing_it_is_said() -> None:
     )
 
 
-def test_a_gain_is_from_the_first_step_which_is_the_references() -> None:
-    result = {"steps": [{"reward": -0.5}, {"reward": 3.0}], "end": {"reward": 2.0, "kl": 1.0}}
-    assert ended(result) == {"reward": 2.0, "kl": 1.0, "gain": 2.5}
+def test_a_gain_is_over_the_reference_on_the_same_prompts() -> None:
+    found = ended({"reward": 2.0, "kl": 1.0}, {"reward": -0.5, "kl": 0.0})
+    assert found == {"reward": 2.0, "kl": 1.0, "gain": 2.5}
 
 
 def test_a_pretraining_loss_is_held_against_the_penalty_that_learns_as_much() -> None:

@@ -34,7 +34,8 @@ def arm(drift: float, *, beta: float = 0.1, lost: float = 0.0) -> Steps:
 def level(size: float, drift: float, beta: float = 0.1, axis: str = "policy") -> Level:
     free = [ended(arm(drift + 0.01 * seed, lost=0.5)) for seed in range(4)]
     held = [[{**row, "kl": 6.0 + 0.1 * seed} for row in arm(1.0, beta=beta)] for seed in range(4)]
-    return Level(axis, f"{size:g}", size, free, [ended(steps) for steps in held])
+    began = [{"gold": 0.0}] * 4
+    return Level(axis, f"{size:g}", size, began, free, [ended(steps) for steps in held])
 
 
 def ended(steps: Steps) -> dict:
@@ -69,6 +70,26 @@ def test_what_one_question_alone_would_settle_is_open_among_five() -> None:
     assert drift.estimate.level == pytest.approx(0.99)
     assert found.answer.startswith(
         "5 questions were asked at once, of which 0 are settled and 5 open"
+    )
+
+
+def test_where_nothing_is_settled_the_surest_is_told_with_its_interval() -> None:
+    levels = [level(size, 2.0) for size in SIZES]
+    for i, each in enumerate(levels):
+        runs = [ended(arm(2.0 + slope * i, lost=0.5)) for slope in (0.2, 0.9, 0.5, 0.6)]
+        levels[i] = each._replace(free=runs)
+    answer = conclude(levels, 6.0, 0.5).answer
+    assert "The nearest to being settled is policy: drift at equal steps, 0.55 [" in answer
+    assert answer.endswith("] √nats per decade.")
+
+
+def test_gold_on_the_leash_is_over_what_that_policy_began_with() -> None:
+    """Two policies end with the same gold; the one that began 0.4 lower gained 0.4 more."""
+    high = level(1e5, 2.0)
+    low = high._replace(reference=[{"gold": -0.4}] * 4)
+    gained = [figures_of(each, 6.0, 0.5).leashed_gold for each in (low, high)]
+    assert [a - b for a, b in zip(*gained, strict=True) if a is not None and b is not None] == (
+        pytest.approx([0.4] * 4)
     )
 
 

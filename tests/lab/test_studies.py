@@ -212,7 +212,8 @@ def test_hacking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_retention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = Made("retention", tmp_path, capsys)
-    check_what_is_left(made, 2 + 2 * 3, "train-arm")
+    # Two proxies, and what their arms begin as; three arms a seed.
+    check_what_is_left(made, 2 + 2 + 2 * 3, "train-arm")
 
     rows = made.rows(0)
     assert [row["arm"] for row in rows] == ["β = 0", "β = 0.1", "γ = 1"]
@@ -227,8 +228,8 @@ def test_retention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = Made("scaling", tmp_path, capsys)
-    # A student; for each of two rungs that differ two proxies and four arms.
-    check_what_is_left(made, 1 + 2 * (2 + 4), "fit-proxy")
+    # A student; for each of two rungs that differ two proxies and four arms, and what they begin as.
+    check_what_is_left(made, 1 + 2 * (2 + 4 + 2), "fit-proxy")
 
     small, base, few = made.rows(0)
     assert [row["what grows"] for row in (small, base, few)] == ["policy", "policy", "data"]

@@ -107,7 +107,7 @@ def run_config(settings: ArmSettings, directory: Path, desk: Desk) -> RunConfig:
     policy = located(settings.policy, desk)
     return RunConfig(
         model=ModelConfig(policy=policy),
-        data=DataConfig(prompts=_prompts(settings, directory)),
+        data=DataConfig(prompts=prompts_of(settings, directory)),
         rollout=RolloutConfig(
             num_prompts=settings.num_prompts,
             group_size=settings.group_size,
@@ -166,7 +166,8 @@ def _gold(settings: ArmSettings) -> Scorer:
     return load_scorer(settings.gold, device=settings.device)
 
 
-def _prompts(settings: ArmSettings, directory: Path) -> str:
+def prompts_of(settings: ArmSettings, directory: Path) -> str:
+    """Where the prompts are that an arm learns to answer: a file of its own, where those are half of all."""
     if settings.retention is None:
         return settings.prompts
     return _written(directory / "prompts.txt", lambda: trained_prompts(settings))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from kleash.lab.arms.arm import prompts_of
 from kleash.lab.arms.examine import examine
 from kleash.lab.arms.proxy import located, scorer_name
 from kleash.lab.arms.settings import ArmSettings
@@ -19,7 +20,7 @@ def examine_untrained(settings: ArmSettings, directory: Path, desk: Desk) -> Res
 
     Args:
         settings: of the arm, whose first reward is asked.
-        directory: stays empty.
+        directory: has the prompts, where they are not all of the file's.
         desk: where the reward is.
     """
     torch.set_num_threads(1)
@@ -30,4 +31,4 @@ def examine_untrained(settings: ArmSettings, directory: Path, desk: Desk) -> Res
         load_scorer(name, device=settings.device)
         for name in (scorer_name(settings.rewards[0], desk), settings.gold)
     )
-    return examine(learner, settings, (reward, [gold]), settings.prompts)
+    return examine(learner, settings, (reward, [gold]), prompts_of(settings, directory))

@@ -50,6 +50,19 @@ def seconds_of(pieces: Iterable[BaseModel]) -> float:
     return sum(map(_seconds, set(pieces)))
 
 
+def seconds_of_untrained(arms: Iterable[ArmSettings]) -> float:
+    """Core seconds of examining what arms begin as.
+
+    Examples:
+        >>> round(seconds_of_untrained([ArmSettings()]))
+        15
+    """
+    return sum(
+        START + arm.evaluation.num_prompts * arm.evaluation.group_size * (ANSWER + 2 * SCORING)
+        for arm in set(arms)
+    )
+
+
 def _seconds(piece: BaseModel) -> float:
     if isinstance(piece, ArmSettings):
         fresh = piece.evaluation.num_prompts * piece.evaluation.group_size

@@ -24,7 +24,7 @@ from kleash.lab.studies.collapse.findings import (
     monotone_claim,
     variety_table,
 )
-from kleash.lab.study.cost import ANSWER, SCORING, START, seconds_of
+from kleash.lab.study.cost import seconds_of, seconds_of_untrained
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
 
@@ -49,9 +49,7 @@ def untrained(config: Config) -> list[ArmSettings]:
 def cost(config: Config) -> float:
     """Seconds of one core."""
     trained = [arm for group in arms(config).values() for arm in group]
-    told = config.setting.evaluation
-    fresh = told.num_prompts * told.group_size * (ANSWER + 2 * SCORING) + START
-    return config.seeds * fresh + seconds_of([*proxies(config), *trained])
+    return seconds_of_untrained(untrained(config)) + seconds_of([*proxies(config), *trained])
 
 
 def run(config: Config, work: Work) -> Findings:

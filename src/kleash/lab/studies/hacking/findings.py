@@ -212,9 +212,9 @@ def _answer(
         else ""
     )
     return (
-        f"{first} Planned for a rate of {1000 * rate:g} false alarms in 1,000 steps, the alarms together rang in time in "
-        f"{_told(both.caught, 100)} % of the hacked runs of a seed ({len(both.first)} runs of {both.caught.n} seeds), "
-        f"and falsely {_told(both.false, 1000)} times per 1,000 benign steps.{more}"
+        f"{first} Planned for a rate of {1000 * rate:g} false alarms in 1,000 steps, the alarms together rang in time "
+        f"in {_told(both.caught, 100)} % of the hacked runs of a seed ({len(both.first)} runs of {both.caught.n} "
+        f"seeds), and falsely {_told(both.false, 1000)} times per 1,000 benign steps.{more}"
     )
 
 

@@ -47,7 +47,7 @@ def conclude(
     floor = fmean(score for row in pool["gold"] for score in row)
     chosen = best_of_n(pool)
     claims = [
-        *_turns(free[first]),
+        *_turns(free[first], floor),
         *_equal_kl(free[first], held),
         *_other_kinds(free, names, first),
         _efficiency(free[first], chosen),
@@ -71,8 +71,8 @@ def conclude(
     )
 
 
-def _turns(arms: Arms) -> list[Claim]:
-    """Whether gold rises and falls while the proxy goes on rising."""
+def _turns(arms: Arms, floor: float) -> list[Claim]:
+    """Whether gold rises over the reference's and falls while the proxy goes on rising."""
     found = peaks(arms.gold)
     peak = [None if each is None else each.value for each in found]
     fall = estimate(differences(peak, [each.gold for each in arms.ends]))
@@ -81,7 +81,7 @@ def _turns(arms: Arms) -> list[Claim]:
         for each, proxy in zip(found, arms.proxy, strict=True)
     ]
     rise = estimate(differences([each.proxy for each in arms.ends], there))
-    first = estimate(differences(peak, [each.value[0] for each in arms.gold]))
+    first = estimate(differences(peak, [floor] * len(peak)))
     return [
         decide(
             GOLD_RISES,

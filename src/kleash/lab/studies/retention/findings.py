@@ -39,8 +39,6 @@ def conclude(ends: Ends) -> Findings:
             "above 0 of any policy that has changed at all: that something is lost is no finding, how much is.",
             "Arms differ in what they learnt, too, and an arm that learnt nothing keeps everything. Whether the free "
             "arm lost as little when it had learnt as little is not measured: texts are asked about at the end alone.",
-            "A gain is counted from the first step's responses, which the reference gave: a small sample, the same of "
-            "all arms of a seed.",
         ),
     )
 
@@ -60,10 +58,9 @@ def kept_share(ends: Ends, name: str) -> list[float | None]:
     ]
 
 
-def ended(result: Mapping[str, Any]) -> End:
-    """The examination of a run, with the proxy reward that it gained since its first step, which is the reference's."""
-    end, first = result["end"], result["steps"][0]["reward"]
-    return {**end, "gain": None if first is None else end["reward"] - first}
+def ended(end: End, began: End) -> End:
+    """The examination of a run, with the proxy reward that it gained over the reference's of the same prompts."""
+    return {**end, "gain": end["reward"] - began["reward"]}
 
 
 def learnt_share(ends: Ends, name: str) -> list[float | None]:

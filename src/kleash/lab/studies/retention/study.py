@@ -14,8 +14,9 @@ from kleash.lab.arms.checks import Positive, Rising, setting_that_runs
 from kleash.lab.arms.proxy import fit_proxy
 from kleash.lab.arms.setting import QUICK_SETTING, Setting
 from kleash.lab.arms.settings import FROZEN, ArmSettings, ProxySettings, RetentionSettings
-from kleash.lab.studies.retention.findings import conclude, ended
-from kleash.lab.study.cost import seconds_of
+from kleash.lab.arms.untrained import examine_untrained
+from kleash.lab.studies.retention.findings import FREE, conclude, ended
+from kleash.lab.study.cost import seconds_of, seconds_of_untrained
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Work
 from kleash.train.data import load_prompts
@@ -80,7 +81,7 @@ def plan(config: Config) -> dict[str, list[ArmSettings]]:
             for seed in range(config.seeds)
         ]
 
-    named = {"β = 0": arms(0.0, 0.0)}
+    named = {FREE: arms(0.0, 0.0)}
     named |= {f"β = {beta:g}": arms(beta, 0.0) for beta in config.betas}
     return named | {f"γ = {coef:g}": arms(0.0, coef) for coef in config.coefs}
 
@@ -93,13 +94,16 @@ def proxies(config: Config) -> list[ProxySettings]:
 def cost(config: Config) -> float:
     """Seconds of one core."""
     arms = [arm for group in plan(config).values() for arm in group]
-    return seconds_of([*proxies(config), *arms])
+    return seconds_of_untrained(plan(config)[FREE]) + seconds_of([*proxies(config), *arms])
 
 
 def run(config: Config, work: Work) -> Findings:
     """Makes the pieces, and says what they show."""
     work.do(Piece(f"proxy, seed {each.seed}", fit_proxy, each) for each in proxies(config))
     groups = plan(config)
+    reference = work.do(
+        Piece(f"the reference, seed {each.seed}", examine_untrained, each) for each in groups[FREE]
+    )
     done = iter(
         work.do(
             Piece(f"{name}, seed {arm.seed}", train_arm, arm)
@@ -107,4 +111,6 @@ def run(config: Config, work: Work) -> Findings:
             for arm in arms
         )
     )
-    return conclude({name: [ended(next(done)) for _ in arms] for name, arms in groups.items()})
+    return conclude(
+        {name: [ended(next(done)["end"], began) for began in reference] for name in groups}
+    )

@@ -41,6 +41,8 @@ class Level(NamedTuple):
     label: str
     size: float | None
     """Parameters, or pairs."""
+    reference: list[Result]
+    """What the policy was before it was trained, on the prompts of the arms' examinations."""
     free: list[Result]
     leashed: list[Result]
 
@@ -55,7 +57,7 @@ class Figures(NamedTuple):
     gold_lost: list[float | None]
     """Gold reward at its end, below the peak whose place the other seeds say."""
     leashed_gold: list[float | None]
-    """Gold reward that the leashed arm gained, over its last third."""
+    """Gold reward that the leashed arm has gained at its end."""
     beta: list[float | None]
     """log₁₀ β there, where the arm held its target."""
 
@@ -119,7 +121,10 @@ def figures_of(level: Level, kl_target: float, gain: float) -> Figures:
             None if top is None else top.value - run["end"]["gold"]
             for top, run in zip(peaks(gold), level.free, strict=True)
         ],
-        leashed_gold=[_gained(steps) for steps in leashed],
+        leashed_gold=[
+            run["end"]["gold"] - began["gold"]
+            for run, began in zip(level.leashed, level.reference, strict=True)
+        ],
         beta=[holding(steps, kl_target) for steps in leashed],
     )
 
@@ -149,12 +154,6 @@ def holding(steps: Steps, kl_target: float) -> float | None:
     if not kl or not betas or abs(fmean(kl) / kl_target - 1) > HELD:
         return None
     return fmean(math.log10(beta) for beta in betas)
-
-
-def _gained(steps: Steps) -> float | None:
-    """Gold reward over an arm's last third, over that of its first step."""
-    gold = [value for value in column(steps, "gold") if value is not None]
-    return fmean(gold[-max(1, len(gold) // LATE) :]) - gold[0] if gold else None
 
 
 def slopes(rungs: Sequence[Rung], field: str) -> list[float | None]:
@@ -206,7 +205,24 @@ def _answer(claims: Sequence[Claim]) -> str:
         f"{len(claims)} questions were asked at once, of which {len(settled)} are settled and "
         f"{len(claims) - len(settled)} open, by intervals that are wider for as many (Holm)."
     )
-    return " ".join([count, *settled])
+    return " ".join([count, *(settled or _surest(claims))])
+
+
+def _surest(claims: Sequence[Claim]) -> list[str]:
+    """Where nothing is settled, what comes nearest to it, with the interval that leaves it open."""
+
+    def sureness(claim: Claim) -> float:
+        found = claim.estimate
+        if found is None or found.high is None or found.high == found.value:
+            return 0.0
+        return abs(found.value) / (found.high - found.value)
+
+    nearest = max(claims, key=sureness)
+    found = nearest.estimate
+    if found is None or found.low is None or found.high is None or not sureness(nearest):
+        return []
+    told = f"{found.value:.2g} [{found.low:.2g}, {found.high:.2g}] {nearest.unit}"
+    return [f"The nearest to being settled is {nearest.name}, {told.replace('-', '−')}."]
 
 
 def _table(rungs: Sequence[Rung], kl_target: float, gain: float) -> Table:

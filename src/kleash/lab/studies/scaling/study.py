@@ -19,12 +19,14 @@ from kleash.lab.arms.settings import (
     FROZEN,
     ArmSettings,
     Language,
+    Policy,
     ProxySettings,
     StudentSettings,
 )
 from kleash.lab.arms.student import make_student
+from kleash.lab.arms.untrained import examine_untrained
 from kleash.lab.studies.scaling.findings import Level, conclude
-from kleash.lab.study.cost import seconds_of
+from kleash.lab.study.cost import seconds_of, seconds_of_untrained
 from kleash.lab.study.findings import Findings
 from kleash.lab.study.work import Piece, Result, Work
 from kleash.models.loading import count_parameters
@@ -128,7 +130,8 @@ def _rung(
 def cost(config: Config) -> float:
     """Seconds of one core."""
     arms = [arm for rung in rungs(config) for arm in (*rung.free, *rung.leashed)]
-    return seconds_of([*_students(config), *_proxies(arms), *arms])
+    begun = [arm for rung in _beginnings(rungs(config)).values() for arm in rung.free]
+    return seconds_of_untrained(begun) + seconds_of([*_students(config), *_proxies(arms), *arms])
 
 
 def run(config: Config, work: Work) -> Findings:
@@ -139,6 +142,13 @@ def run(config: Config, work: Work) -> Findings:
     taught = work.do(Piece(f"student {_name(each)}", make_student, each) for each in students)
     proxies = _proxies(arms)
     work.do(Piece(_label(each), fit_proxy, each) for each in proxies)
+    began = {
+        policy: work.do(
+            Piece(f"reference, {rung.axis} {rung.label}, seed {arm.seed}", examine_untrained, arm)
+            for arm in rung.free
+        )
+        for policy, rung in _beginnings(ladder).items()
+    }
     labels = [
         f"{rung.axis} {rung.label}, {'leashed' if arm.kl_target else 'free'}, seed {arm.seed}"
         for rung in ladder
@@ -152,12 +162,18 @@ def run(config: Config, work: Work) -> Findings:
             rung.axis,
             rung.label,
             _size(rung.size, students, taught),
+            began[rung.free[0].policy],
             [next(done) for _ in rung.free],
             [next(done) for _ in rung.leashed],
         )
         for rung in ladder
     ]
     return conclude(levels, config.kl_target, config.gain)
+
+
+def _beginnings(ladder: Sequence[Rung]) -> dict[Policy, Rung]:
+    """Of every policy the rung that it is examined for before it is trained: what it is worth is asked once a seed."""
+    return {rung.free[0].policy: rung for rung in reversed(ladder)}
 
 
 def _students(config: Config) -> list[StudentSettings]:
