@@ -155,6 +155,19 @@ def test_the_figure_in_three_formats_and_the_same_again() -> None:
     assert width > 1000
     assert height > 700  # two rows
     assert draw({"panels": [PANEL, PANEL, PANEL]}) == drawn
+    assert drawn["svg"].count(b'id="matplotlib.axis_') == 2 * 3  # the fourth place is empty
+
+
+def test_a_log_axis_of_few_places_names_them() -> None:
+    from matplotlib.figure import Figure
+
+    from kleash.report.plot import _panel
+
+    axis = Figure().subplots()
+    series = [{"name": "a", "x": [359744, 4212992], "y": [1.0, 2.0]}, {"x": [359744], "y": [0.0]}]
+    _panel(axis, {"x_log": True, "series": series})
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["360k", "4.2M"]
+    assert not axis.get_xticks(minor=True).size
 
 
 def test_a_gap_is_a_gap() -> None:
@@ -169,7 +182,7 @@ def test_a_gap_is_a_gap() -> None:
     assert [str(y) for y in np.asarray(line.get_ydata())] == ["1.0", "nan", "3.0"]
 
 
-@pytest.mark.parametrize(("curves", "below"), [(3, False), (6, True)])
+@pytest.mark.parametrize(("curves", "below"), [(3, False), (4, True)])
 def test_a_legend_of_many_curves_is_below_the_axes_and_covers_none(
     curves: int, below: bool
 ) -> None:
@@ -182,7 +195,9 @@ def test_a_legend_of_many_curves_is_below_the_axes_and_covers_none(
     lines = [{"name": f"{i}", "x": [0, 1], "y": [0, i]} for i in range(curves)]
     _panel(axis, {"x": "step", "series": lines})
     figure.draw_without_rendering()
-    legend, inside = axis.get_legend().get_window_extent(), axis.get_window_extent()
+    drawn = axis.get_legend()
+    assert drawn is not None
+    legend, inside = drawn.get_window_extent(), axis.get_window_extent()
     assert bool(legend.y1 < inside.y0) is below
     assert legend.y0 >= 0  # of the page
 

@@ -21,7 +21,7 @@ from kleash.report.theme import PALETTE
 FORMATS = ("svg", "pdf", "png")
 PANEL = (4.6, 3.4)
 """Inches of one panel."""
-AMONG = 4
+AMONG = 3
 """Curves among which a legend finds room."""
 INK, MUTED, GRID = "#1d2025", "#666c76", "#e4e2de"
 STYLE: dict[Any, Any] = {
@@ -49,6 +49,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "kleash",  # the same figure, the same bytes
     "svg.fonttype": "path",
 }
+MOST_TICKS = 5
+"""Places on a log axis that are named each."""
 MARKS = {
     "line": {"linestyle": "-"},
     "dashed": {"linestyle": (0, (4, 3))},
@@ -78,10 +80,10 @@ def draw(figure: Mapping[str, Any], formats: Sequence[str] = FORMATS) -> dict[st
         # A sign that the font lacks is drawn as a box, and a log axis on which nothing is positive stays empty.
         warnings.simplefilter("ignore", UserWarning)
         drawn = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-        axes = drawn.subplots(rows, columns, squeeze=False).flat
+        axes = list(drawn.subplots(rows, columns, squeeze=False).flat)
         for axis, panel in zip(axes, panels, strict=False):
             _panel(axis, panel)
-        for axis in list(axes)[len(panels) :]:
+        for axis in axes[len(panels) :]:
             axis.set_axis_off()
         return {name: _saved(drawn, name) for name in formats}
 
@@ -114,17 +116,50 @@ def _panel(axis: Any, panel: Mapping[str, Any]) -> None:
             _bars(axis, series, colour, (bars.index(series), len(bars)))
         else:
             _series(axis, series, colour)
+    if panel.get("x_log") is True:
+        _few_ticks(axis, objects(panel, "series"))
     for kind, line in (("at", axis.axvline), ("level", axis.axhline)):
         for mark in listed(panel, kind):
             _marked(axis, kind, line, mark)
     _legend(axis)
 
 
+def _few_ticks(axis: Any, series: Sequence[Mapping[str, Any]]) -> None:
+    """A log axis of a few places has its ticks there: it may be too short for powers of ten."""
+    places = sorted(
+        {x for each in series for x in _numbers(each, "x") if x > 0 and math.isfinite(x)}
+    )
+    if len(places) <= MOST_TICKS:
+        axis.set_xticks(places, [_count(x) for x in places])
+        axis.set_xticks([], minor=True)
+
+
+def _count(x: float) -> str:
+    """A number as a tick has it.
+
+    Examples:
+        >>> _count(0.3), _count(300), _count(359_744), _count(4_212_992)
+        ('0.3', '300', '360k', '4.2M')
+    """
+    size, letter = next(
+        ((s, n) for s, n in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if x >= s), (1, "")
+    )
+    part = x / size
+    return (
+        f"{part:.0f}{letter}"
+        if letter and part >= 10
+        else f"{part:.2g}{letter}"
+        if letter
+        else f"{x:g}"
+    )
+
+
 def _legend(axis: Any) -> None:
     """Where it covers least; below the axes where there are so many curves that it would cover one anywhere."""
-    if not axis.get_legend_handles_labels()[1]:
+    named = len(axis.get_legend_handles_labels()[1])
+    if not named:
         return
-    if len(axis.get_lines()) > AMONG:
+    if named > AMONG:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     else:
         axis.legend()

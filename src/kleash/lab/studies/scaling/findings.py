@@ -72,6 +72,10 @@ NAMES = {
 """Of the fields: what they are called, and their units."""
 
 
+TITLES = {"policy": "A larger policy", "reward model": "A larger reward model", "data": "More data"}
+"""Of the axes."""
+
+
 class Rung(NamedTuple):
     """A level with its figures."""
 
@@ -293,29 +297,35 @@ def _foretold(rungs: Sequence[Rung], field: str) -> list[Value]:
 
 
 def _figure(axes: dict[str, list[Rung]], kl_target: float, gain: float) -> Figure:
-    shown = {
-        "drift": "√KL, no penalty, equal steps",
-        "drift_at_gain": f"√KL at a proxy gain of {gain:g}",
-        "gold_lost": "gold lost, no penalty",
-        "leashed_gold": f"gold gained at {kl_target:g} nats",
+    """A row of panels for what is in √nats, and one for gold reward."""
+    kinds = {
+        "√KL, √nats": {
+            "drift": "no penalty, equal steps",
+            "drift_at_gain": f"at a proxy gain of {gain:g}",
+        },
+        "gold reward": {
+            "gold_lost": "lost, no penalty",
+            "leashed_gold": f"gained at {kl_target:g} nats",
+        },
     }
     panels = [
         Panel(
-            title=f"A larger {axis}",
+            title=TITLES[axis],
             x="pairs" if axis == "data" else "parameters",
-            y="√nats, or gold reward",
+            y=y,
             x_log=True,
             series=tuple(
-                _series(name, rungs, field, colour)
+                _series(name, rungs, field, 2 * place + colour)
                 for colour, (field, name) in enumerate(shown.items())
             ),
         )
         for axis, rungs in axes.items()
+        for place, (y, shown) in enumerate(kinds.items())
     ]
     return Figure(
-        caption="Drift without a penalty at equal steps and at equal proxy gain, gold reward lost after its peak, and "
-        f"gold reward gained on a leash of {kl_target:g} nats, over the size of the policy, of the reward model, and "
-        "of its data. Whiskers are 95 % intervals over seeds.",
+        caption="Left: drift without a penalty at equal steps, and at equal proxy gain. Right: gold reward lost after "
+        f"its peak without a penalty, and gained on a leash of {kl_target:g} nats. Over the size of the policy, of the "
+        "reward model, and of its data. Bands are 95 % intervals over seeds.",
         panels=tuple(panels),
     )
 
