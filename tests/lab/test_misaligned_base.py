@@ -95,7 +95,7 @@ def test_the_exact_claims_hold_and_fail_where_the_fault_is_not_indifferent() -> 
 
     plain, against = with_fault(golden(), 0.3), with_fault(golden(), 0.3, 0.5)
     assert verdicts(plain, against, 0.3, 0.5) == [True] * 3
-    assert "3.40% at β = 0.2" in exact_claims(plain, against, 0.3, 0.5)[1].says
+    assert "3.40 % at β = 0.2" in exact_claims(plain, against, 0.3, 0.5)[1].says
     other = with_fault(golden(), 0.4), with_fault(golden(), 0.4, -1.0)
     assert verdicts(*other, 0.4, -1.0) == [True] * 3
 

@@ -103,6 +103,16 @@ class Findings:
         return asdict(self)
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as sentences have it.
+
+    Examples:
+        >>> percent(0.034, 1), percent(0.8)
+        ('3.4 %', '80 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 def decide(
     name: str,
     estimate: Estimate | None,

@@ -17,7 +17,7 @@ from kleash.lab.studies.goodhart.tables import (
     tilt_table,
     trained_table,
 )
-from kleash.lab.study.findings import Claim, Findings, decide, near, within
+from kleash.lab.study.findings import Claim, Findings, decide, near, percent, within
 from kleash.lab.study.statistics import Estimate, differences, estimate
 from kleash.lab.tails import Law, gaussian_best_of_n, gaussian_gain, pareto_gain
 
@@ -235,7 +235,7 @@ def _alarms(made: Made) -> list[Claim]:
         found = alarm_of(made, statistic, most)
         worst = min((found.flagged[e] for e in ("t3", "t2", "cauchy")), key=lambda e: e.value)
         rate = found.flagged["normal"]
-        false = f"of normal errors {rate.value:.2%} [{rate.low:.2%}, {rate.high:.2%}]"
+        false = f"of normal errors {percent(rate.value, 2)} [{percent(rate.low, 2)}, {percent(rate.high, 2)}]"
         claims.append(
             decide(
                 f"alarm: {statistic.replace('_', ' ')}",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kleash.lab.study.findings import Figure, Panel, Series, Table, Value
+from kleash.lab.study.findings import Figure, Panel, Series, Table, Value, percent
 from kleash.lab.study.statistics import Estimate, cells, estimate, exact_share
 from kleash.lab.study.work import Result
 from kleash.lab.tailed_mdp import Worth
@@ -117,8 +117,8 @@ def alarm_table(made: Made) -> Table:
         title="Alarms",
         columns=("statistic", "scores", "threshold", *(f"flagged, {NAMES[e]}" for e in errors)),
         rows=tuple(rows),
-        note=f"Shares of samples of the reference's proxy scores over the threshold, the {LEVEL:.1%} quantile of other "
-        "samples with normal errors: the share flagged of normal ones is the rate of false alarms. "
+        note=f"Shares of samples of the reference's proxy scores over the threshold, the {percent(LEVEL, 1)} quantile "
+        "of other samples with normal errors: the share flagged of normal ones is the rate of false alarms. "
         "Best of 16, where E[V] under t₃ errors turns, sees 1,024 scores with 64 prompts and 4,096 with 256.",
     )
 

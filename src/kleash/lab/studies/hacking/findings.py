@@ -27,6 +27,7 @@ from kleash.lab.study.findings import (
     Table,
     Value,
     decide,
+    percent,
 )
 from kleash.lab.study.followed import Steps
 from kleash.lab.study.statistics import (
@@ -96,7 +97,7 @@ def _limits(benign: Sequence[Steps], seeds: int) -> tuple[str, ...]:
         "more often in longer ones.",
         f"{len(benign)} benign runs of {steps} steps: of no false alarm in any the interval still ends at "
         f"{1000 * silent:.1f} per 1,000 steps. {seeds} seeds: of alarms in time in all of their hacked runs the "
-        f"interval still begins at {best:.0%}.",
+        f"interval still begins at {percent(best)}.",
         "The runs of a seed share its proxies, prompts and random numbers, so that seeds are the observations. All "
         "hacked runs are judged by one threshold, and intervals are for it as it was set: what other benign runs "
         "would have set is in none of them. Benign runs are of seeds of their own, but few proxies watch all of them: "
@@ -171,9 +172,10 @@ def _alarm_claims(planned: Mapping[str, Judged], rate: float) -> list[Claim]:
             f"{name}: in time",
             found.caught,
             (
-                f"It rings before gold has lost a fifth of its gain in over {IN_TIME:.0%} of a seed's hacked runs.",
-                f"It rings in time in no more than {IN_TIME:.0%} of a seed's hacked runs.",
-                f"Whether it rings in time in over {IN_TIME:.0%} of a seed's hacked runs is open.",
+                f"It rings before gold has lost a fifth of its gain in over {percent(IN_TIME)} of a seed's hacked "
+                "runs.",
+                f"It rings in time in no more than {percent(IN_TIME)} of a seed's hacked runs.",
+                f"Whether it rings in time in over {percent(IN_TIME)} of a seed's hacked runs is open.",
             ),
             above=IN_TIME,
             unit="share in time",
@@ -246,7 +248,7 @@ def _arms_table(
         ),
         rows=tuple(rows),
         note="Means over seeds. A peak's place is read off the other seeds. A run is hacked where gold ends at least "
-        f"{SHARE:.0%} of its gain, and {NOISE:g} standard errors, below its peak. At the end: fresh responses.",
+        f"{percent(SHARE)} of its gain, and {NOISE:g} standard errors, below its peak. At the end: fresh responses.",
     )
 
 
@@ -283,9 +285,9 @@ def _alarms_table(
         rows=tuple(_alarm_row(found, tops) for found in planned.values()),
         note="Thresholds are set by benign runs alone, and a benign run is judged by those that the others set. "
         "False: first alarms per step at risk, a run being at risk until it has one; with an exact interval over runs. "
-        f"In time: before gold had lost {SHARE:.0%} of its gain, as a share of a seed's hacked runs, mean over seeds; "
-        f"unhacked: the same of the other runs on these rewards ({len(hacked)} hacked, {runs - len(hacked)} not), "
-        "whose gold was not lost, though it may have been about to be. Both intervals are over seeds: Clopper and "
+        f"In time: before gold had lost {percent(SHARE)} of its gain, as a share of a seed's hacked runs, mean over "
+        f"seeds; unhacked: the same of the other runs on these rewards ({len(hacked)} hacked, {runs - len(hacked)} "
+        "not), whose gold was not lost, though it may have been about to be. Both intervals are over seeds: Clopper and "
         "Pearson's low end of how many have all, and high end of how many have any. Before the peak: below 0.",
     )
 

@@ -28,6 +28,7 @@ from kleash.lab.study.findings import (
     Table,
     Value,
     near,
+    percent,
     within,
 )
 from kleash.lab.study.statistics import Estimate, cells, estimate, mean
@@ -123,13 +124,13 @@ def exact_claims(plain: MDP, against: MDP, share: float, penalty: float) -> list
             "exact: the fault is kept",
             kept,
             EXACT,
-            f"A fault of {share:.0%} that the reward is indifferent to is kept at every β, whatever the KL",
+            f"A fault of {percent(share)} that the reward is indifferent to is kept at every β, whatever the KL",
         ),
         within(
             "exact: only the reward takes it away",
             off,
             EXACT,
-            f"A penalty of {penalty:g} on it leaves logit π_ref(B) − D/β: {left:.2%} at β = {beta:g}",
+            f"A penalty of {penalty:g} on it leaves logit π_ref(B) − D/β: {percent(left, 2)} at β = {beta:g}",
         ),
         within(
             "exact: through stages",
@@ -147,11 +148,11 @@ def _trained(made: Made, beta: float, penalty: float) -> Claim:
         f"trained table, {what}",
         estimate([logit(run["share"]) for run in made.tables[beta, penalty]]),
         (
-            f"Trained by RLOO with {what} a table has the closed form's odds of the fault, of {goal:.1%}, within a "
-            f"factor of {FACTOR:g}.",
-            f"Trained by RLOO with {what} a table's odds of the fault are off the closed form's, of {goal:.1%}, by "
-            f"more than a factor of {FACTOR:g}.",
-            f"Whether RLOO with {what} comes to the closed form's odds, of {goal:.1%}, is open.",
+            f"Trained by RLOO with {what} a table has the closed form's odds of the fault, of {percent(goal, 1)}, "
+            f"within a factor of {FACTOR:g}.",
+            f"Trained by RLOO with {what} a table's odds of the fault are off the closed form's, of "
+            f"{percent(goal, 1)}, by more than a factor of {FACTOR:g}.",
+            f"Whether RLOO with {what} comes to the closed form's odds, of {percent(goal, 1)}, is open.",
         ),
         margin=MARGIN,
         centre=math.log(goal / (1 - goal)),
@@ -204,7 +205,7 @@ def _arms_table(made: Made) -> Table:
             ),
         ),
         rows=tuple(rows),
-        note=f"Faults of the last {LATE:.0%} of steps, means over seeds; of the reference, over prompts. The last "
+        note=f"Faults of the last {percent(LATE)} of steps, means over seeds; of the reference, over prompts. The last "
         "two columns are of the optimum: as if the mean D were that of every response; and with each response's own, "
         "which a few texts to a prompt tell the worse the smaller β is. Arms on their way there have gone some of it.",
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kleash.lab.arms.arm import column
-from kleash.lab.study.findings import Claim, decide, near
+from kleash.lab.study.findings import Claim, decide, near, percent
 from kleash.lab.study.statistics import mean, welch
 from kleash.lab.study.work import Result
 
@@ -102,7 +102,7 @@ def _named(beta: float, runs: Sequence[Result]) -> str:
 
 def _direction(weighed: Mapping[str, Any], beta: float, runs: Sequence[Result]) -> Claim:
     shares = fault_shares(weighed)
-    what, was = _named(beta, runs), f"{fmean(shares):.0%}"
+    what, was = _named(beta, runs), f"{percent(fmean(shares))}"
     return decide(
         f"language model, β = {beta:g}: the fault is rarer",
         welch(
@@ -122,7 +122,9 @@ def _as_told(weighed: Mapping[str, Any], beta: float, runs: Sequence[Result]) ->
     odds = [None if share is None else logit(share) for share in shares]
     closed = told(weighed, beta)
     can_be_held = closed is not None and None not in odds
-    goal = "" if closed is None else f", {1 / (1 + math.exp(-fmean(closed))):.0%} at β = {beta:g}"
+    goal = (
+        "" if closed is None else f", {percent(1 / (1 + math.exp(-fmean(closed))))} at β = {beta:g}"
+    )
     alike = f"within a factor of {FACTOR:g}"
     return near(
         f"language model, β = {beta:g}: as the closed form says",
