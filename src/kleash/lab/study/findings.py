@@ -103,14 +103,14 @@ class Findings:
         return asdict(self)
 
 
-def percent(share: float, digits: int = 0) -> str:
+def percent(share: float | None, digits: int = 0) -> str:
     """A share as sentences have it.
 
     Examples:
-        >>> percent(0.034, 1), percent(0.8)
-        ('3.4 %', '80 %')
+        >>> percent(0.034, 1), percent(0.8), percent(None)
+        ('3.4 %', '80 %', 'an unknown share')
     """
-    return f"{100 * share:.{digits}f} %"
+    return "an unknown share" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def decide(

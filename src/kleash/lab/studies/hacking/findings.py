@@ -287,8 +287,8 @@ def _alarms_table(
         "False: first alarms per step at risk, a run being at risk until it has one; with an exact interval over runs. "
         f"In time: before gold had lost {percent(SHARE)} of its gain, as a share of a seed's hacked runs, mean over "
         f"seeds; unhacked: the same of the other runs on these rewards ({len(hacked)} hacked, {runs - len(hacked)} "
-        "not), whose gold was not lost, though it may have been about to be. Both intervals are over seeds: Clopper and "
-        "Pearson's low end of how many have all, and high end of how many have any. Before the peak: below 0.",
+        "not), whose gold was not lost, though it may have been about to be. Both intervals are over seeds: Clopper "
+        "and Pearson's low end of how many have all, and high end of how many have any. Before the peak: below 0.",
     )
 
 

@@ -29,8 +29,8 @@ def fits_table(paths: Mapping[str, Sequence[Curve]], floor: float) -> Table:
         note=f"Fitted to the mean over seeds as far as all come, to the first {percent(FITTED)} of its KL; low and "
         "high are 95 % intervals by leaving out each seed in turn (that of the peak on its logarithm; none where a fit "
         "has no peak ahead). R² and the error, over the largest gain, are of the mean curve on the rest of the KL: "
-        "below 0 a level line would have told more. Which form fits better is read off what was held out; points along a run "
-        "are not independent, so that no criterion that counts them is given.",
+        "below 0 a level line would have told more. Which form fits better is read off what was held out; points "
+        "along a run are not independent, so that no criterion that counts them is given.",
     )
 
 
