@@ -25,7 +25,6 @@ TINY = {
     "proxies": '["tiny-reviews/base"]',
     "pairs": [24],
     "betas": [0.1],
-    "pool.num_prompts": 3,
     "pool.samples": 8,
 }
 """An over-optimisation study of a few seconds."""

@@ -439,3 +439,20 @@ def test_targets_are_arms_of_their_own() -> None:
         (None, 6.0)
     ] * 2
     assert key_of(train_arm, held[0]) != key_of(train_arm, aimed[0])
+
+
+def test_no_arm_is_compared_with_itself() -> None:
+    """Without a penalty is best on all seeds but by little: it leads itself by exactly 0, and nothing is settled."""
+    golds = {
+        0.0: (1.0, 2.0, 3.0, 4.0, 5.0),
+        0.1: (0.9, 2.05, 2.9, 4.1, 4.8),
+        0.5: (0.5, 2.4, 2.7, 4.3, 4.6),
+    }
+    arms = {Hold(beta=beta): [arm(2.0, 1.0, gold) for gold in row] for beta, row in golds.items()}
+    choice = chosen(arms)
+    assert choice.contenders == (0, 1, 2)
+    (claim,) = (c for c in choice_claims(arms, choice, 0.0) if c.name == "a penalty is worth it")
+    assert claim.holds is None
+    assert claim.estimate is not None
+    # Of the two with a penalty the others choose β = 0.5 for the first seed, and 0.1 for the rest.
+    assert claim.estimate.value == pytest.approx((-0.5 + 0.05 - 0.1 + 0.1 - 0.2) / 5)

@@ -108,8 +108,9 @@ def test_both_studies_call_the_same_thing_disagreement() -> None:
     assert claim.estimate.value == pytest.approx(late - early)
 
 
-@pytest.mark.parametrize(("rise", "holds"), [(0.5, True), (0.0, False)])
-def test_members_come_to_disagree_or_not(rise: float, holds: bool) -> None:
+@pytest.mark.parametrize(("rise", "holds"), [(0.5, True), (0.0, None)])
+def test_members_come_to_disagree_or_not(rise: float, holds: bool | None) -> None:
+    """Where they never do in any seed, how far that differs from seed to seed isn't shown either."""
     assert found(rise=rise)["members come to disagree"].holds is holds
 
 

@@ -1,6 +1,7 @@
 """A fault of the reference: the closed form, what is planted, and what is said of arms whose faults are known."""
 
 import math
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -236,12 +237,35 @@ def test_none_at_all_has_no_odds_and_is_rarer_all_the_same() -> None:
     assert as_told.estimate is None
 
 
-def test_the_closed_form_is_as_uncertain_as_share_and_shift_together() -> None:
-    """Where the shift makes up for the share, prompt by prompt, their sum has no spread."""
-    faults = [[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]  # 0.25 and 0.5, about 0.375
-    half = 0.125 / (0.375 * 0.625)
-    weighed = {"faults": faults, "with": [[half], [-half]], "without": [[0.0], [0.0]]}
-    assert told(weighed, 1.0) == pytest.approx([logit(0.375)] * 2)
+def prompts(faults: list[float], moved: list[float]) -> dict:
+    """Of each prompt ten responses, so many with the fault, and a text that the phrase is worth so much to."""
+    return {
+        "faults": [[1.0] * round(10 * p) + [0.0] * round(10 - 10 * p) for p in faults],
+        "with": [[x] for x in moved],
+        "without": [[0.0]] * len(moved),
+    }
+
+
+def test_where_all_prompts_are_alike_the_closed_form_adds_the_shift() -> None:
+    assert told(prompts([0.3] * 5, [0.2] * 5), 1.0) == pytest.approx([math.log(0.3 / 0.7) + 0.2] * 5)
+    assert told(prompts([0.0] * 5, [0.2] * 5), 1.0) is None
+
+
+def test_the_optimums_share_is_a_mean_of_shares_and_not_of_log_odds() -> None:
+    """Log-odds of −2 and 2 about those of 0.2: a share of 0.340, where the mean of log-odds says 0.2."""
+    found = told(prompts([0.2] * 200, [-2.0, 2.0] * 100), 1.0)
+    assert found is not None
+    shares = [1 / (1 + 4 * math.exp(-x)) for x in (-2.0, 2.0)]
+    assert fmean(found) == pytest.approx(logit(fmean(shares)), abs=1e-2)
+    assert fmean(shares) == pytest.approx(0.340, abs=1e-3)
+
+
+def test_the_closed_form_is_as_uncertain_as_the_share() -> None:
+    """Without a shift it is logit p, whose spread over prompts is that of (p_x − p)/(p(1 − p))."""
+    own = [0.1, 0.3, 0.5] * 40
+    found = told(prompts(own, [0.0] * 120), 1.0)
+    assert found is not None
+    assert stdev(found) == pytest.approx(stdev(own) / (0.3 * 0.7), rel=0.02)
 
 
 def test_faults_are_of_the_last_steps_and_d_is_what_is_taken_off() -> None:
@@ -252,9 +276,7 @@ def test_faults_are_of_the_last_steps_and_d_is_what_is_taken_off() -> None:
 def test_the_tables_last_column_is_the_closed_form_of_the_measured_d() -> None:
     rows = conclude(made(taken=0.5)).tables[0].rows
     assert rows[-1][-2] == pytest.approx(leashed_share(0.25, 0.5001, 1.0))
-    assert rows[-1][-1] == pytest.approx(
-        leashed_share(0.25, 0.5001, 1.0), abs=1e-9
-    )  # of every text alike
+    assert rows[-1][-1] == pytest.approx(leashed_share(0.25, 0.5, 1.0), abs=1e-4)
     assert rows[1][-2:] == (None, None)  # without a penalty there is no optimum
 
 

@@ -69,7 +69,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "members": 2,
         "combine": '["mean"]',
         "sources": '["data"]',
-        "pool.num_prompts": 2,
         "pool.samples": 8,
     },
 }

@@ -6,7 +6,7 @@ import pytest
 
 from kleash.errors import InputError
 from kleash.lab.arms.prompts import asked
-from kleash.lab.arms.setting import PoolSize
+from kleash.lab.arms.setting import PoolSize, Setting
 from kleash.lab.arms.settings import EvaluationSettings
 from kleash.train.data import load_prompts
 
@@ -33,7 +33,8 @@ def test_a_longer_one_is_drawn_from_and_not_cut(tmp_path: Path) -> None:
 
 
 def test_pools_and_arms_are_asked_the_same() -> None:
-    assert PoolSize().num_prompts == EvaluationSettings().num_prompts
+    setting = Setting(evaluation=EvaluationSettings(num_prompts=7))
+    assert setting.pool(PoolSize(), ()).num_prompts == setting.arm({}).evaluation.num_prompts == 7
 
 
 def test_no_prompt_is_an_error(tmp_path: Path) -> None:

@@ -52,15 +52,16 @@ def peak_values(arms: Arms) -> list[float | None]:
 def band(
     name: str, curves: Sequence[Curve], colour: int, mark: Mark, reach: float = math.inf
 ) -> Series:
-    """The mean over seeds with its interval, as far as three of them come, and a reach."""
+    """The mean over seeds with its interval, as far as three of them come, and a reach; of two no interval."""
     places = [d for d in grid(curves, SEEN) if d <= reach]
     found = [estimate(values) for values in values_at(curves, places)]
+    sure = [each if each is not None and each.n >= SEEN else None for each in found]
     return Series(
         name=name,
         x=tuple(places),
         y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in found),
-        high=tuple(None if each is None else each.high for each in found),
+        low=tuple(None if each is None else each.low for each in sure),
+        high=tuple(None if each is None else each.high for each in sure),
         mark=mark,
         colour=colour,
     )

@@ -7,7 +7,6 @@ from pydantic import BaseModel, Field
 
 from kleash.lab.arms.settings import (
     BASE,
-    EXAMINED,
     FROZEN,
     GOLD,
     PROMPTS,
@@ -21,12 +20,10 @@ from kleash.lab.arms.settings import (
 
 
 class PoolSize(BaseModel):
-    """`[pool]`: responses of the reference, which best-of-n chooses from and optima are weighed out of."""
+    """`[pool]`: responses of the reference to what arms are examined on; best-of-n chooses from them."""
 
     model_config = FROZEN
 
-    num_prompts: int = Field(default=EXAMINED, gt=0)
-    """At most, as arms are examined on."""
     samples: int = Field(default=256, gt=1)
     """To each prompt: the largest n."""
 
@@ -90,7 +87,7 @@ class Setting(BaseModel):
             rewards=tuple(rewards),
             gold=self.gold,
             prompts=self.prompts,
-            num_prompts=size.num_prompts,
+            num_prompts=self.evaluation.num_prompts,
             samples=size.samples,
             max_new_tokens=self.max_new_tokens,
             device=self.device,

@@ -1,9 +1,9 @@
 """Which of several arms to take: chosen on some seeds and valued on another, as the largest of noisy means flatters.
 
 The arms that can't be told from the best are a confidence set for it. Only the best arm's own comparison can leave it
-out by mistake, so that looking at many arms costs the set little: as the comparison's seeds choose for each other, it
-errs in 2.5 % of studies of two arms and five seeds, in 4.6 % of those of eight, where all are equally good; in fewer,
-where one is better.
+out by mistake, so that looking at many arms costs the set little. It errs, by simulation, in 2.5 % of studies of two
+equal arms and five seeds, in 4.6 % of eight and 6 % of nine and ten seeds; and in up to 9 %, where the best arm varies
+a third as much as the others. So it is one of 90 % at least, not of 95.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,23 @@ def choose(values: Sequence[Sequence[float]]) -> Choice:
         >>> round(found.value.value, 6)  # seed 0 is left to arm 1, and the others to arm 2
         1.033333
     """
-    seeds = range(len(values[0]))
-    worth = [values[_largest(values, [s for s in seeds if s != seed])][seed] for seed in seeds]
+    worth = crossed(values)
     lead = tuple(estimate(differences(worth, list(own))) for own in values)
-    best = _largest(values, list(seeds))
+    best = _largest(values, range(len(values[0])))
     contenders = tuple(
         i for i, each in enumerate(lead) if each is None or each.is_above(0.0) is not True
     )
-    return Choice(best, estimate(list(worth)), lead, contenders)
+    return Choice(best, estimate(worth), lead, contenders)
+
+
+def crossed(values: Sequence[Sequence[float]]) -> list[float | None]:
+    """For each seed the value there of the arm that is best on the other seeds.
+
+    Args:
+        values: of every arm on the same seeds, at least two.
+    """
+    seeds = range(len(values[0]))
+    return [values[_largest(values, [s for s in seeds if s != seed])][seed] for seed in seeds]
 
 
 def _largest(values: Sequence[Sequence[float]], seeds: Sequence[int]) -> int:

@@ -33,7 +33,8 @@ def stepwise(samples: Sequence[Sample], *, of: str = "seeds") -> list[Estimate |
 
     The k-th surest of m, by its p-value, has the level 1 − α/(m − k + 1), as long as its interval leaves 0 out; from
     the first that doesn't on all have that one's level, and none leaves 0 out. That any of what is settled so is wrong
-    has a chance of α at most. What can't have an interval is not counted.
+    has a chance of α at most. It is the signs that hold together: for all ends to, intervals would have to be as
+    wide as `together` makes them. What can't have an interval is not counted.
 
     Args:
         samples: one a figure.

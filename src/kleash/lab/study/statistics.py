@@ -31,13 +31,18 @@ class Estimate:
     def is_above(self, value: float) -> bool | None:
         """Whether it is above a value; None where the interval leaves that open, or there is none.
 
+        Where all observations are the value itself, as differences of shares that are 1 in every seed, they don't show
+        that it isn't above.
+
         Examples:
             >>> Estimate(value=1.0, low=0.5, high=1.5, n=5).is_above(0.0)
             True
             >>> Estimate(value=1.0, n=1).is_above(0.0) is None
             True
+            >>> Estimate(value=0.0, low=0.0, high=0.0, n=5).is_above(0.0) is None
+            True
         """
-        if self.low is None or self.high is None:
+        if self.low is None or self.high is None or self.low == self.high == value:
             return None
         if self.low > value:
             return True

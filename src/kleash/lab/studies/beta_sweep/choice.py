@@ -6,9 +6,9 @@ from statistics import fmean
 
 from kleash.lab.arms.sweep import Hold
 from kleash.lab.studies.beta_sweep.findings import Arms, Ended
-from kleash.lab.study.choice import Choice, choose
+from kleash.lab.study.choice import Choice, choose, crossed
 from kleash.lab.study.findings import Claim, Table, decide
-from kleash.lab.study.statistics import Estimate, cells, geometric
+from kleash.lab.study.statistics import Estimate, cells, differences, estimate, geometric
 
 
 def chosen(arms: Arms) -> Choice:
@@ -68,15 +68,28 @@ def choice_claims(arms: Arms, choice: Choice, floor: float) -> list[Claim]:
             unit="gold reward",
         ),
     ]
-    for lead, hold in zip(choice.lead, arms, strict=True):
-        if hold.beta == 0.0:
-            says = (
-                "The arm that other seeds choose has more gold reward than the one without a penalty.",
-                "The arm that other seeds choose has no more gold reward than the one without a penalty.",
-                "Whether any arm has more gold reward than the one without a penalty is open.",
-            )
-            claims.append(decide("a penalty is worth it", lead, says, unit="gold reward"))
-    return claims
+    return [*claims, *_worth_a_penalty(arms)]
+
+
+def _worth_a_penalty(arms: Arms) -> list[Claim]:
+    """Whether the best arm with a penalty beats none; of these alone, lest the one without be compared with itself."""
+    golds = {hold: [each.gold for each in group] for hold, group in arms.items()}
+    held = [own for hold, own in golds.items() if hold.beta != 0.0]
+    free = [own for hold, own in golds.items() if hold.beta == 0.0]
+    return [
+        decide(
+            "a penalty is worth it",
+            estimate(differences(crossed(held), list(own))),
+            (
+                "The arm with a penalty that other seeds choose has more gold reward than the one without.",
+                "The arm with a penalty that other seeds choose has no more gold reward than the one without.",
+                "Whether a penalty has more gold reward than none is open.",
+            ),
+            unit="gold reward",
+        )
+        for own in free
+        if held
+    ]
 
 
 def answer(arms: Arms, choice: Choice) -> str:
@@ -158,6 +171,6 @@ def choice_table(arms: Arms, choice: Choice) -> Table:
         rows=tuple(rows),
         note="For each seed the arm that is best on the other seeds is set against this arm on that seed, so that the "
         "winner of noisy means is not flattered. The best arm is among those not marked “not the best”, with a "
-        "confidence of 95 %. The target beside a β that was held is the KL where that arm ended: a controller "
+        "confidence of 90 % and more. The target beside a β that was held is the KL where that arm ended: a controller "
         "holds what the arm only came to, and is worth what was measured of the β only as far as the two are alike.",
     )

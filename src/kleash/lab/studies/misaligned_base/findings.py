@@ -17,7 +17,7 @@ from kleash.lab.studies.misaligned_base.kept import (
     late_share,
     logit,
     model_claims,
-    shifts,
+    told,
 )
 from kleash.lab.study.findings import (
     Claim,
@@ -189,8 +189,9 @@ def _arms_table(made: Made) -> Table:
         kl, gold = (mean([run["end"][name] for run in runs]) for name in ("kl", "gold"))
         said: tuple[float | None, float | None] = (None, None)
         if beta and 0 < was < 1:
-            moved = -beta * fmean(shifts(made.weighed, beta))
-            said = (leashed_share(was, taken, beta), leashed_share(was, moved, beta))
+            closed = told(made.weighed, beta)
+            own = None if closed is None else 1 / (1 + math.exp(-fmean(closed)))
+            said = (leashed_share(was, taken, beta), own)
         rows.append(("trained", beta, kl, gold, *cells(found), *said))
     return Table(
         title="The planted fault in the language model",

@@ -57,20 +57,35 @@ def shifts(weighed: Mapping[str, Any], beta: float) -> list[float]:
 def told(weighed: Mapping[str, Any], beta: float) -> list[float] | None:
     """What the closed form says of the log-odds of the fault at β: the mean of these, one a prompt.
 
-        logit p + (p_x − p)/(p (1 − p)) + shift_x
+        logit mean_x σ(logit p + shift_x)
 
-    Their spread is that of both the reference's share and the shift, as they go together (the delta method).
+    The optimum's share is a mean over prompts, and log-odds are no mean. p is the reference's share over all prompts,
+    as one prompt's few responses don't tell its own. The values are jackknife's pseudo-values, P θ − (P − 1) θ₍ₓ₎,
+    without each prompt in turn: their spread is that of the share and the shifts together.
 
     Returns:
-        None where the reference has the fault never, or always.
+        None where the reference has the fault never, or always, or in one prompt alone.
     """
-    shares = fault_shares(weighed)
-    share = fmean(shares)
-    odds = logit(share)
-    if odds is None:
+    shares, moved = fault_shares(weighed), shifts(weighed, beta)
+    rest = range(len(shares))
+    whole = _optimum(shares, moved)
+    parts = [
+        _optimum([shares[j] for j in rest if j != i], [moved[j] for j in rest if j != i])
+        for i in rest
+    ]
+    known = [each for each in parts if each is not None]
+    if whole is None or len(known) < max(2, len(parts)):
         return None
-    pairs = zip(shares, shifts(weighed, beta), strict=True)
-    return [odds + (own - share) / (share * (1 - share)) + moved for own, moved in pairs]
+    return [len(parts) * whole - (len(parts) - 1) * part for part in known]
+
+
+def _optimum(shares: Sequence[float], moved: Sequence[float]) -> float | None:
+    odds = logit(fmean(shares)) if shares else None
+    return (
+        None
+        if odds is None
+        else logit(float((odds + torch.tensor(moved).double()).sigmoid().mean()))
+    )
 
 
 def late_share(run: Mapping[str, Any]) -> float | None:

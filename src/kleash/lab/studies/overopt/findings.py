@@ -64,6 +64,8 @@ def conclude(
             "reward model: what peaks where is of this setting.",
             "A seed draws its own preference pairs, fits its own proxy and trains its own policy: intervals are of "
             "all three together. They share the pool of the reference's responses that best-of-n chooses from.",
+            "Along an arm responses are to the prompts of its steps, of the whole file; ends, the reference's gold and "
+            "best-of-n are of those that are examined: the same prompts only where that is all of the file.",
             "Gold and proxy along an arm are means over the responses of a step, smoothed over five steps; what it "
             "ends as is measured on fresh responses. At equal KL an arm with a penalty is taken over the last third of "
             "its steps, where it may not be at rest yet.",
@@ -162,8 +164,8 @@ def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Ki
 
 
 def _efficiency(free: Arms, chosen: Arms) -> Claim:
-    """Best-of-n against a trained policy, at the largest KL that best-of-n comes to."""
-    reach = min(each.d[-1] for each in chosen.gold)
+    """Best-of-n against a trained policy, at the largest KL that both come to in every seed."""
+    reach = min(max(each.d) for each in (*chosen.gold, *free.gold))
     gains = differences(
         [at(each, reach) for each in chosen.gold], [at(each, reach) for each in free.gold]
     )
@@ -211,8 +213,8 @@ def _table(
         ),
         rows=tuple(rows),
         note="Means over seeds. A peak's place is read off the other seeds, so that its value is not the largest of "
-        "noisy ones; ends are of fresh responses of the trained policy; accuracy is on held-out pairs with their noisy "
-        "labels.",
+        "noisy ones, and a seed that never comes there is left out; ends are of fresh responses of the trained policy; "
+        "accuracy is on held-out pairs with their noisy labels.",
     )
 
 

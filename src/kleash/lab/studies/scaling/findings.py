@@ -188,12 +188,9 @@ def _line(points: Sequence[tuple[float, float]]) -> Line | None:
 
 def _claim(axis: str, field: str, slope: Estimate | None) -> Claim:
     name, unit = NAMES[field]
-    is_level = (
-        slope is not None and slope.low == slope.high == 0.0
-    )  # in every seed: that is no fall
     return decide(
         f"{axis}: {name}",
-        None if is_level else slope,
+        slope,
         (
             f"With a larger {axis} the {name} grows.",
             f"With a larger {axis} the {name} falls.",
