@@ -16,6 +16,7 @@ from kleash.lab.study.findings import (
     Value,
     decide,
 )
+from kleash.lab.study.many import together
 from kleash.lab.study.statistics import Estimate, differences, estimate
 
 Kind = tuple[int, int]
@@ -145,12 +146,14 @@ def _equal_kl(free: Arms, held: Mapping[float, Arms]) -> list[Claim]:
 
 
 def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Kind) -> list[Claim]:
-    """Whether other proxies have a higher gold peak."""
+    """Whether other proxies have a higher gold peak; all of them are looked at together."""
     base = peak_values(free[first])
+    others = [kind for kind in free if kind != first]
+    gains = together([differences(peak_values(free[kind]), base) for kind in others])
     return [
         decide(
             f"a higher peak: {names[kind]}",
-            estimate(differences(peak_values(arms), base)),
+            gain,
             (
                 f"The gold peak is higher with {names[kind]} than with {names[first]}.",
                 f"The gold peak is no higher with {names[kind]} than with {names[first]}.",
@@ -158,8 +161,7 @@ def _other_kinds(free: Mapping[Kind, Arms], names: Mapping[Kind, str], first: Ki
             ),
             unit="gold reward",
         )
-        for kind, arms in free.items()
-        if kind != first
+        for kind, gain in zip(others, gains, strict=True)
     ]
 
 
