@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+import kleash
 from kleash.errors import InputError, ResourceError, RewardError
 from kleash.lab.study.work import RESULT, Desk, Event, Piece, Work, key_of, plain
 
@@ -162,3 +163,17 @@ def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, text: str) -> None
 
 def test_what_is_no_number_was_not_measured() -> None:
     assert plain({"a": (float("nan"), float("inf"), 1.5, "nan")}) == {"a": [None, None, 1.5, "nan"]}
+
+
+def test_what_another_version_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one version it is found; another may do the same settings otherwise."""
+    piece = Piece("square", square, Wanted(number=3))
+    counts: list[tuple[int, int]] = []
+    for version in ("0.1.0", "0.1.0", "0.2.0"):
+        monkeypatch.setattr(kleash, "__version__", version)
+        with work_in(tmp_path).open() as work:
+            assert work.do([piece])[0]["square"] == 9
+            counts.append((work.made, work.found))
+    assert counts == [(1, 0), (0, 1), (1, 0)]
