@@ -152,7 +152,7 @@ def test_the_quick_one_is_within_six_minutes_of_two_cores() -> None:
 
 
 def turned(*, end: float = 2.5, top: float = 2.0) -> Arms:
-    """Three seeds alike: gold from 1 to its peak at √KL = 1 and down to 0.4, where the proxy is 0.5 and goes to `end`."""
+    """Three seeds alike: gold from 1 to its peak at √KL = 1, where the proxy is 0.5; they end at 0.4 and at `end`."""
     gold, proxy = Curve((0.0, 1.0, 3.0), (1.0, top, 1.0)), Curve((0.0, 1.0, 3.0), (0.0, 0.5, 2.0))
     return Arms([proxy] * 3, [gold] * 3, [Ends(proxy=end, gold=0.4, kl=9.0)] * 3)
 

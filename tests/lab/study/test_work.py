@@ -1,5 +1,6 @@
 """Pieces of work: made once, found again, gone on with where they stopped, and refused when they can't be read."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 import kleash
 from kleash.errors import InputError, ResourceError, RewardError
-from kleash.lab.study.work import RESULT, Desk, Event, Piece, Work, key_of, plain
+from kleash.lab.study.work import RESULT, Desk, Event, Piece, Work, key_of, plain, unwritable
 
 
 class Wanted(BaseModel):
@@ -177,3 +178,13 @@ def test_what_another_version_made_is_made_again(
             assert work.do([piece])[0]["square"] == 9
             counts.append((work.made, work.found))
     assert counts == [(1, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False)]
+)
+def test_only_of_a_full_disk_is_it_said_to_free_some(number: int, full: bool) -> None:
+    error = unwritable(Path("there"), OSError(number, os.strerror(number)))
+    assert error.got == os.strerror(number)
+    assert ("free some space" in error.do) is full
+    assert "another directory with --out" in error.do
