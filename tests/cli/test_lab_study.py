@@ -146,3 +146,57 @@ def test_studies_are_known_without_torch() -> None:
         "import sys, kleash.cli.lab; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_what_a_model_of_unknown_size_takes_is_not_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not there, and that is said when it is loaded: until then nobody knows its size."""
+    words = ["--quick", "--set", "setting.policy=no/such", "--out", str(tmp_path), "--jobs", "1"]
+    assert cli.run(["lab", "overopt", *words]) == 2
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == (
+        "overopt: how long isn't known: a model's size can't be told before it is loaded"
+    )
+
+
+def test_a_place_where_nothing_can_be_made_is_not_a_full_disk(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.run(["lab", "overopt", "--quick", "--out", "/proc/kleash"]) == 5
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "/proc/kleash/pieces cannot be made or written" in said
+    assert "name another directory with --out" in said
+    assert "space" not in said
+
+
+GOLD = """
+from pathlib import Path
+
+def gold(prompts, responses):
+    calls = Path("calls")
+    number = 1 + (int(calls.read_text()) if calls.exists() else 0)
+    calls.write_text(str(number))
+    if number in {2, 4}:
+        raise KeyboardInterrupt
+    return [float(len(text)) for text in responses]
+"""
+"""A gold reward at whose second and fourth call somebody presses Ctrl-C; each proxy asks it once."""
+
+
+def test_what_is_stopped_says_so_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stopping_gold.py").write_text(GOLD, encoding="utf-8")
+    command = tiny(Path("out"), "--set", "setting.gold=stopping_gold:gold")
+    finished: list[set[Path]] = []
+    for _ in range(2):
+        assert cli.run(command) == 130
+        said = capsys.readouterr()
+        assert said.err.splitlines()[-1] == "stopped; the same command goes on where it was"
+        assert not said.out
+        finished.append(set(tmp_path.glob("out/pieces/*/result.json")))
+    assert [len(each) for each in finished] == [1, 2]
+    assert finished[0] < finished[1]

@@ -456,3 +456,22 @@ def test_no_arm_is_compared_with_itself() -> None:
     assert claim.estimate is not None
     # Of the two with a penalty the others choose β = 0.5 for the first seed, and 0.1 for the rest.
     assert claim.estimate.value == pytest.approx((-0.5 + 0.05 - 0.1 + 0.1 - 0.2) / 5)
+
+
+def test_the_formula_is_of_both_ends_and_not_of_one() -> None:
+    """−Var/(β² KL) is −1/(0.01·50) = −2 and −8/(0.25·8) = −4: −3, as what KL does is log(8/50)/log 5 = −1.139."""
+    small = [arm(50.0, 1.0, 0.7)] * 3
+    large = [arm(8.0, 1.0, 0.2, variance=8.0)] * 3
+    (found,) = slopes({Hold(beta=0.1): small, Hold(beta=0.5): large})
+
+    assert found.formula is not None
+    assert found.measured is not None
+    assert found.ratio is not None
+    assert found.gold is not None
+    assert found.formula.value == pytest.approx(-3.0)
+    assert found.measured.value == pytest.approx(math.log(8 / 50) / math.log(5))
+    assert found.ratio.value == pytest.approx(found.measured.value / -3.0)
+    assert found.gold.value == pytest.approx(0.5)
+    unknown = [each._replace(variance=None) for each in large]
+    (found,) = slopes({Hold(beta=0.1): small, Hold(beta=0.5): unknown})
+    assert found.formula is None

@@ -56,6 +56,14 @@ REFUSED = [
     ("retention", "betas=[1.0, 0.01]", "from small to large"),
     ("retention", "coefs=[0]", "greater than 0"),
     ("retention", "setting.num_prompts=49", "setting.num_prompts of at most 48"),
+    ("overopt", "setting.learning_rate=inf", "a finite number"),
+    ("overopt", "setting.noise=inf", "a finite number"),
+    ("overopt", "setting.noise=nan", "a finite number"),
+    ("ensembles", "uncertainty_weight=inf", "a finite number"),
+    ("misaligned-base", "penalty=inf", "a finite number"),
+    ("scaling", "kl_target=inf", "a finite number"),
+    ("scaling", "gain=inf", "a finite number"),
+    ("beta-sweep", "golden.learning_rate=inf", "a finite number"),
     ("scaling", "pairs=[5]", "greater than 9"),
     ("scaling", 'policies=["a", "a"]', "a is there twice"),
 ]
@@ -146,3 +154,25 @@ def test_the_studies_own_settings_pass() -> None:
     for study in STUDIES.values():
         for quick in (True, False):
             assert _plan(study, None, [], quick=quick).seconds > 0
+
+
+@pytest.mark.parametrize("device", ["nowhere", "meta", "cuda:97", "auto"])
+@pytest.mark.parametrize("name", WITH_A_SETTING)
+def test_a_device_that_models_cannot_run_on_is_refused(name: str, device: str) -> None:
+    """`meta` is one that torch has, and computes nothing; a study's pieces are of a device and not of any."""
+    error = refused(name, f'setting.device="{device}"')
+    assert "setting.device that models can run on here, such as cpu" in error.expected
+    assert error.got == f'"{device}" (a string)'
+
+
+def test_what_is_wrong_is_said_to_be_where_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[setting]\nstepz = 7\n", encoding="utf-8")
+    study = STUDIES["overopt"]
+    told: list[str] = []
+    for file, settings in ((None, ["setting.stepz=7"]), (path, []), (path, ["seeds=3"])):
+        for quick in (False, True):
+            with pytest.raises(ConfigError) as caught:
+                _plan(study, file, settings, quick=quick)
+            told.append(caught.value.what.partition(": setting.stepz")[0])
+    assert told == ["--set"] * 2 + [str(path)] * 2 + [f"{path} with --set"] * 2

@@ -173,3 +173,18 @@ def test_what_an_arm_begins_as_has_no_kl(tmp_path: Path) -> None:
     assert found["reward"] == pytest.approx(found["gold"])
     assert found["entropy"] > 1.0
     assert len(found["responses"]) == 2
+
+
+def test_that_all_steps_fall_takes_more_than_each_by_itself() -> None:
+    """Steps of 0.654, 1 and 1.346: t = 5.0 of 2 degrees, p = 0.038, which is under 0.05 and over 0.05/2."""
+    largest, middle = ends([4.0, 4.0, 4.0]), ends([3.0, 3.0, 3.0])
+    smallest = ends([3.0 - 0.654, 3.0 - 1.0, 3.0 - 1.346])
+    alone = monotone_claim({Hold(beta=0.1): middle, Hold(beta=0.0): smallest})
+    both = monotone_claim(
+        {Hold(beta=0.5): largest, Hold(beta=0.1): middle, Hold(beta=0.0): smallest}
+    )
+    assert alone is not None
+    assert both is not None
+    assert (alone.holds, both.holds) == (True, None)
+    assert both.estimate is not None
+    assert both.estimate.level == pytest.approx(0.975)

@@ -133,3 +133,19 @@ def test_the_single_arms_ensemble_looks_on() -> None:
     plan = ensembles.plan(build(ensembles.Config, ensembles.QUICK, "quick"))
     for arm, own in zip(plan.single, plan.members["data"], strict=True):
         assert (arm.rewards, arm.monitors) == (own[:1], own[1:])
+
+
+def test_no_member_counts_for_more_by_the_size_of_its_unit() -> None:
+    """The first member of every seed in a unit a thousand times smaller: the same responses are chosen."""
+    usual = made()
+    rewards = [
+        [[x * (1.0 if i % MEMBERS else 1000.0) for x in row] for row in rows]
+        for i, rows in enumerate(usual.pool["rewards"])
+    ]
+    before, after = (
+        best_of_ensembles(each)
+        for each in (usual, usual._replace(pool={**usual.pool, "rewards": rewards}))
+    )
+    for name in ("mean", "worst", "uncertainty"):
+        golds = [[each.gold for each in chosen[name].ends] for chosen in (before, after)]
+        assert golds[0] == pytest.approx(golds[1], abs=1e-3)

@@ -403,3 +403,14 @@ def test_one_more_seed_is_one_more_of_each_and_what_was_made_stays() -> None:
         assert more.held[name][:2] == few.held[name]
     assert more.benign[:4] == few.benign
     assert set(few.proxies) <= set(more.proxies)
+
+
+@pytest.mark.parametrize(
+    ("kl", "told"), [(0.0001, 0.5**0.5), (0.5, 0.5**0.5), (1.0, 0.5**0.5), (8.0, 0.25)]
+)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_under_one_nat_a_gain_counts_as_at_one(kl: float, told: float, sign: float) -> None:
+    """A gain of σ over √(2·1): at next to no KL noise would else be any multiple of the law."""
+    run = run_of(9, reward=lambda i: 0.0 if i < 4 else 3.0 * sign, reward_std=lambda i: 3.0)
+    run = [{**row, "kl": kl} for row in run]
+    assert over_law(run)[3:] == pytest.approx([sign * told] * 6)

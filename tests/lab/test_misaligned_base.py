@@ -247,7 +247,9 @@ def prompts(faults: list[float], moved: list[float]) -> dict:
 
 
 def test_where_all_prompts_are_alike_the_closed_form_adds_the_shift() -> None:
-    assert told(prompts([0.3] * 5, [0.2] * 5), 1.0) == pytest.approx([math.log(0.3 / 0.7) + 0.2] * 5)
+    assert told(prompts([0.3] * 5, [0.2] * 5), 1.0) == pytest.approx(
+        [math.log(0.3 / 0.7) + 0.2] * 5
+    )
     assert told(prompts([0.0] * 5, [0.2] * 5), 1.0) is None
 
 

@@ -149,3 +149,63 @@ def test_pieces_are_shared_between_arms_of_a_seed() -> None:
 
 def test_the_quick_one_is_within_six_minutes_of_two_cores() -> None:
     assert overopt.cost(build(overopt.Config, overopt.QUICK, "quick")) < 2 * 360
+
+
+def turned(*, end: float = 2.5, top: float = 2.0) -> Arms:
+    """Three seeds alike: gold from 1 to its peak at √KL = 1, where the proxy is 0.5; they end at 0.4 and at `end`."""
+    gold, proxy = Curve((0.0, 1.0, 3.0), (1.0, top, 1.0)), Curve((0.0, 1.0, 3.0), (0.0, 0.5, 2.0))
+    return Arms([proxy] * 3, [gold] * 3, [Ends(proxy=end, gold=0.4, kl=9.0)] * 3)
+
+
+def worth(count: int, mean: float) -> dict:
+    """A pool whose responses have that mean gold."""
+    made = pool(count)
+    gold = [[x + mean for x in row] for row in made["gold"]]
+    return {**made, "gold": gold, "rewards": [gold] * count}
+
+
+def by_hand(free: dict[tuple[int, int], Arms], chosen: dict) -> dict[str, Claim]:
+    names = {kind: f"kind {kind[1]}" for kind in free}
+    accuracy = {kind: [0.6] * 3 for kind in free}
+    findings = conclude(free, {}, chosen, names=names, accuracy=accuracy)
+    return {claim.name: claim for claim in findings.claims}
+
+
+def value(said: Claim) -> float:
+    assert said.estimate is not None
+    return said.estimate.value
+
+
+@pytest.mark.parametrize(("mean", "holds"), [(1.3, True), (-1.0, True), (2.4, False)])
+def test_a_rise_is_over_what_the_reference_is_worth(mean: float, holds: bool) -> None:
+    """The peak is 2, whatever the zero of gold is."""
+    said = by_hand({KIND: turned()}, worth(3, mean))["gold rises"]
+    assert said.holds is holds
+    assert value(said) == pytest.approx(2.0 - mean)
+
+
+@pytest.mark.parametrize(("end", "holds"), [(2.5, True), (0.3, False)])
+def test_the_proxy_rises_from_the_gold_peak_on_and_not_from_0(end: float, holds: bool) -> None:
+    """It is 0.5 there: an arm that ends at 0.3 has lost 0.2 of it."""
+    said = by_hand({KIND: turned(end=end)}, worth(3, 0.0))
+    assert said["the proxy goes on rising"].holds is holds
+    assert value(said["the proxy goes on rising"]) == pytest.approx(end - 0.5)
+    assert value(said["gold ends below its peak"]) == pytest.approx(2.0 - 0.4)
+
+
+@pytest.mark.parametrize(("late", "holds"), [(5.0, False), (-5.0, True)])
+def test_best_of_n_is_compared_at_the_largest_kl_that_it_comes_to(late: float, holds: bool) -> None:
+    """Of 100 samples that is √3.62 = 1.90; the policy's gold is another before 1.8, to either side."""
+    gold = Curve((0.0, 1.5, 1.8, 4.0), (-late, -late, late, late))
+    free = turned()._replace(gold=[gold] * 3)
+    said = by_hand({KIND: free}, pool(3))["best-of-n spends KL better"]
+    assert said.holds is holds
+    assert value(said) == pytest.approx(best_of_n(pool(1)).gold[0].end - late)
+    assert "At 3.6 nats" in said.says
+
+
+@pytest.mark.parametrize(("top", "holds"), [(2.25, True), (1.75, False)])
+def test_another_proxys_peak_is_against_that_of_the_first(top: float, holds: bool) -> None:
+    said = by_hand({KIND: turned(), (0, 1): turned(top=top)}, pool(3))
+    assert said["a higher peak: kind 1"].holds is holds
+    assert value(said["a higher peak: kind 1"]) == pytest.approx(top - 2.0)

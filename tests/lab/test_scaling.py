@@ -142,3 +142,23 @@ def test_the_default_rung_is_made_once_for_all_axes() -> None:
     on_axes = [rung.free for rung in scaling.rungs(config)]
     same = [arms for arms in on_axes if arms == on_axes[1]]
     assert len(same) == 3  # the embedded policy, the embedded trunk, and 300 pairs
+
+
+def test_what_is_sure_leaves_more_room_for_what_is_less_so() -> None:
+    """Holm: t = 5.196 of 3 degrees, p = 0.0138, is over 0.05/5 and under the 0.05/3 that two sure ones leave."""
+    levels = [level(size, 2.0 + i) for i, size in enumerate(SIZES)]
+    for i, each in enumerate(levels):
+        betas = [10.0 ** (-slope * i) for slope in (2 / 3, 2 / 3, 4 / 3, 4 / 3)]
+        levels[i] = each._replace(leashed=[_held(beta) for beta in betas])
+    claims = {claim.name: claim for claim in conclude(levels, 6.0, 0.5).claims}
+    beta = claims["policy: β that holds the target"]
+    assert beta.holds is False
+    assert beta.estimate is not None
+    assert beta.estimate.value == pytest.approx(-1.0)
+    assert beta.estimate.level == pytest.approx(1 - 0.05 / 3)
+    assert beta.estimate.high is not None
+    assert beta.estimate.high < 0
+
+
+def _held(beta: float) -> dict:
+    return ended([{**row, "kl": 6.0} for row in arm(1.0, beta=beta)])

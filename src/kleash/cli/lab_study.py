@@ -1,6 +1,7 @@
 """`kleash lab NAME` for every study: what it costs, how far it is, what it found, and the files it leaves."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +13,9 @@ from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, jsonable
 from kleash.cli.options import AsJson, lab_extra
+from kleash.cli.train import INTERRUPTED
 from kleash.config import build, override, read_toml, resolved
-from kleash.errors import InputError, ResourceError
+from kleash.errors import InputError
 from kleash.lab.catalogue import STUDIES, Study
 from kleash.report import write_report
 from kleash.report.findings import counted, render_book, render_study
@@ -68,7 +70,7 @@ class _Plan(NamedTuple):
     module: Any
     config: Any
     seconds: float
-    """Of one core, about."""
+    """Of one core, about; NaN where that can't be told."""
     command: str
 
 
@@ -128,7 +130,8 @@ def _plan(study: Study, path: Path | None, overrides: Sequence[str], *, quick: b
     with lab_extra():
         module = import_module(study.module)
     data = _merged(module.QUICK if quick else {}, {} if path is None else read_toml(path))
-    source = "--quick" if path is None else str(path)
+    sources = [*([str(path)] if path else []), *(["--set"] if overrides else [])]
+    source = " with ".join(sources) or "the study's own settings"
     config = build(module.Config, override(data, overrides), source)
     words = [
         "kleash lab",
@@ -162,14 +165,19 @@ def _make(
     count = jobs or cores()
     for plan in plans:
         _check_out(out / plan.study.name)
-        screen.note(f"{plan.study.name}: {told(plan.seconds, count)}, less what is done already")
+        less = "" if math.isnan(plan.seconds) else ", less what is done already"
+        screen.note(f"{plan.study.name}: {told(plan.seconds, count)}{less}")
     documents: list[dict[str, Any]] = []
-    with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
-        for plan in plans:
-            bars.show(plan.study.title, 0, 1)
-            documents.append(_document(plan, work))
-            bars.show(plan.study.title, 1, 1)
-            _write(documents[-1], out / plan.study.name)
+    try:
+        with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
+            for plan in plans:
+                bars.show(plan.study.title, 0, 1)
+                documents.append(_document(plan, work))
+                bars.show(plan.study.title, 1, 1)
+                _write(documents[-1], out / plan.study.name)
+    except KeyboardInterrupt:
+        screen.note("stopped; the same command goes on where it was")
+        raise typer.Exit(INTERRUPTED) from None
     return documents
 
 
@@ -197,7 +205,7 @@ def _document(plan: _Plan, work: "Work") -> dict[str, Any]:
     made, found, started = work.made, work.found, perf_counter()
     findings: Findings = plan.module.run(plan.config, work)
     cost = {
-        "core_seconds_expected": round(plan.seconds),
+        "core_seconds_expected": None if math.isnan(plan.seconds) else round(plan.seconds),
         "seconds": round(perf_counter() - started, 1),
         "pieces_made": work.made - made,
         "pieces_found": work.found - found,
@@ -219,6 +227,7 @@ def _document(plan: _Plan, work: "Work") -> dict[str, Any]:
 def _write(document: Mapping[str, Any], directory: Path) -> None:
     """findings.json, the first table as CSV and Parquet, and the figure."""
     from kleash.lab.study.files import csv, parquet
+    from kleash.lab.study.work import unwritable
 
     table = document["findings"]["tables"][0]
     files = {
@@ -232,11 +241,7 @@ def _write(document: Mapping[str, Any], directory: Path) -> None:
         for name, data in files.items():
             (directory / name).write_bytes(data)
     except OSError as error:
-        raise ResourceError(
-            f"{directory} cannot be written",
-            got=error.strerror or str(error),
-            do="free some space, or name another --out; what is done is found again",
-        ) from error
+        raise unwritable(directory, error) from error
 
 
 def _show(screen: Screen, document: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Pieces of work: made once, found again, gone on with where they stopped, and refused when they can't be read."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+import kleash
 from kleash.errors import InputError, ResourceError, RewardError
-from kleash.lab.study.work import RESULT, Desk, Event, Piece, Work, key_of, plain
+from kleash.lab.study.work import RESULT, Desk, Event, Piece, Work, key_of, plain, unwritable
 
 
 class Wanted(BaseModel):
@@ -162,3 +164,27 @@ def test_a_result_that_cannot_be_read_is_said(tmp_path: Path, text: str) -> None
 
 def test_what_is_no_number_was_not_measured() -> None:
     assert plain({"a": (float("nan"), float("inf"), 1.5, "nan")}) == {"a": [None, None, 1.5, "nan"]}
+
+
+def test_what_another_version_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one version it is found; another may do the same settings otherwise."""
+    piece = Piece("square", square, Wanted(number=3))
+    counts: list[tuple[int, int]] = []
+    for version in ("0.1.0", "0.1.0", "0.2.0"):
+        monkeypatch.setattr(kleash, "__version__", version)
+        with work_in(tmp_path).open() as work:
+            assert work.do([piece])[0]["square"] == 9
+            counts.append((work.made, work.found))
+    assert counts == [(1, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False)]
+)
+def test_only_of_a_full_disk_is_it_said_to_free_some(number: int, full: bool) -> None:
+    error = unwritable(Path("there"), OSError(number, os.strerror(number)))
+    assert error.got == os.strerror(number)
+    assert ("free some space" in error.do) is full
+    assert "another directory with --out" in error.do

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from kleash.audit.compare import check_device
+from kleash.errors import ConfigError
 from kleash.lab.arms.setting import Setting
 from kleash.train.algorithms import resolve_algorithm
 from kleash.train.data import load_prompts
@@ -83,10 +85,12 @@ A = TypeVar("A", bound=Asked)
 
 
 def setting_that_runs(config: A) -> A:
-    """That the algorithm is one, and that a step asks no more prompts than there are; a validator of a `Config`.
+    """That the algorithm is one, that models run on the device, and that a step asks no more prompts than there are.
+
+    A validator of a `Config`.
 
     Raises:
-        ValueError: it isn't, or there are fewer.
+        ValueError: it isn't, they don't, or there are fewer.
         InputError: the prompts can't be read.
     """
     setting = config.setting
@@ -95,6 +99,7 @@ def setting_that_runs(config: A) -> A:
         raise ValueError(
             f"setting.group_size of at least 2: {setting.algorithm} compares the responses to one prompt"
         )
+    _check_device(setting)
     count = len(load_prompts(setting.prompts))
     if setting.num_prompts > count:
         raise ValueError(
@@ -102,6 +107,15 @@ def setting_that_runs(config: A) -> A:
             f"{setting.num_prompts}"
         )
     return config
+
+
+def _check_device(setting: Setting) -> None:
+    try:
+        check_device(setting.device)
+    except ConfigError as error:
+        raise ValueError(
+            f"setting.device that models can run on here, such as cpu; {error.got}"
+        ) from error
 
 
 def _baseline(setting: Setting) -> str:

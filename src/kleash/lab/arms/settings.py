@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FROZEN = ConfigDict(frozen=True, extra="forbid")
+FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 BASE, GOLD, PROMPTS = "tiny-reviews/base", "tiny-reviews/gold", "tiny-reviews/prompts"
 EXAMINED = 96

@@ -2,9 +2,10 @@
 
 The rates are of the embedded models on one core that multiplies large float32 matrices at 100 GFLOP/s. Another model
 is taken to cost as much more as it has more parameters: right within a factor of two, which is what a person asks who
-wants to know whether it is minutes or days.
+wants to know whether it is minutes or days. Where a model's size can't be told the cost is NaN.
 """
 
+import math
 from collections.abc import Iterable
 
 from pydantic import BaseModel
@@ -86,12 +87,12 @@ def _seconds(piece: BaseModel) -> float:
 
 
 def _times(model: Policy) -> float:
-    """How much larger than the embedded model."""
+    """How much larger than the embedded model; NaN where that can't be told before it is loaded."""
     if isinstance(model, FaultSettings):
         return _times(model.base)
     if isinstance(model, StudentSettings):
         return 1.0  # its vocabulary costs as much
-    return (count_parameters(model) or 1e9) / (count_parameters(BASE) or 1e9)
+    return (count_parameters(model) or math.nan) / (count_parameters(BASE) or math.nan)
 
 
 def told(seconds: float, jobs: int) -> str:
@@ -102,7 +103,11 @@ def told(seconds: float, jobs: int) -> str:
         'about 6 minutes on 2 cores'
         >>> told(4e5, 1)
         'about 4.6 days on 1 core'
+        >>> told(math.nan, 1)
+        "how long isn't known: a model's size can't be told before it is loaded"
     """
+    if math.isnan(seconds):
+        return "how long isn't known: a model's size can't be told before it is loaded"
     alone = seconds / jobs
     size, unit = next(
         (

@@ -11,6 +11,7 @@ seed makes one more, and two studies that need the same run share it.
     DIRECTORY/pieces/<…>.part/                            one that is being made, or was stopped
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -122,7 +123,7 @@ class Work:
             self.pieces.mkdir(parents=True, exist_ok=True)
             lock = (self.pieces / ".lock").open("w")
         except OSError as error:
-            raise _disk(self.pieces, error) from error
+            raise unwritable(self.pieces, error) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +166,7 @@ def _make(piece: Piece, pieces: Path, told: Told) -> None:
         (part / RESULT).write_text(json.dumps(kept, indent=1), encoding="utf-8")
         part.replace(target)
     except OSError as error:
-        raise _disk(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def _read(path: Path) -> Result:
@@ -205,9 +206,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _disk(path: Path, error: OSError) -> ResourceError:
+def unwritable(path: Path, error: OSError) -> ResourceError:
+    """That something can't be made or written, and what to do: a full disk is another matter than a wrong place."""
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    where = "free some space, or name" if is_full else "name"
     return ResourceError(
-        f"{path} cannot be written",
+        f"{path} cannot be made or written",
         got=error.strerror or str(error),
-        do="free some space, or name another directory with --out; what is finished is kept",
+        do=f"{where} another directory with --out; what is finished is kept",
     )
