@@ -164,10 +164,14 @@ def test_a_log_axis_of_few_places_names_them() -> None:
     from kleash.report.plot import _panel
 
     axis = Figure().subplots()
-    series = [{"name": "a", "x": [359744, 4212992], "y": [1.0, 2.0]}, {"x": [359744], "y": [0.0]}]
-    _panel(axis, {"x_log": True, "series": series})
+    ladder = {"name": "a", "x": [359744, 4212992], "y": [1.0, 2.0], "mark": "both"}
+    _panel(axis, {"x_log": True, "series": [ladder, {**ladder, "x": [359744], "y": [0.0]}]})
     assert [text.get_text() for text in axis.get_xticklabels()] == ["360k", "4.2M"]
     assert not axis.get_xticks(minor=True).size
+
+    crowded = Figure().subplots()
+    _panel(crowded, {"x_log": True, "series": [{**ladder, "x": [6.36, 7.85], "y": [1.0, 2.0]}]})
+    assert 6.36 not in crowded.get_xticks()
 
 
 def test_a_gap_is_a_gap() -> None:

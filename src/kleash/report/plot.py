@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from html import unescape
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 from kleash.errors import ResourceError
@@ -49,8 +49,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "kleash",  # the same figure, the same bytes
     "svg.fonttype": "path",
 }
-MOST_TICKS = 5
-"""Places on a log axis that are named each."""
+MOST_TICKS, APART = 5, 1.5
+"""Places on a log axis that are named each, and by what factor they are then apart."""
 MARKS = {
     "line": {"linestyle": "-"},
     "dashed": {"linestyle": (0, (4, 3))},
@@ -125,11 +125,13 @@ def _panel(axis: Any, panel: Mapping[str, Any]) -> None:
 
 
 def _few_ticks(axis: Any, series: Sequence[Mapping[str, Any]]) -> None:
-    """A log axis of a few places has its ticks there: it may be too short for powers of ten."""
+    """A log axis of a ladder of few rungs has its ticks there: it may be too short for powers of ten."""
+    ladders = [each for each in series if each.get("mark") == "both"]
     places = sorted(
-        {x for each in series for x in _numbers(each, "x") if x > 0 and math.isfinite(x)}
+        {x for each in ladders for x in _numbers(each, "x") if x > 0 and math.isfinite(x)}
     )
-    if len(places) <= MOST_TICKS:
+    apart = all(b >= APART * a for a, b in pairwise(places))
+    if ladders and len(ladders) == len(series) and apart and len(places) <= MOST_TICKS:
         axis.set_xticks(places, [_count(x) for x in places])
         axis.set_xticks([], minor=True)
 

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from kleash.lab.arms.arm import column
+from kleash.lab.arms.outcomes import SEEN
 from kleash.lab.study.curves import Curve, curve, peaks
 from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
 from kleash.lab.study.many import stepwise
@@ -322,19 +323,21 @@ def _figure(axes: dict[str, list[Rung]], kl_target: float, gain: float) -> Figur
     return Figure(
         caption="Left: drift without a penalty at equal steps, and at equal proxy gain. Right: gold reward lost after "
         f"its peak without a penalty, and gained on a leash of {kl_target:g} nats. Over the size of the policy, of the "
-        "reward model, and of its data. Bands are 95 % intervals over seeds.",
+        "reward model, and of its data. Bands are 95 % intervals over seeds, where there are three.",
         panels=tuple(panels),
     )
 
 
 def _series(name: str, rungs: Sequence[Rung], field: str, colour: int) -> Series:
     known = [(rung.level.size, estimate(rung.of(field))) for rung in rungs if rung.level.size]
+    # The interval of two seeds is so wide that nothing else would be seen.
+    sure = [each if each is not None and each.n >= SEEN else None for _, each in known]
     return Series(
         name=name,
         x=tuple(size for size, _ in known),
         y=tuple(None if each is None else each.value for _, each in known),
-        low=tuple(None if each is None else each.low for _, each in known),
-        high=tuple(None if each is None else each.high for _, each in known),
+        low=tuple(None if each is None else each.low for each in sure),
+        high=tuple(None if each is None else each.high for each in sure),
         mark="both",
         colour=colour,
     )
