@@ -403,7 +403,7 @@ def test_both_from_end_to_end(tmp_path: Path) -> None:
     setting |= {"evaluation": {"num_prompts": 2, "group_size": 2}}
     told = {"setting": setting, "seeds": 2, "betas": [0.0, 0.5], "kl_targets": [2.0]}
     small = {
-        "pool": {"num_prompts": 2, "samples": 16},
+        "pool": {"samples": 16},
         "golden": {"betas": [0.5], "steps": 2, "responses": 16},
     }
     with Work(tmp_path, lambda event: None, 1).open() as work:
