@@ -171,17 +171,21 @@ def test_a_place_where_nothing_can_be_made_is_not_a_full_disk(
 
 
 GOLD = """
+import os, signal
 from pathlib import Path
 
 def gold(prompts, responses):
     calls = Path("calls")
     number = 1 + (int(calls.read_text()) if calls.exists() else 0)
     calls.write_text(str(number))
-    if number in {2, 4}:
+    if number == 2:
         raise KeyboardInterrupt
+    if number == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
     return [float(len(text)) for text in responses]
 """
-"""A gold reward at whose second and fourth call somebody presses Ctrl-C; each proxy asks it once."""
+"""A gold reward at whose second call somebody presses Ctrl-C, and at whose fourth it is told to end; each proxy asks
+it once."""
 
 
 def test_what_is_stopped_says_so_and_goes_on_where_it_was(
@@ -192,8 +196,8 @@ def test_what_is_stopped_says_so_and_goes_on_where_it_was(
     (tmp_path / "stopping_gold.py").write_text(GOLD, encoding="utf-8")
     command = tiny(Path("out"), "--set", "setting.gold=stopping_gold:gold")
     finished: list[set[Path]] = []
-    for _ in range(2):
-        assert cli.run(command) == 130
+    for code in (130, 143):
+        assert cli.run(command) == code
         said = capsys.readouterr()
         assert said.err.splitlines()[-1] == "stopped; the same command goes on where it was"
         assert not said.out

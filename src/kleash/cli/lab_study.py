@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kleash.cli.console import Screen, Steps, jsonable
 from kleash.cli.options import AsJson, lab_extra
-from kleash.cli.train import INTERRUPTED
+from kleash.cli.train import INTERRUPTED, TERMINATED, Terminated, terminable
 from kleash.config import build, override, read_toml, resolved
 from kleash.errors import InputError
 from kleash.lab.catalogue import STUDIES, Study
@@ -169,15 +169,19 @@ def _make(
         screen.note(f"{plan.study.name}: {told(plan.seconds, count)}{less}")
     documents: list[dict[str, Any]] = []
     try:
-        with screen.progress() as bars, Work(out, _observer(bars), count).open() as work:
+        with (
+            terminable(),
+            screen.progress() as bars,
+            Work(out, _observer(bars), count).open() as work,
+        ):
             for plan in plans:
                 bars.show(plan.study.title, 0, 1)
                 documents.append(_document(plan, work))
                 bars.show(plan.study.title, 1, 1)
                 _write(documents[-1], out / plan.study.name)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         screen.note("stopped; the same command goes on where it was")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from None
     return documents
 
 
