@@ -15,6 +15,7 @@ from kleash.train.algorithms import resolve_algorithm
 from kleash.train.data import load_prompts
 
 T = TypeVar("T")
+N = TypeVar("N", bound=float)
 MOST_SHOWN = 60
 """Characters of a value that a message names."""
 
@@ -53,8 +54,8 @@ def _some(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def _rising(values: tuple[T, ...]) -> tuple[T, ...]:
-    if list(values) != sorted(values):  # pyright: ignore[reportArgumentType]
+def _rising(values: tuple[N, ...]) -> tuple[N, ...]:
+    if list(values) != sorted(values):
         raise ValueError("values from small to large")
     return values
 
@@ -63,7 +64,7 @@ Distinct = Annotated[tuple[T, ...], AfterValidator(_distinct)]
 """Values that differ, as they are shown; maybe none."""
 Several = Annotated[Distinct[T], AfterValidator(_some)]
 """At least one."""
-Rising = Annotated[Distinct[T], AfterValidator(_rising)]
+Rising = Annotated[Distinct[N], AfterValidator(_rising)]
 """From small to large; maybe none."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, allow_inf_nan=False)]

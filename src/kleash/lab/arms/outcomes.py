@@ -10,7 +10,7 @@ from torch import Tensor
 from kleash.functional.best_of_n import best_of_n_kl_estimate, best_of_n_reward
 from kleash.lab.arms.arm import column
 from kleash.lab.study.curves import Curve, curve, grid, peaks, values_at
-from kleash.lab.study.findings import Mark, Series
+from kleash.lab.study.findings import Mark, Series, series_of
 from kleash.lab.study.statistics import estimate
 from kleash.lab.study.work import Result
 
@@ -55,16 +55,7 @@ def band(
     """The mean over seeds with its interval, as far as three of them come, and a reach; of two no interval."""
     places = [d for d in grid(curves, SEEN) if d <= reach]
     found = [estimate(values) for values in values_at(curves, places)]
-    sure = [each if each is not None and each.n >= SEEN else None for each in found]
-    return Series(
-        name=name,
-        x=tuple(places),
-        y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in sure),
-        high=tuple(None if each is None else each.high for each in sure),
-        mark=mark,
-        colour=colour,
-    )
+    return series_of(name, places, found, mark=mark, colour=colour, least=SEEN)
 
 
 def best_of_n(pool: Mapping[str, Any]) -> Arms:

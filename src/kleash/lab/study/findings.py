@@ -103,6 +103,37 @@ class Findings:
         return asdict(self)
 
 
+def series_of(
+    name: str,
+    x: Sequence[float | None],
+    found: Sequence[Estimate | None],
+    *,
+    mark: Mark,
+    colour: int,
+    least: int = 2,
+) -> Series:
+    """Estimates as a series, with the interval of each that rests on so many observations.
+
+    Args:
+        name: as the legend has it.
+        x: of each estimate.
+        found: as many; None where there is none.
+        mark: how it is drawn.
+        colour: of the palette.
+        least: observations; the interval of two is so wide that nothing else would be seen.
+    """
+    sure = [each if each is not None and each.n >= least else None for each in found]
+    return Series(
+        name=name,
+        x=tuple(x),
+        y=tuple(None if each is None else each.value for each in found),
+        low=tuple(None if each is None else each.low for each in sure),
+        high=tuple(None if each is None else each.high for each in sure),
+        mark=mark,
+        colour=colour,
+    )
+
+
 def percent(share: float | None, digits: int = 0) -> str:
     """A share as sentences have it.
 

@@ -7,9 +7,19 @@ from typing import Any
 
 from kleash.lab.arms.sweep import Hold
 from kleash.lab.studies.collapse.exact import exact_series, reference_entropy
-from kleash.lab.study.findings import Claim, Figure, Panel, Series, Table, Value, decide, decide_all
+from kleash.lab.study.findings import (
+    Claim,
+    Figure,
+    Panel,
+    Series,
+    Table,
+    Value,
+    decide,
+    decide_all,
+    series_of,
+)
 from kleash.lab.study.many import together
-from kleash.lab.study.statistics import Estimate, cells, differences, estimate, geometric, mean
+from kleash.lab.study.statistics import cells, differences, estimate, geometric, mean
 
 Ends = Sequence[Mapping[str, Any]]
 """What the examination of an arm found, one a seed."""
@@ -241,13 +251,5 @@ def _over_kl(arms: Arms) -> tuple[Series, ...]:
 def _series(
     name: str, x: Sequence[float | None], group: Sequence[Ends], what: str, colour: int
 ) -> Series:
-    found: list[Estimate | None] = [estimate(values(ends, what)) for ends in group]
-    return Series(
-        name=name,
-        x=tuple(x),
-        y=tuple(None if each is None else each.value for each in found),
-        low=tuple(None if each is None else each.low for each in found),
-        high=tuple(None if each is None else each.high for each in found),
-        mark="both",
-        colour=colour,
-    )
+    found = [estimate(values(ends, what)) for ends in group]
+    return series_of(name, x, found, mark="both", colour=colour)

@@ -30,7 +30,7 @@ RESTORED = 10.0
 TAIL = 1e8
 """t of the Pareto policy."""
 CLOSE = 0.05
-"""Of a trained policy's gold reward to its optimum's."""
+"""Gold reward: how near to its optimum's a trained policy's is to be."""
 LIMITS = (
     "The errors are independent of the gold reward. One that goes with what is good or bad, as a learnt reward model's "
     "does, may be better or worse than any of them.",
@@ -253,7 +253,7 @@ def _alarms(made: Made) -> list[Claim]:
 
 
 def _training(made: Made) -> list[Claim]:
-    """Whether what is trained is worth what its optimum is; and more than without."""
+    """Whether what is trained is worth what its optimum is, within a margin."""
     claims: list[Claim] = []
     for law, runs in made.trained.items():
         gold = made.optima[law].gold
@@ -262,9 +262,11 @@ def _training(made: Made) -> list[Claim]:
                 f"in training: {TOLD[law]}",
                 estimate([run["gold"] for run in runs]),
                 (
-                    f"Trained under {TOLD[law]} a policy comes to its optimum's gold reward of {gold:.2f}.",
-                    f"Trained under {TOLD[law]} a policy does not come to its optimum's gold reward of {gold:.2f}.",
-                    f"Whether {TOLD[law]} comes in training to its optimum's gold reward of {gold:.2f} is open.",
+                    f"Trained under {TOLD[law]} a policy comes within {CLOSE:g} of its optimum's gold reward of {gold:.2f}.",
+                    f"Trained under {TOLD[law]} a policy does not come within {CLOSE:g} of its optimum's gold reward of "
+                    f"{gold:.2f}.",
+                    f"Whether {TOLD[law]} comes in training within {CLOSE:g} of its optimum's gold reward of {gold:.2f} "
+                    "is open.",
                 ),
                 margin=CLOSE,
                 centre=gold,

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 from kleash.lab.arms.arm import column
 from kleash.lab.arms.outcomes import SEEN
 from kleash.lab.study.curves import Curve, curve, peaks
-from kleash.lab.study.findings import Claim, Figure, Findings, Panel, Series, Table, Value, decide
+from kleash.lab.study.findings import (
+    Claim,
+    Figure,
+    Findings,
+    Panel,
+    Series,
+    Table,
+    Value,
+    decide,
+    series_of,
+)
 from kleash.lab.study.many import stepwise
 from kleash.lab.study.statistics import Estimate, Line, estimate, least_squares, mean
 from kleash.lab.study.work import Result
@@ -330,14 +340,5 @@ def _figure(axes: dict[str, list[Rung]], kl_target: float, gain: float) -> Figur
 
 def _series(name: str, rungs: Sequence[Rung], field: str, colour: int) -> Series:
     known = [(rung.level.size, estimate(rung.of(field))) for rung in rungs if rung.level.size]
-    # The interval of two seeds is so wide that nothing else would be seen.
-    sure = [each if each is not None and each.n >= SEEN else None for _, each in known]
-    return Series(
-        name=name,
-        x=tuple(size for size, _ in known),
-        y=tuple(None if each is None else each.value for _, each in known),
-        low=tuple(None if each is None else each.low for each in sure),
-        high=tuple(None if each is None else each.high for each in sure),
-        mark="both",
-        colour=colour,
-    )
+    sizes, found = [size for size, _ in known], [each for _, each in known]
+    return series_of(name, sizes, found, mark="both", colour=colour, least=SEEN)
