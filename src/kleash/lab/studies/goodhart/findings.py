@@ -257,16 +257,15 @@ def _training(made: Made) -> list[Claim]:
     claims: list[Claim] = []
     for law, runs in made.trained.items():
         gold = made.optima[law].gold
+        goal = f"within {CLOSE:g} of its optimum's gold reward of {gold:.2f}"
         claims.append(
             near(
                 f"in training: {TOLD[law]}",
                 estimate([run["gold"] for run in runs]),
                 (
-                    f"Trained under {TOLD[law]} a policy comes within {CLOSE:g} of its optimum's gold reward of {gold:.2f}.",
-                    f"Trained under {TOLD[law]} a policy does not come within {CLOSE:g} of its optimum's gold reward of "
-                    f"{gold:.2f}.",
-                    f"Whether {TOLD[law]} comes in training within {CLOSE:g} of its optimum's gold reward of {gold:.2f} "
-                    "is open.",
+                    f"Trained under {TOLD[law]} a policy comes {goal}.",
+                    f"Trained under {TOLD[law]} a policy does not come {goal}.",
+                    f"Whether a policy trained under {TOLD[law]} comes {goal} is open.",
                 ),
                 margin=CLOSE,
                 centre=gold,
